@@ -1,0 +1,37 @@
+//! The messages of each link between two programs, and the typed socket that carries them with descriptors.
+//!
+//! A link is a `SOCK_SEQPACKET` pair: one packet is one message, encoded with postcard, and may carry
+//! descriptors. Each direction has its own closed enum, so that the two ends can't be swapped.
+
+mod link;
+mod worker;
+
+pub use link::{Link, LinkError, Received, connected_pair};
+pub use worker::{
+    Architecture, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start, ToWorker,
+    WorkerLink, WorkerSideLink,
+};
+
+/// SHA-256 of this crate's sources, in hex. Both ends of a link state it first; a difference ends the program.
+pub const DIGEST: &str = env!("RINGFENCE_PROTOCOL_DIGEST");
+
+/// The largest message in bytes. Well below the default `SO_SNDBUF` of 212,992, so that one always fits.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The largest payload of a [`FromWorker::Chunk`]; the rest of a message is its few numbers.
+pub const CHUNK_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 64;
+
+/// The most descriptors that one message carries.
+pub const DESCRIPTORS_MAX: usize = 32;
+
+/// Inputs up to this many encoded bytes travel inside the message, larger ones as a sealed memfd.
+pub const INLINE_INPUT_BYTES_MAX: usize = 32 * 1024;
+
+/// The largest encoded input of one job, in bytes, inline or by descriptor.
+pub const INPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The most texts or token arrays in one job, as the OpenAI interface has it.
+pub const ITEMS_MAX: usize = 2048;
+
+/// The most slots that one worker holds at a time.
+pub const SLOTS_MAX: u32 = 256;

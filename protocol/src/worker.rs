@@ -1,0 +1,329 @@
+//! The link between server and worker: who may say what, with which descriptors.
+//!
+//! ```text
+//! worker                              server
+//!   Hello{digest}             ->                 first message; its credentials tell the worker's pid
+//!                             <-  Start          trusted numbers only; the worker warms up on random weights
+//!   Sealed{layers}            ->                 every layer is on; the server checks it in /proc
+//!                             <-  Load + fds     the first descriptors that a stranger filled
+//!   Ready | LoadFailed        ->
+//!                             <-  Run [+ fd]     for a slot that is free
+//!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
+//!                             <-  Cancel         the slot stays legal until its end arrives
+//!                             <-  Stop           finish the step, then exit 0
+//! ```
+
+use crate::link::Link;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The server's end of a worker's link.
+pub type WorkerLink = Link<ToWorker, FromWorker>;
+/// The worker's end.
+pub type WorkerSideLink = Link<FromWorker, ToWorker>;
+
+/// The model architectures that a worker can run. The manifest names one; the warm-up needs it before any weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Architecture {
+    /// BERT-family sentence embedders.
+    Bert,
+}
+
+/// What a worker is to become. Everything in it comes from the server, nothing from a package or a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// What to warm up.
+    pub architecture: Architecture,
+    /// Compute threads.
+    pub threads: u16,
+    /// Bytes that the worker's allocator may hand out before it refuses.
+    pub lease_bytes: u64,
+    /// Longest input in tokens, special tokens included.
+    pub max_tokens: u32,
+    /// Most tokens in one step.
+    pub step_tokens: u32,
+}
+
+/// From the server to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first message.
+    Start(Start),
+    /// The package: `files[i]` is the name of the i-th descriptor, a sealed memfd.
+    Load {
+        /// Names relative to the package, with `/`.
+        files: Vec<String>,
+    },
+    /// A job for a free slot. With [`Data::Descriptor`] exactly one sealed memfd comes along.
+    Run {
+        /// The worker's number for this job until its end.
+        slot: u32,
+        /// Caches must not be shared across domains.
+        domain: u64,
+        /// The job's input.
+        input: Data,
+    },
+    /// Stop the job in this slot at the next step; answered by `Done` or `Failed`.
+    Cancel {
+        /// Which.
+        slot: u32,
+    },
+    /// Exit with 0 after the step that runs.
+    Stop,
+}
+
+/// Where the encoded input of a job is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Data {
+    /// In the message, at most `INLINE_INPUT_BYTES_MAX` once encoded.
+    Inline(EmbedInput),
+    /// In the sealed memfd that came with the message: postcard of an [`EmbedInput`], this many bytes.
+    Descriptor {
+        /// Length of the encoding.
+        bytes: u64,
+    },
+}
+
+/// The input of an embedding job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmbedInput {
+    /// What to embed, in order; at least one, at most `ITEMS_MAX`.
+    pub items: Vec<Item>,
+    /// Cut an item that is too long instead of failing the job.
+    pub truncate: bool,
+}
+
+/// One text to embed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Item {
+    /// UTF-8 text, tokenised in the worker.
+    Text(String),
+    /// Token ids, special tokens included or not as the client chose.
+    Tokens(Vec<u32>),
+}
+
+/// From a worker to the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The first message.
+    Hello {
+        /// [`crate::DIGEST`] of the worker's build.
+        digest: String,
+    },
+    /// Warm-up is over and every sandbox layer is on.
+    Sealed {
+        /// The layers, in the order in which they were applied.
+        layers: Vec<Layer>,
+        /// Landlock's ABI on this kernel.
+        landlock_abi: u32,
+        /// Time from `main` to the filter, less the warm-up, in microseconds.
+        setup_us: u64,
+        /// Time of the warm-up in microseconds.
+        warm_up_us: u64,
+    },
+    /// The package is loaded and jobs may come.
+    Ready {
+        /// Width of the model's output: floats per embedding.
+        dimensions: u32,
+        /// Upper bound of the bytes that one token of a step takes.
+        bytes_per_token: u64,
+        /// Bytes that the allocator has handed out after the load.
+        used_bytes: u64,
+        /// Longest input: the smaller of the manifest's and the weights' own bound.
+        max_tokens: u32,
+        /// Size of the vocabulary: token ids are below it.
+        vocabulary: u32,
+    },
+    /// The package can't be run. The worker exits after this.
+    LoadFailed {
+        /// Why.
+        error: LoadError,
+    },
+    /// The next bytes of a slot's output: little-endian f32, item by item.
+    Chunk {
+        /// Whose.
+        slot: u32,
+        /// From 0, without gaps.
+        sequence: u32,
+        /// At most `CHUNK_BYTES_MAX`, never empty.
+        data: ChunkBytes,
+    },
+    /// One step of the device ended.
+    Step {
+        /// How long the device worked, in microseconds.
+        busy_us: u64,
+        /// Tokens of each slot in this step: how the server splits what it measured.
+        tokens: Vec<(u32, u32)>,
+    },
+    /// A job's end: all of its output has been sent.
+    Done {
+        /// Which.
+        slot: u32,
+        /// Tokens run, special tokens included, after truncation.
+        tokens: u32,
+        /// Items that were cut.
+        truncated: u32,
+        /// Time in tokeniser and device on behalf of this job, in microseconds.
+        compute_us: u64,
+        /// The most bytes the allocator had handed out at one time so far.
+        peak_bytes: u64,
+    },
+    /// A job's end without output.
+    Failed {
+        /// Which.
+        slot: u32,
+        /// Why.
+        error: JobError,
+    },
+}
+
+/// Bytes of a chunk; a type of its own so that they are encoded as one run and not number by number.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ChunkBytes(pub Vec<u8>);
+
+impl fmt::Debug for ChunkBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for ChunkBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChunkBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl serde::de::Visitor<'_> for Bytes {
+            type Value = ChunkBytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<ChunkBytes, E> {
+                Ok(ChunkBytes(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+/// A layer of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// A cleared environment and only the descriptors that belong to the program.
+    Descriptors,
+    /// User, mount, pid, net, ipc, uts and cgroup namespaces, with an empty root.
+    Namespaces,
+    /// Resource limits.
+    Rlimits,
+    /// A memory cgroup, where the configuration names a parent.
+    Cgroup,
+    /// No new privileges, not dumpable, no capabilities, dies with its parent.
+    Privileges,
+    /// Landlock.
+    Landlock,
+    /// The system call filter.
+    Seccomp,
+}
+
+/// Why a package can't be run; the message is for the operator and holds no file contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum LoadError {
+    /// A descriptor is not a memfd with all seals.
+    #[error("file `{file}` is not sealed")]
+    NotSealed {
+        /// Which.
+        file: String,
+    },
+    /// A file that the architecture needs is not in the package.
+    #[error("the package has no `{file}`")]
+    Missing {
+        /// Which.
+        file: String,
+    },
+    /// A file does not parse, or says something that this architecture can't be.
+    #[error("`{file}`: {reason}")]
+    Malformed {
+        /// Which.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor is missing or has another shape or type than the configuration says.
+    #[error("tensor `{tensor}`: {reason}")]
+    Tensor {
+        /// Which.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The weights and what they need beside them don't fit in the lease.
+    #[error("out of memory: {wanted} bytes wanted, {used} of {limit} in use")]
+    OutOfMemory {
+        /// The request that was refused, in bytes.
+        wanted: u64,
+        /// Bytes in use then.
+        used: u64,
+        /// The lease.
+        limit: u64,
+    },
+}
+
+/// Why a job failed in the worker. `item` counts from 0 in the job's input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum JobError {
+    /// More tokens than the model takes, and the job did not ask for truncation.
+    #[error("input {item} has {tokens} tokens, the model takes at most {max_tokens}")]
+    InputTooLong {
+        /// Which.
+        item: u32,
+        /// Its length with special tokens.
+        tokens: u32,
+        /// The bound.
+        max_tokens: u32,
+    },
+    /// An item without any text or token.
+    #[error("input {item} is empty")]
+    InputEmpty {
+        /// Which.
+        item: u32,
+    },
+    /// A token id outside the vocabulary.
+    #[error("input {item}: token {token} is outside the vocabulary of {vocabulary}")]
+    TokenUnknown {
+        /// Which.
+        item: u32,
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocabulary: u32,
+    },
+    /// The tokeniser gave up on the item.
+    #[error("input {item} can't be tokenised")]
+    Tokenizer {
+        /// Which.
+        item: u32,
+    },
+    /// The job would pass the lease.
+    #[error("out of memory: {wanted} bytes wanted, {used} of {limit} in use")]
+    OutOfMemory {
+        /// The request that was refused, in bytes.
+        wanted: u64,
+        /// Bytes in use then.
+        used: u64,
+        /// The lease.
+        limit: u64,
+    },
+    /// The model computed a value that is not a number.
+    #[error("the model's output for input {item} is not finite")]
+    NotFinite {
+        /// Which.
+        item: u32,
+    },
+    /// The server asked for it.
+    #[error("cancelled")]
+    Cancelled,
+}

@@ -1,0 +1,2 @@
+//! One model on one device, in a sandbox.
+fn main() {}
