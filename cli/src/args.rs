@@ -1,0 +1,56 @@
+//! The command line.
+
+use crate::commands::init::InitArgs;
+use crate::commands::model::ModelArgs;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Runs local models for the apps of this machine, each in a sandboxed process under enforced quotas.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ringfence init --passphrase-file pass.txt
+  ringfence model add minilm --passphrase-file pass.txt
+  ringfence serve
+  ringfence client add notes
+
+Exit codes:
+  0  done
+  1  failed on this machine
+  2  wrong usage
+  3  a signature, digest or trust file did not hold
+  4  no server answered
+  5  the server refused (4xx or 5xx)
+
+Errors go to standard error as text, or with --json to standard output as {\"error\":{\"code\",\"message\"}}.";
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Folder of models, clients, keys and sockets [default: /var/lib/ringfence as root, else
+    /// $XDG_DATA_HOME/ringfence]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Print JSON on standard output, errors included
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the home folder, the operator's keys and the trust file
+    Init(InitArgs),
+    /// Add, list, verify and sign models
+    Model(ModelArgs),
+}

@@ -1,0 +1,199 @@
+//! What is printed where: answers to standard output, notes and errors to standard error, JSON on request.
+
+use crate::error::CliError;
+use serde::Serialize;
+use serde_json::json;
+use std::env;
+use std::io::{self, IsTerminal, Write};
+
+/// How this run prints.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    json: bool,
+    stdout: Style,
+    stderr: Style,
+}
+
+/// Colours of one stream; plain unless it is a terminal and `NO_COLOR` is not set.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    colour: bool,
+}
+
+impl Style {
+    fn of(stream: &impl IsTerminal) -> Self {
+        let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { colour: stream.is_terminal() && !no_colour }
+    }
+
+    /// No colours.
+    pub fn plain() -> Self {
+        Self { colour: false }
+    }
+
+    /// For headings.
+    pub fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// For what is wrong.
+    pub fn red(self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    /// For what holds.
+    pub fn green(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// For what is less important.
+    pub fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+impl Output {
+    /// For this process's own streams.
+    pub fn new(json: bool) -> Self {
+        Self { json, stdout: Style::of(&io::stdout()), stderr: Style::of(&io::stderr()) }
+    }
+
+    /// Whether `--json` was given.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether a progress bar makes sense: somebody watches standard error and no machine reads us.
+    pub fn shows_progress(&self) -> bool {
+        !self.json && io::stderr().is_terminal()
+    }
+
+    /// Colours of standard output.
+    pub fn style(&self) -> Style {
+        self.stdout
+    }
+
+    /// The command's answer: `value` with `--json`, else `text`.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where standard output can't be written; a closed pipe is no error.
+    pub fn answer<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(Style) -> String,
+    ) -> Result<(), CliError> {
+        if !self.json {
+            return self.line(&text(self.stdout));
+        }
+        let encoded = serde_json::to_string_pretty(value).expect("our answers have string keys only");
+        self.line(&encoded)
+    }
+
+    /// A line (or several) on standard output.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where standard output can't be written; a closed pipe is no error.
+    pub fn line(&self, text: &str) -> Result<(), CliError> {
+        match writeln!(io::stdout().lock(), "{}", text.trim_end_matches('\n')) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(CliError::io("standard output", error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// A remark for people, on standard error; silent with `--json`.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            self.complain(text);
+        }
+    }
+
+    /// The error that ends the program.
+    pub fn error(&self, error: &CliError) {
+        if self.json {
+            let body = json!({"error": {"code": error.code(), "message": error.to_string()}});
+            // Nobody is left to tell when standard output has gone.
+            let _ = self.line(&body.to_string());
+            return;
+        }
+        self.complain(&format!("{} {error}", self.stderr.red("ringfence:")));
+        let advice = error.advice();
+        if !advice.is_empty() {
+            self.complain(&format!("  {advice}"));
+        }
+    }
+
+    fn complain(&self, text: &str) {
+        // Nobody is left to tell when standard error has gone.
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+/// Rows under a heading, in columns as wide as their widest cell.
+pub fn table(style: Style, heading: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([heading[column].len()]).max().expect("the heading is there")
+    };
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let heading: Vec<String> = heading.iter().map(|&cell| cell.to_owned()).collect();
+    let mut lines = vec![style.bold(&aligned(&heading, &widths))];
+    lines.extend(rows.iter().map(|row| aligned(row, &widths)));
+    lines.join("\n")
+}
+
+fn aligned(cells: &[String], widths: &[usize]) -> String {
+    let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+    padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+}
+
+/// Bytes with a binary unit.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = UNITS[0];
+    for larger in &UNITS[1..] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    format!("{value:.1} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_take_the_largest_unit_below_them() {
+        let check = |count, expected| assert_eq!(bytes(count), expected);
+        check(0, "0 B");
+        check(1023, "1023 B");
+        check(1024, "1.0 KiB");
+        check(1536 * 1024, "1.5 MiB");
+        check(3 << 40, "3.0 TiB");
+        check(u64::MAX, "16777216.0 TiB");
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_its_widest_cells() {
+        let rows = [vec!["minilm".to_owned(), "1".to_owned()], vec!["a".to_owned(), "22".to_owned()]];
+        assert_eq!(table(Style::plain(), &["NAME", "N"], &rows), "NAME    N\nminilm  1\na       22");
+    }
+
+    #[test]
+    fn colours_are_escape_codes_around_the_text() {
+        assert_eq!(Style { colour: true }.red("no"), "\x1b[31mno\x1b[0m");
+        assert_eq!(Style::plain().red("no"), "no");
+    }
+}
