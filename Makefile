@@ -1,0 +1,72 @@
+# Two commands do everything: `make demo` and `make test`. The rest are parts of them.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+CACHE := $(CURDIR)/.cache
+VENV := $(CACHE)/venv
+export RINGFENCE_MINILM := $(CACHE)/minilm
+export RINGFENCE_PYTHON := $(VENV)/bin/python
+
+.PHONY: demo test check soak bench lint deny install clean system-packages nextest programs
+
+demo: system-packages
+	$(CARGO) build --release --bins --workspace
+	$(CARGO) build --release -p ringfence --example demo
+	target/release/examples/demo
+
+# Offline and on tiny packages: minutes.
+check: system-packages nextest lint programs
+	$(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
+	$(CARGO) test --workspace --doc --quiet
+
+# check, plus real weights and real clients.
+test: check $(VENV)/ready $(CACHE)/minilm/ready
+	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
+
+# Full counts and long runs.
+soak: system-packages nextest programs
+	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --release -p ringfence-scheduler
+	PROPTEST_CASES=20000 $(CARGO) nextest run --release -p ringfence-kernels -p ringfence-protocol -p ringfence-models
+	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --release -p ringfence-server -E 'binary(faults)'
+
+bench: system-packages $(CACHE)/minilm/ready
+	$(CARGO) build --release --bins --workspace
+	$(CARGO) bench
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+deny:
+	$(CARGO) deny check
+
+# Tests of one package start the programs of others.
+programs:
+	$(CARGO) build --workspace --bins --examples
+
+nextest:
+	@$(CARGO) nextest --version >/dev/null 2>&1 || { echo "installing cargo-nextest"; $(CARGO) install --locked cargo-nextest; }
+
+# Only what is missing is installed, and said.
+system-packages:
+	@scripts/system-packages
+
+$(VENV)/ready: tests/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+$(CACHE)/minilm/ready: models/catalog/minilm.toml
+	scripts/fetch-minilm $(CACHE)/minilm
+	touch $@
+
+install:
+	$(CARGO) build --release --bins --workspace
+	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/ringfence packaging/README.md
+
+clean:
+	$(CARGO) clean
+	rm -rf $(CACHE)

@@ -1,0 +1,272 @@
+//! The operator's routes, served on `admin.sock` only.
+
+use super::App;
+use super::body::JsonBody;
+use super::error::ApiError;
+use crate::clients::{self, Client, ClientName, ClientsError};
+use crate::clock;
+use crate::dispatch::ModelView;
+use crate::keys::{KeyRecord, KeysError, Scope};
+use crate::status::{self, Status, WorkerView};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// `GET /status`
+#[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
+pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Status> {
+    Json(status::status(&app))
+}
+
+/// Answer of `GET /workers`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Workers {
+    /// All that were started and have not ended.
+    workers: Vec<WorkerView>,
+}
+
+/// `GET /workers`
+#[utoipa::path(get, path = "/workers", responses((status = 200, body = Workers)))]
+pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Workers> {
+    Json(Workers { workers: status::workers(&app) })
+}
+
+/// Answer of the routes about models.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Models {
+    /// All packages in the home, verified or not.
+    models: Vec<ModelView>,
+}
+
+/// `GET /models`
+#[utoipa::path(get, path = "/models", responses((status = 200, body = Models)))]
+pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
+    Json(Models { models: app.dispatcher.models() })
+}
+
+/// `POST /models/reload`: reads packages and the trust file again.
+#[utoipa::path(post, path = "/models/reload", responses((status = 200, body = Models)))]
+pub(super) async fn reload_models(State(app): State<Arc<App>>) -> Result<Json<Models>, ApiError> {
+    app.dispatcher.reload_models().await.map_err(|error| {
+        ApiError::new(StatusCode::CONFLICT, "models_unreadable", error.to_string())
+    })?;
+    Ok(Json(Models { models: app.dispatcher.models() }))
+}
+
+/// `POST /models/{model}/load`: starts a worker now instead of at the first job.
+#[utoipa::path(post, path = "/models/{model}/load", params(("model" = String, Path)),
+    responses((status = 200, body = Models), (status = 404, body = super::error::ErrorBody)))]
+pub(super) async fn load_model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<Models>, ApiError> {
+    app.dispatcher.load(&name)?;
+    Ok(Json(Models { models: app.dispatcher.models() }))
+}
+
+/// `POST /models/{model}/unload`: ends its idle workers.
+#[utoipa::path(post, path = "/models/{model}/unload", params(("model" = String, Path)),
+    responses((status = 200, body = Models), (status = 404, body = super::error::ErrorBody)))]
+pub(super) async fn unload_model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<Models>, ApiError> {
+    app.dispatcher.unload(&name)?;
+    Ok(Json(Models { models: app.dispatcher.models() }))
+}
+
+/// A client with a socket.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ClientView {
+    /// Its name.
+    name: String,
+    /// Where it connects.
+    socket: String,
+    /// The uid that may, beside the server's own and root.
+    uid: Option<u32>,
+}
+
+/// Answer of `GET /clients`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Clients {
+    /// By name.
+    clients: Vec<ClientView>,
+}
+
+/// `GET /clients`
+#[utoipa::path(get, path = "/clients", responses((status = 200, body = Clients)))]
+pub(super) async fn clients(State(app): State<Arc<App>>) -> Json<Clients> {
+    let clients = app.clients.lock().expect("no thread panics with this lock");
+    Json(Clients { clients: clients.iter().map(|client| view(&app, client)).collect() })
+}
+
+/// Body of `POST /clients`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewClient {
+    /// Its name.
+    name: String,
+    /// The uid that may reach the socket.
+    #[serde(default)]
+    uid: Option<u32>,
+}
+
+/// `POST /clients`
+#[utoipa::path(post, path = "/clients", request_body = NewClient,
+    responses((status = 201, body = ClientView), (status = "4XX", body = super::error::ErrorBody)))]
+pub(super) async fn add_client(
+    State(app): State<Arc<App>>,
+    JsonBody { value, .. }: JsonBody<NewClient>,
+) -> Result<(StatusCode, Json<ClientView>), ApiError> {
+    let name = client_name(&value.name, "name")?;
+    let client = Client { name, uid: value.uid };
+    {
+        let mut clients = app.clients.lock().expect("no thread panics with this lock");
+        clients::add(&app.home, clients.len(), &client).map_err(|error| refused_client(&error))?;
+        clients.push(client.clone());
+    }
+    app.listeners.bind_client(&app.home, &client).await.map_err(|error| ApiError::internal(&error))?;
+    tracing::info!(client = %client.name, uid = client.uid, "client added");
+    Ok((StatusCode::CREATED, Json(view(&app, &client))))
+}
+
+fn refused_client(error: &ClientsError) -> ApiError {
+    match error {
+        ClientsError::Exists { .. } => ApiError::new(StatusCode::CONFLICT, "client_exists", error.to_string()),
+        ClientsError::Full => ApiError::new(StatusCode::CONFLICT, "clients_full", error.to_string()),
+        ClientsError::Home(_) | ClientsError::Access { .. } | ClientsError::Malformed { .. } => {
+            ApiError::internal(error)
+        }
+    }
+}
+
+fn client_name(name: &str, param: &str) -> Result<ClientName, ApiError> {
+    ClientName::new(name).map_err(|error| ApiError::invalid("client_name_invalid", param, error.to_string()))
+}
+
+fn view(app: &App, client: &Client) -> ClientView {
+    let socket = clients::socket_path(&app.home, &client.name).display().to_string();
+    ClientView { name: client.name.to_string(), socket, uid: client.uid }
+}
+
+/// A key without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct KeyView {
+    /// Names the key in `key revoke`.
+    id: String,
+    /// Whom it stands for.
+    client: String,
+    /// What it opens.
+    scope: Scope,
+    /// Unix seconds.
+    created_at: u64,
+    /// Unix seconds; absent for a key that stays valid until it is revoked.
+    expires_at: Option<u64>,
+    /// Whether it was revoked.
+    revoked: bool,
+}
+
+/// Answer of `GET /keys`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct KeyList {
+    /// In order of making.
+    keys: Vec<KeyView>,
+}
+
+/// Answer of `POST /keys`: the only time that the key is shown.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct MadeKey {
+    /// What the client sends as `Authorization: Bearer KEY`.
+    key: String,
+    /// The rest.
+    #[serde(flatten)]
+    record: KeyView,
+}
+
+impl From<&KeyRecord> for KeyView {
+    fn from(record: &KeyRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            client: record.client.to_string(),
+            scope: record.scope,
+            created_at: record.created_at,
+            expires_at: record.expires_at,
+            revoked: record.revoked_at.is_some(),
+        }
+    }
+}
+
+/// `GET /keys`
+#[utoipa::path(get, path = "/keys", responses((status = 200, body = KeyList)))]
+pub(super) async fn keys(State(app): State<Arc<App>>) -> Json<KeyList> {
+    let keys = app.keys.lock().expect("no thread panics with this lock");
+    Json(KeyList { keys: keys.all().iter().map(KeyView::from).collect() })
+}
+
+/// Body of `POST /keys`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewKey {
+    /// Whom it stands for.
+    client: String,
+    /// What it opens. Default: `infer`.
+    #[serde(default = "infer")]
+    scope: Scope,
+    /// Seconds until it expires; without it, never.
+    #[serde(default)]
+    expires_in_s: Option<u64>,
+}
+
+fn infer() -> Scope {
+    Scope::Infer
+}
+
+/// `POST /keys`
+#[utoipa::path(post, path = "/keys", request_body = NewKey,
+    responses((status = 201, body = MadeKey), (status = "4XX", body = super::error::ErrorBody)))]
+pub(super) async fn add_key(
+    State(app): State<Arc<App>>,
+    JsonBody { value, .. }: JsonBody<NewKey>,
+) -> Result<(StatusCode, Json<MadeKey>), ApiError> {
+    let client = client_name(&value.client, "client")?;
+    if value.expires_in_s == Some(0) {
+        return Err(ApiError::invalid("expiry_invalid", "expires_in_s", "expires_in_s is at least 1"));
+    }
+    let mut keys = app.keys.lock().expect("no thread panics with this lock");
+    let made = keys.add(&app.home, client, value.scope, clock::unix_seconds(), value.expires_in_s);
+    let (key, record) = made.map_err(|error| refused_key(&error))?;
+    tracing::info!(client = %record.client, key = record.id, "key added");
+    Ok((StatusCode::CREATED, Json(MadeKey { key, record: KeyView::from(&record) })))
+}
+
+/// `DELETE /keys/{id}`
+#[utoipa::path(delete, path = "/keys/{id}", params(("id" = String, Path)),
+    responses((status = 200, body = KeyView), (status = 404, body = super::error::ErrorBody)))]
+pub(super) async fn revoke_key(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<KeyView>, ApiError> {
+    let mut keys = app.keys.lock().expect("no thread panics with this lock");
+    let record = keys.revoke(&app.home, &id, clock::unix_seconds()).map_err(|error| refused_key(&error))?;
+    tracing::info!(client = %record.client, key = record.id, "key revoked");
+    Ok(Json(KeyView::from(&record)))
+}
+
+fn refused_key(error: &KeysError) -> ApiError {
+    match error {
+        KeysError::Missing { .. } => ApiError::new(StatusCode::NOT_FOUND, "key_unknown", error.to_string()),
+        KeysError::Full => ApiError::new(StatusCode::CONFLICT, "keys_full", error.to_string()),
+        KeysError::Home(_) | KeysError::Malformed(_) | KeysError::Random(_) => ApiError::internal(error),
+    }
+}
+
+/// `GET /metrics`: Prometheus text.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> ([(&'static str, &'static str); 1], String) {
+    status::gauges(&app);
+    app.metrics.run_upkeep();
+    ([("content-type", "text/plain; version=0.0.4")], app.metrics.render())
+}

@@ -1,0 +1,86 @@
+//! JSON bodies: bounded in bytes and time, refused with a typed error.
+
+use super::error::ApiError;
+use crate::clock;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use std::time::{Duration, Instant};
+
+/// The largest request body in bytes.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a client may take to send its body.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A parsed body with the time at which its request's head had been read.
+pub(super) struct JsonBody<T> {
+    pub(super) value: T,
+    pub(super) received: Instant,
+}
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let received = clock::instant();
+        require_json(&request)?;
+        let bytes = read(request).await?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let at = error.valid_up_to();
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_utf8", format!("the body is not UTF-8 at byte {at}"))
+        })?;
+        let value = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+        Ok(Self { value, received })
+    }
+}
+
+fn require_json(request: &Request) -> Result<(), ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|value| value.split(';').next()).map(str::trim);
+    if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "content_type_unsupported",
+        "send the body as JSON, with content-type: application/json",
+    ))
+}
+
+async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX);
+    match tokio::time::timeout(BODY_TIME_MAX, body.collect()).await {
+        Err(_) => Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs()),
+        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early")),
+        Ok(Ok(body)) => Ok(body.to_bytes().into()),
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "body_too_large",
+        format!("a body has at most {BODY_BYTES_MAX} bytes; send fewer inputs at a time"),
+    )
+}
+
+fn malformed(error: &serde_json::Error) -> ApiError {
+    let code = match error.classify() {
+        serde_json::error::Category::Data => "invalid_request",
+        serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof
+        | serde_json::error::Category::Io => "invalid_json",
+    };
+    ApiError::new(StatusCode::BAD_REQUEST, code, format!("the body is not as expected: {error}"))
+}

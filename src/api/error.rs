@@ -1,0 +1,148 @@
+//! Errors on the wire: one stable code each, sorted by who is to blame.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use ringfence_protocol::JobError;
+use serde::Serialize;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// The JSON body of every error, in the form that OpenAI clients read.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// One error.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// What happened and what to do, for people.
+    pub message: String,
+    /// The family, as OpenAI names them.
+    #[serde(rename = "type")]
+    pub family: &'static str,
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// The field of the request that is meant.
+    pub param: Option<String>,
+}
+
+/// An error that ends a request.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    param: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// An error with its status, stable code and message.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    /// The request's body or a field of it is wrong.
+    pub fn invalid(code: &'static str, param: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
+    }
+
+    /// Our own fault; the cause goes to the log, not to the client.
+    pub fn internal(cause: &dyn std::fmt::Display) -> Self {
+        tracing::error!(cause = %cause, "internal error");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed; its log has the cause")
+    }
+
+    /// No such model for this client.
+    pub fn model_unknown(name: &str) -> Self {
+        let name: String = name.chars().take(64).collect();
+        Self {
+            param: Some("model".to_owned()),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                "model_unknown",
+                format!("there is no model {name:?}; GET /v1/models lists them"),
+            )
+        }
+    }
+
+    /// When to try again.
+    pub fn retry_after(self, after: Option<Duration>) -> Self {
+        Self { retry_after: after, ..self }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    fn family(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody {
+            error: ErrorDetail {
+                family: self.family(),
+                message: self.message,
+                code: self.code,
+                param: self.param,
+            },
+        };
+        metrics::counter!("ringfence_errors_total", "code" => self.code).increment(1);
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        let may_retry =
+            self.status == StatusCode::TOO_MANY_REQUESTS || self.status == StatusCode::SERVICE_UNAVAILABLE;
+        if may_retry {
+            let after = self.retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
+            let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+            headers.insert("retry-after-ms", HeaderValue::from(millis));
+        }
+        response
+    }
+}
+
+/// What a client is told when nothing better is known.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+impl From<&JobError> for ApiError {
+    fn from(error: &JobError) -> Self {
+        let message = error.to_string();
+        match error {
+            JobError::InputTooLong { .. } => Self::invalid(
+                "input_too_long",
+                "input",
+                format!("{message}; shorten it or send \"truncate\": true"),
+            ),
+            JobError::InputEmpty { .. } => Self::invalid("input_empty", "input", message),
+            JobError::TokenUnknown { .. } => Self::invalid("token_unknown", "input", message),
+            JobError::Tokenizer { .. } => Self::invalid("input_not_tokenizable", "input", message),
+            JobError::OutOfMemory { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, "out_of_memory", message),
+            JobError::NotFinite { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "output_not_finite", message)
+            }
+            JobError::Cancelled => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cancelled", message),
+        }
+    }
+}

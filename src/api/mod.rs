@@ -1,0 +1,218 @@
+//! HTTP: the table of routes, and what stands before every one of them.
+
+mod admin;
+mod body;
+mod error;
+mod health;
+mod identity;
+mod listen;
+mod openai;
+mod openapi;
+mod timing;
+
+pub use body::BODY_BYTES_MAX;
+pub(crate) use error::ApiError;
+pub(crate) use identity::Peer;
+pub use listen::{Listeners, ListenError, serve};
+
+use crate::clients::Client;
+use crate::dispatch::Dispatcher;
+use crate::home::Home;
+use crate::keys::Keys;
+use crate::status::Facts;
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+use identity::{Caller, RequestId, Surface};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Everything that handlers reach.
+pub struct App {
+    /// The server's files.
+    pub home: Home,
+    /// API keys.
+    pub keys: Mutex<Keys>,
+    /// Clients with a socket of their own.
+    pub clients: Mutex<Vec<Client>>,
+    /// Where jobs go.
+    pub dispatcher: Arc<Dispatcher>,
+    /// What does not change while the server runs.
+    pub facts: Facts,
+    /// The text of `/metrics`.
+    pub metrics: PrometheusHandle,
+    /// The next request's id; begins at a random number in each run.
+    pub request_ids: AtomicU64,
+    /// Tells the listeners of a new client.
+    pub listeners: Listeners,
+}
+
+/// Every route there is. A new one has to name its method, path, surface and handler below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Health,
+    OpenApi,
+    Embeddings,
+    EmbeddingsPrefixed,
+    OpenAiModels,
+    OpenAiModelsPrefixed,
+    OpenAiModel,
+    OpenAiModelPrefixed,
+    Status,
+    Workers,
+    Models,
+    ModelsReload,
+    ModelLoad,
+    ModelUnload,
+    ClientsList,
+    ClientsAdd,
+    KeysList,
+    KeysAdd,
+    KeysRevoke,
+    Metrics,
+}
+
+impl Route {
+    const ALL: [Self; 20] = [
+        Self::Health,
+        Self::OpenApi,
+        Self::Embeddings,
+        Self::EmbeddingsPrefixed,
+        Self::OpenAiModels,
+        Self::OpenAiModelsPrefixed,
+        Self::OpenAiModel,
+        Self::OpenAiModelPrefixed,
+        Self::Status,
+        Self::Workers,
+        Self::Models,
+        Self::ModelsReload,
+        Self::ModelLoad,
+        Self::ModelUnload,
+        Self::ClientsList,
+        Self::ClientsAdd,
+        Self::KeysList,
+        Self::KeysAdd,
+        Self::KeysRevoke,
+        Self::Metrics,
+    ];
+
+    fn place(self) -> (Method, &'static str, Surface) {
+        match self {
+            Self::Health => (Method::GET, "/health", Surface::Open),
+            Self::OpenApi => (Method::GET, "/openapi.json", Surface::Open),
+            Self::Embeddings => (Method::POST, "/v1/embeddings", Surface::Public),
+            Self::EmbeddingsPrefixed => (Method::POST, "/openai/v1/embeddings", Surface::Public),
+            Self::OpenAiModels => (Method::GET, "/v1/models", Surface::Public),
+            Self::OpenAiModelsPrefixed => (Method::GET, "/openai/v1/models", Surface::Public),
+            Self::OpenAiModel => (Method::GET, "/v1/models/{model}", Surface::Public),
+            Self::OpenAiModelPrefixed => (Method::GET, "/openai/v1/models/{model}", Surface::Public),
+            Self::Status => (Method::GET, "/status", Surface::Admin),
+            Self::Workers => (Method::GET, "/workers", Surface::Admin),
+            Self::Models => (Method::GET, "/models", Surface::Admin),
+            Self::ModelsReload => (Method::POST, "/models/reload", Surface::Admin),
+            Self::ModelLoad => (Method::POST, "/models/{model}/load", Surface::Admin),
+            Self::ModelUnload => (Method::POST, "/models/{model}/unload", Surface::Admin),
+            Self::ClientsList => (Method::GET, "/clients", Surface::Admin),
+            Self::ClientsAdd => (Method::POST, "/clients", Surface::Admin),
+            Self::KeysList => (Method::GET, "/keys", Surface::Admin),
+            Self::KeysAdd => (Method::POST, "/keys", Surface::Admin),
+            Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
+            Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
+        }
+    }
+
+    fn handler(self) -> MethodRouter<Arc<App>> {
+        match self {
+            Self::Health => get(health::health),
+            Self::OpenApi => get(openapi::document),
+            Self::Embeddings | Self::EmbeddingsPrefixed => post(openai::embeddings),
+            Self::OpenAiModels | Self::OpenAiModelsPrefixed => get(openai::models),
+            Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
+            Self::Status => get(admin::status),
+            Self::Workers => get(admin::workers),
+            Self::Models => get(admin::models),
+            Self::ModelsReload => post(admin::reload_models),
+            Self::ModelLoad => post(admin::load_model),
+            Self::ModelUnload => post(admin::unload_model),
+            Self::ClientsList => get(admin::clients),
+            Self::ClientsAdd => post(admin::add_client),
+            Self::KeysList => get(admin::keys),
+            Self::KeysAdd => post(admin::add_key),
+            Self::KeysRevoke => delete(admin::revoke_key),
+            Self::Metrics => get(admin::metrics),
+        }
+    }
+}
+
+/// The router over all routes; what a connection may have is decided per request.
+pub fn router(app: &Arc<App>) -> Router {
+    let mut router = Router::new();
+    for route in Route::ALL {
+        router = router.route(route.place().1, route.handler());
+    }
+    router
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
+        })
+        .fallback(|| async {
+            ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route; GET /openapi.json lists them")
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .with_state(app.clone())
+}
+
+/// Stands before every handler: request id, Host and Origin, identity, and the log line.
+async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let id = RequestId(format!("{:016x}", app.request_ids.fetch_add(1, Ordering::Relaxed)));
+    let surface = surface_of(&request);
+    let peer = request.extensions().get::<Peer>().expect("`listen` names every connection's peer").clone();
+    let response = match identity::admit(&app, &peer, surface, request.headers(), request.uri().authority()) {
+        Err(error) => error.into_response(),
+        Ok(client) => {
+            if let Some(client) = client {
+                request.extensions_mut().insert(Caller { client, request_id: id.0.clone() });
+            }
+            next.run(request).await
+        }
+    };
+    stamp(response, &id)
+}
+
+/// A path that no route has is nobody's secret: it is answered with 404 where a client is known, 401 where not.
+fn surface_of(request: &Request) -> Surface {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let mut places = Route::ALL.into_iter().map(Route::place);
+    places.find(|(_, route, _)| Some(*route) == path).map_or(Surface::Open, |(_, _, surface)| surface)
+}
+
+fn stamp(mut response: Response, id: &RequestId) -> Response {
+    let value = HeaderValue::from_str(&id.0).expect("an id is hexadecimal");
+    response.headers_mut().insert("x-request-id", value);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_listed_once_and_only_the_open_ones_need_no_client() {
+        let mut places: Vec<_> =
+            Route::ALL.iter().map(|route| format!("{} {}", route.place().0, route.place().1)).collect();
+        places.sort();
+        places.dedup();
+        assert_eq!(places.len(), Route::ALL.len());
+        let of = |wanted: Surface| {
+            let here = Route::ALL.iter().filter(|route| route.place().2 == wanted);
+            here.map(|route| route.place().1).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Surface::Open), ["/health", "/openapi.json"]);
+        assert_eq!(of(Surface::Metrics), ["/metrics"]);
+        assert!(of(Surface::Public).iter().all(|path| path.contains("/v1/")));
+        assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
+    }
+}

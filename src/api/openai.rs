@@ -1,0 +1,380 @@
+//! The OpenAI-compatible routes: embeddings and the list of models.
+
+use super::body::JsonBody;
+use super::error::ApiError;
+use super::identity::Caller;
+use super::{App, timing};
+use crate::clock;
+use crate::dispatch::{JobRequest, Output};
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::sync::Arc;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// Longest model name in a request.
+const MODEL_NAME_BYTES_MAX: usize = 128;
+
+/// The longest deadline that a client may state.
+const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Body of `POST /v1/embeddings`. Fields that are not listed are ignored, as OpenAI clients send several.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct EmbeddingsRequest {
+    /// A model's name.
+    model: String,
+    /// A text, a list of texts, an array of token ids, or a list of such arrays.
+    #[schema(value_type = Object)]
+    input: Input,
+    /// `float` (default) or `base64`: little-endian f32.
+    #[serde(default)]
+    encoding_format: EncodingFormat,
+    /// Only the model's own width is accepted.
+    #[serde(default)]
+    dimensions: Option<u32>,
+    /// Cut texts that are too long for the model instead of refusing them. Not in OpenAI's interface.
+    #[serde(default)]
+    truncate: bool,
+}
+
+/// How an embedding is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum EncodingFormat {
+    /// A JSON array of numbers.
+    #[default]
+    Float,
+    /// Base64 of little-endian f32.
+    Base64,
+}
+
+/// Answer of `POST /v1/embeddings`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EmbeddingsResponse<'a> {
+    /// Always `list`.
+    object: &'static str,
+    /// One for each input, in order.
+    data: Vec<Embedding<'a>>,
+    /// The model's name.
+    model: &'a str,
+    /// What was used.
+    usage: Usage,
+}
+
+/// One embedding.
+#[derive(Debug, Serialize, ToSchema)]
+struct Embedding<'a> {
+    /// Always `embedding`.
+    object: &'static str,
+    /// Which input.
+    index: usize,
+    /// Numbers or base64, as asked.
+    #[schema(value_type = Vec<f32>)]
+    embedding: Vector<'a>,
+}
+
+/// What a request used.
+#[derive(Debug, Serialize, ToSchema)]
+struct Usage {
+    /// Tokens run, special tokens included.
+    prompt_tokens: u32,
+    /// The same.
+    total_tokens: u32,
+    /// Inputs that were cut; absent if none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<u32>,
+}
+
+/// `POST /v1/embeddings`
+#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest,
+    params(("Ringfence-Deadline" = Option<u64>, Header, description = "milliseconds from receipt until the answer is worthless")),
+    responses((status = 200, body = EmbeddingsResponse), (status = "4XX", body = super::error::ErrorBody),
+              (status = "5XX", body = super::error::ErrorBody)))]
+pub(super) async fn embeddings(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    headers: HeaderMap,
+    JsonBody { value: request, received }: JsonBody<EmbeddingsRequest>,
+) -> Result<Response, ApiError> {
+    let deadline = deadline(&headers)?;
+    if request.model.len() > MODEL_NAME_BYTES_MAX {
+        return Err(ApiError::model_unknown(&request.model));
+    }
+    let input = EmbedInput { items: request.input.into_items()?, truncate: request.truncate };
+    let items = input.items.len();
+    let job = JobRequest {
+        client: caller.client,
+        request_id: caller.request_id,
+        model: request.model.clone(),
+        input,
+        received,
+        deadline,
+        dimensions: request.dimensions,
+    };
+    let output = app.dispatcher.run(job).await?;
+    Ok(answer(&request.model, items, request.encoding_format, &output, received))
+}
+
+fn answer(
+    model: &str,
+    items: usize,
+    format: EncodingFormat,
+    output: &Output,
+    received: std::time::Instant,
+) -> Response {
+    let row = output.data.len() / items;
+    let data = output
+        .data
+        .chunks_exact(row)
+        .enumerate()
+        .map(|(index, bytes)| Embedding { object: "embedding", index, embedding: Vector { bytes, format } })
+        .collect();
+    let truncated = (output.truncated > 0).then_some(output.truncated);
+    let usage = Usage { prompt_tokens: output.tokens, total_tokens: output.tokens, truncated };
+    let body = EmbeddingsResponse { object: "list", data, model, usage };
+    let body = match serde_json::to_vec(&body) {
+        Ok(body) => body,
+        Err(error) => return ApiError::internal(&error).into_response(),
+    };
+    let stamps = timing::header(clock::instant().duration_since(received), output);
+    ([("content-type", "application/json"), ("server-timing", stamps.as_str())], body).into_response()
+}
+
+fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get("ringfence-deadline") else { return Ok(None) };
+    let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+    match millis.map(Duration::from_millis) {
+        Some(deadline) if !deadline.is_zero() && deadline <= DEADLINE_MAX => Ok(Some(deadline)),
+        _ => Err(ApiError::invalid(
+            "deadline_invalid",
+            "Ringfence-Deadline",
+            format!("Ringfence-Deadline is a number of milliseconds from 1 to {}", DEADLINE_MAX.as_millis()),
+        )),
+    }
+}
+
+/// An embedding as the worker sent it: little-endian f32.
+#[derive(Debug)]
+struct Vector<'a> {
+    bytes: &'a [u8],
+    format: EncodingFormat,
+}
+
+impl Serialize for Vector<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.format {
+            EncodingFormat::Base64 => serializer.serialize_str(&STANDARD.encode(self.bytes)),
+            EncodingFormat::Float => {
+                let mut sequence = serializer.serialize_seq(Some(self.bytes.len() / 4))?;
+                for number in self.bytes.chunks_exact(4) {
+                    let number: [u8; 4] = number.try_into().expect("chunks of four");
+                    sequence.serialize_element(&f32::from_le_bytes(number))?;
+                }
+                sequence.end()
+            }
+        }
+    }
+}
+
+/// The four forms of `input`.
+#[derive(Debug, PartialEq)]
+enum Input {
+    One(Item),
+    Many(Vec<Item>),
+}
+
+impl Input {
+    fn into_items(self) -> Result<Vec<Item>, ApiError> {
+        let items = match self {
+            Self::One(item) => vec![item],
+            Self::Many(items) => items,
+        };
+        if items.is_empty() {
+            return Err(ApiError::invalid("input_empty", "input", "input is an empty list"));
+        }
+        for (index, item) in items.iter().enumerate() {
+            let empty = match item {
+                Item::Text(text) => text.is_empty(),
+                Item::Tokens(tokens) => tokens.is_empty(),
+            };
+            if empty {
+                return Err(ApiError::invalid("input_empty", "input", format!("input {index} is empty")));
+            }
+        }
+        Ok(items)
+    }
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputVisitor)
+    }
+}
+
+struct InputVisitor;
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a text, a list of texts, an array of token ids or a list of such arrays")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Input, E> {
+        Ok(Input::One(Item::Text(text.to_owned())))
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Input, E> {
+        Ok(Input::One(Item::Text(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Input, A::Error> {
+        match sequence.next_element::<Element>()? {
+            None => Ok(Input::Many(Vec::new())),
+            Some(Element::Token(first)) => {
+                let mut tokens = vec![first];
+                while let Some(token) = sequence.next_element()? {
+                    tokens.push(token);
+                }
+                Ok(Input::One(Item::Tokens(tokens)))
+            }
+            Some(Element::Item(first)) => {
+                let texts = matches!(first, Item::Text(_));
+                let mut items = vec![first];
+                while let Some(element) = sequence.next_element::<Element>()? {
+                    match element {
+                        Element::Item(item) if matches!(item, Item::Text(_)) == texts => items.push(item),
+                        Element::Item(_) | Element::Token(_) => {
+                            return Err(A::Error::custom("input mixes texts and tokens"));
+                        }
+                    }
+                    if items.len() > ITEMS_MAX {
+                        return Err(A::Error::custom(format!("input has more than {ITEMS_MAX} items")));
+                    }
+                }
+                Ok(Input::Many(items))
+            }
+        }
+    }
+}
+
+enum Element {
+    Token(u32),
+    Item(Item),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a text, a token id or an array of token ids")
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, token: u64) -> Result<Element, E> {
+        u32::try_from(token).map(Element::Token).map_err(|_| E::custom("a token id is below 4294967296"))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Item(Item::Text(text.to_owned())))
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Element, E> {
+        Ok(Element::Item(Item::Text(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Element, A::Error> {
+        let mut tokens = Vec::new();
+        while let Some(token) = sequence.next_element()? {
+            tokens.push(token);
+        }
+        Ok(Element::Item(Item::Tokens(tokens)))
+    }
+}
+
+/// Answer of `GET /v1/models`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelList {
+    /// Always `list`.
+    object: &'static str,
+    /// The models that can be asked for.
+    data: Vec<Model>,
+}
+
+/// One model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Model {
+    /// Its name.
+    id: String,
+    /// Always `model`.
+    object: &'static str,
+    /// When its package was signed, in Unix seconds; 0 as the signature does not say.
+    created: u64,
+    /// Who signed it.
+    owned_by: String,
+}
+
+/// `GET /v1/models`
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelList)))]
+pub(super) async fn models(State(app): State<Arc<App>>, _caller: Caller) -> axum::Json<ModelList> {
+    let data = app.dispatcher.models().into_iter().filter_map(describe).collect();
+    axum::Json(ModelList { object: "list", data })
+}
+
+/// `GET /v1/models/{model}`
+#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path)),
+    responses((status = 200, body = Model), (status = 404, body = super::error::ErrorBody)))]
+pub(super) async fn model(
+    State(app): State<Arc<App>>,
+    _caller: Caller,
+    Path(name): Path<String>,
+) -> Result<axum::Json<Model>, ApiError> {
+    let found = app.dispatcher.models().into_iter().filter(|model| model.name == name).find_map(describe);
+    found.map(axum::Json).ok_or_else(|| ApiError::model_unknown(&name))
+}
+
+fn describe(model: crate::dispatch::ModelView) -> Option<Model> {
+    let signer = model.signer?;
+    Some(Model { id: model.name, object: "model", created: 0, owned_by: format!("key:{signer}") })
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_input_is_read_and_every_other_is_refused() {
+        let text = |text: &str| Item::Text(text.to_owned());
+        let good = [
+            (r#""a""#, Input::One(text("a"))),
+            (r#"["a","b"]"#, Input::Many(vec![text("a"), text("b")])),
+            ("[1,2]", Input::One(Item::Tokens(vec![1, 2]))),
+            ("[[1],[2,3]]", Input::Many(vec![Item::Tokens(vec![1]), Item::Tokens(vec![2, 3])])),
+            ("[]", Input::Many(vec![])),
+        ];
+        for (json, expected) in good {
+            assert_eq!(serde_json::from_str::<Input>(json).unwrap(), expected, "{json}");
+        }
+        for json in ["1", "null", "{}", "true", "[null]", "[1.5]", "[-1]", "[4294967296]", r#"["a",1]"#, r#"[1,"a"]"#,
+            r#"["a",[1]]"#, r#"[[1],"a"]"#, "[[[1]]]", r#"[["a"]]"#] {
+            assert!(serde_json::from_str::<Input>(json).is_err(), "{json}");
+        }
+        let many = format!("[{}\"a\"]", "\"a\",".repeat(ITEMS_MAX));
+        assert!(serde_json::from_str::<Input>(&many).is_err());
+    }
+}

@@ -1,0 +1,55 @@
+//! `GET /openapi.json`: the document made from the handlers' own types.
+
+use super::{admin, health, openai};
+use axum::Json;
+use utoipa::OpenApi;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Ringfence", description = "Local inference for the apps of one machine."),
+    paths(
+        health::health,
+        openai::embeddings,
+        openai::models,
+        openai::model,
+        admin::status,
+        admin::workers,
+        admin::models,
+        admin::reload_models,
+        admin::load_model,
+        admin::unload_model,
+        admin::clients,
+        admin::add_client,
+        admin::keys,
+        admin::add_key,
+        admin::revoke_key,
+        admin::metrics
+    )
+)]
+struct Document;
+
+/// `GET /openapi.json`
+pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Route;
+
+    #[test]
+    fn every_route_but_this_one_and_the_prefixed_ones_is_in_the_document() {
+        let document = Document::openapi();
+        let mut documented: Vec<_> = document.paths.paths.keys().cloned().collect();
+        let mut routes: Vec<_> = Route::ALL
+            .iter()
+            .map(|route| route.place().1.to_owned())
+            .filter(|path| path != "/openapi.json" && !path.starts_with("/openai/"))
+            .collect();
+        routes.sort();
+        routes.dedup();
+        documented.sort();
+        assert_eq!(documented, routes);
+    }
+}

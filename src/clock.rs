@@ -1,0 +1,29 @@
+//! The one place where the server reads clocks. Everything else is handed a value.
+#![allow(clippy::disallowed_methods, reason = "this module is where the clock is read")]
+
+use ringfence_scheduler::Time;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// A stamp of the monotonic clock.
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+/// Time since the first call in this process, as the scheduler counts it.
+pub fn now() -> Time {
+    let start = *START.get_or_init(Instant::now);
+    Time(u64::try_from(start.elapsed().as_micros()).expect("a process does not run for 584,000 years"))
+}
+
+/// When the scheduler's time will be `time`, for timers.
+pub fn at(time: Time) -> Instant {
+    *START.get_or_init(Instant::now) + Duration::from_micros(time.0)
+}
+
+/// Seconds since 1970 by the wall clock.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

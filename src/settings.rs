@@ -1,0 +1,235 @@
+//! `quotas.toml`: budgets of devices, and leases, limits and timeouts of models.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// The largest `quotas.toml`.
+pub const FILE_BYTES_MAX: usize = 256 * 1024;
+
+const MIB: u64 = 1024 * 1024;
+
+/// The whole file. Every value has a default; an unknown name is an error.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// What the machine gives.
+    pub devices: Devices,
+    /// What each model may take, by name; `default` stands for the rest.
+    pub models: BTreeMap<String, ModelSettings>,
+    /// How much may wait.
+    pub queues: Queues,
+}
+
+/// Section `devices`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Devices {
+    /// The CPU and its memory, from which workers get leases.
+    pub cpu: Cpu,
+    /// Memory of the host for weights, which all workers of a model share.
+    pub host: Host,
+}
+
+/// Section `devices.cpu`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cpu {
+    /// Sum of all leases, in MiB. Default: half of the machine's memory.
+    pub memory_mib: Option<u64>,
+    /// Sum of all workers' threads. Default: the machine's cores.
+    pub cores: Option<u16>,
+}
+
+/// Section `devices.host`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// Sum of all loaded packages, in MiB. Default: a quarter of the machine's memory.
+    pub memory_mib: Option<u64>,
+}
+
+/// Section `queues`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Queues {
+    /// Jobs that wait in all.
+    pub total: u32,
+    /// Jobs that wait for one client.
+    pub per_client: u32,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self { total: 4_096, per_client: 256 }
+    }
+}
+
+/// Section `models.NAME`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// A worker's lease, in MiB. Default: 1.25 times the weights, plus 256.
+    pub lease_mib: Option<u64>,
+    /// Workers at a time.
+    pub workers: u16,
+    /// Jobs in a worker at a time.
+    pub concurrency: u16,
+    /// Jobs that wait for this model.
+    pub queue: u32,
+    /// Device time of one job, in milliseconds.
+    pub timeout_ms: u64,
+    /// How long one step may take before its worker is killed, in milliseconds.
+    pub step_limit_ms: u64,
+    /// How long a start with its load may take, in milliseconds.
+    pub load_limit_ms: u64,
+    /// Unload a worker that did nothing for this many seconds; 0 keeps it.
+    pub idle_unload_s: u64,
+    /// Tokens in one step.
+    pub step_tokens: u32,
+    /// Compute threads of a worker. Default: the device's cores.
+    pub threads: Option<u16>,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            lease_mib: None,
+            workers: 1,
+            concurrency: 64,
+            queue: 1_024,
+            timeout_ms: 60_000,
+            step_limit_ms: 10_000,
+            load_limit_ms: 30_000,
+            idle_unload_s: 600,
+            step_tokens: 512,
+            threads: None,
+        }
+    }
+}
+
+/// Why the file is refused; the message names the line.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Not UTF-8.
+    #[error("quotas.toml is not UTF-8")]
+    NotUtf8,
+    /// Not TOML, or a name or type that it does not have.
+    #[error("quotas.toml: {0}")]
+    Malformed(#[from] toml::de::Error),
+    /// A number out of its range.
+    #[error("quotas.toml: {field} is {value}; it must be from {least} to {most}")]
+    Range {
+        /// Which.
+        field: String,
+        /// What it is.
+        value: u64,
+        /// Inclusive.
+        least: u64,
+        /// Inclusive.
+        most: u64,
+    },
+}
+
+impl Settings {
+    /// Reads and checks the whole text.
+    pub fn parse(bytes: &[u8]) -> Result<Self, SettingsError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| SettingsError::NotUtf8)?;
+        let settings: Self = toml::from_str(text)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What applies to the model of this name.
+    pub fn model(&self, name: &str) -> ModelSettings {
+        self.models.get(name).or_else(|| self.models.get("default")).cloned().unwrap_or_default()
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let day_ms = 24 * 60 * 60 * 1_000;
+        range("queues.total", u64::from(self.queues.total), 1, 1_000_000)?;
+        range("queues.per_client", u64::from(self.queues.per_client), 1, 1_000_000)?;
+        optional("devices.cpu.memory_mib", self.devices.cpu.memory_mib, 1, 1 << 24)?;
+        optional("devices.cpu.cores", self.devices.cpu.cores.map(u64::from), 1, 1_024)?;
+        optional("devices.host.memory_mib", self.devices.host.memory_mib, 1, 1 << 24)?;
+        for (name, model) in &self.models {
+            let field = |field: &str| format!("models.{name}.{field}");
+            let slots = u64::from(ringfence_protocol::SLOTS_MAX);
+            optional(&field("lease_mib"), model.lease_mib, 1, 1 << 24)?;
+            range(&field("workers"), u64::from(model.workers), 1, 64)?;
+            range(&field("concurrency"), u64::from(model.concurrency), 1, slots)?;
+            range(&field("queue"), u64::from(model.queue), 1, 1_000_000)?;
+            range(&field("timeout_ms"), model.timeout_ms, 1, day_ms)?;
+            range(&field("step_limit_ms"), model.step_limit_ms, 1, day_ms)?;
+            range(&field("load_limit_ms"), model.load_limit_ms, 100, day_ms)?;
+            range(&field("idle_unload_s"), model.idle_unload_s, 0, 365 * 86_400)?;
+            range(&field("step_tokens"), u64::from(model.step_tokens), 16, 65_536)?;
+            optional(&field("threads"), model.threads.map(u64::from), 1, 1_024)?;
+        }
+        Ok(())
+    }
+}
+
+impl ModelSettings {
+    /// The lease in bytes for weights of this many bytes.
+    pub fn lease_bytes(&self, weight_bytes: u64) -> u64 {
+        match self.lease_mib {
+            Some(mib) => mib * MIB,
+            None => weight_bytes + weight_bytes / 4 + 256 * MIB,
+        }
+    }
+}
+
+impl Devices {
+    /// Sum of all leases in bytes on a machine with this much memory.
+    pub fn lease_budget_bytes(&self, machine_bytes: u64) -> u64 {
+        self.cpu.memory_mib.map_or(machine_bytes / 2, |mib| mib * MIB)
+    }
+
+    /// Sum of all loaded packages in bytes on a machine with this much memory.
+    pub fn package_budget_bytes(&self, machine_bytes: u64) -> u64 {
+        self.host.memory_mib.map_or(machine_bytes / 4, |mib| mib * MIB)
+    }
+}
+
+fn range(field: &str, value: u64, least: u64, most: u64) -> Result<(), SettingsError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(SettingsError::Range { field: field.to_owned(), value, least, most })
+}
+
+fn optional(field: &str, value: Option<u64>, least: u64, most: u64) -> Result<(), SettingsError> {
+    value.map_or(Ok(()), |value| range(field, value, least, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_has_every_default_and_a_model_falls_back_to_the_default_section() {
+        let settings = Settings::parse(b"").unwrap();
+        assert_eq!(settings.model("any").concurrency, 64);
+        let settings = Settings::parse(b"[models.default]\nworkers = 2\n[models.a]\nworkers = 3").unwrap();
+        assert_eq!((settings.model("a").workers, settings.model("b").workers), (3, 2));
+        assert_eq!(settings.model("a").lease_bytes(80 * MIB), 356 * MIB);
+    }
+
+    #[test]
+    fn every_wrong_file_is_refused_with_the_field_that_is_wrong() {
+        let cases = [
+            ("[models.a]\nworkers = 0", "models.a.workers is 0"),
+            ("[models.a]\nconcurrency = 257", "models.a.concurrency is 257"),
+            ("[models.a]\nlease_gib = 1", "lease_gib"),
+            ("[device]", "device"),
+            ("[queues]\ntotal = -1", "total"),
+            ("[models.a]\nstep_limit_ms = 0", "models.a.step_limit_ms is 0"),
+            ("x", "quotas.toml"),
+        ];
+        for (text, part) in cases {
+            let message = Settings::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+        assert!(matches!(Settings::parse(&[0xff]), Err(SettingsError::NotUtf8)));
+    }
+}

@@ -1,0 +1,212 @@
+//! What the operator sees: the server, its devices, models and workers, and the sandbox that holds.
+
+use crate::api::App;
+use crate::clock;
+use crate::dispatch::ModelView;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use sysinfo::System;
+use utoipa::ToSchema;
+
+/// What does not change while the server runs.
+#[derive(Debug)]
+pub struct Facts {
+    /// Random for each run.
+    pub run_id: String,
+    /// `enforced` where clients can't tamper with the server, else `advisory`.
+    pub identity: Identity,
+    /// The home.
+    pub home: PathBuf,
+    /// The TCP address, if there is one.
+    pub listen: Option<SocketAddr>,
+    /// What the probes at the start proved.
+    pub sandbox: SandboxView,
+}
+
+/// How much a client's identity means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Identity {
+    /// The server runs under a uid of its own.
+    Enforced,
+    /// Unconfined programs of the server's own uid could tamper with it.
+    Advisory,
+}
+
+/// The sandbox of this run.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SandboxView {
+    /// The layers that every worker is in, in the order in which they are applied.
+    pub layers: Vec<String>,
+    /// Landlock's ABI on this kernel.
+    pub landlock_abi: u32,
+    /// Floors that this kernel does not have, each with what compensates.
+    pub missing: Vec<String>,
+    /// Forbidden acts that were tried at the start and stopped.
+    pub probes: Vec<String>,
+}
+
+/// Answer of `GET /status`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Status {
+    version: &'static str,
+    pid: u32,
+    run_id: String,
+    uptime_s: u64,
+    identity: Identity,
+    home: String,
+    listen: Option<String>,
+    health: crate::api::Health,
+    host: HostView,
+    devices: Vec<DeviceView>,
+    models: Vec<ModelView>,
+    workers: Vec<WorkerView>,
+    sandbox: SandboxView,
+}
+
+/// The machine.
+#[derive(Debug, Serialize, ToSchema)]
+struct HostView {
+    memory_total_bytes: u64,
+    memory_available_bytes: u64,
+    load_1m: f64,
+    cores: usize,
+}
+
+/// A device and what is promised of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeviceView {
+    /// `cpu`, or `host` for the memory that packages lie in.
+    pub name: String,
+    /// Sum of what may be promised.
+    pub budget_bytes: u64,
+    /// Sum of what is.
+    pub promised_bytes: u64,
+}
+
+/// A worker.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct WorkerView {
+    /// Its number in this run.
+    pub id: u64,
+    /// Its process, once it said hello.
+    pub pid: Option<i32>,
+    /// What it runs.
+    pub model: String,
+    /// `starting`, `ready`, `stopping` or `killed`.
+    pub state: String,
+    /// Where.
+    pub device: &'static str,
+    /// What backs its lease.
+    pub tier: Tier,
+    /// Bytes that it may take.
+    pub lease_bytes: u64,
+    /// Bytes that its allocator has handed out.
+    pub used_bytes: u64,
+    /// The most of that at one time.
+    pub peak_bytes: u64,
+    /// Resident memory as the kernel counts it, weights that it shares included.
+    pub rss_bytes: u64,
+    /// The layers that it reported and the server checked.
+    pub layers: Vec<String>,
+    /// Landlock's ABI that it uses.
+    pub landlock_abi: u32,
+    /// Jobs in it.
+    pub running: usize,
+    /// From the decision to start it until it could serve.
+    pub ready_after_ms: Option<f64>,
+    /// Whether its package had to be read and verified first.
+    pub cold: bool,
+    /// Time that the sandbox took of that.
+    pub sandbox_setup_us: u64,
+    /// Time that the warm-up took of that.
+    pub warm_up_us: u64,
+}
+
+/// What stops a worker that wants more than its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// The kernel refuses (RLIMIT_DATA), behind the worker's own allocator.
+    Kernel,
+    /// Only the worker's own allocator refuses; before the limit is set.
+    InProcess,
+}
+
+/// Everything.
+pub(crate) fn status(app: &App) -> Status {
+    let facts = &app.facts;
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        run_id: facts.run_id.clone(),
+        uptime_s: clock::now().0 / 1_000_000,
+        identity: facts.identity,
+        home: facts.home.display().to_string(),
+        listen: facts.listen.map(|address| address.to_string()),
+        health: app.dispatcher.health(),
+        host: host(),
+        devices: app.dispatcher.devices(),
+        models: app.dispatcher.models(),
+        workers: workers(app),
+        sandbox: facts.sandbox.clone(),
+    }
+}
+
+/// The workers with what the kernel says of each.
+pub(crate) fn workers(app: &App) -> Vec<WorkerView> {
+    app.dispatcher.workers()
+}
+
+fn host() -> HostView {
+    let (total, available) = memory();
+    HostView {
+        memory_total_bytes: total,
+        memory_available_bytes: available,
+        load_1m: System::load_average().one,
+        cores: cores(),
+    }
+}
+
+/// Total and available memory of the machine, in bytes.
+pub fn memory() -> (u64, u64) {
+    let mut system = System::new();
+    system.refresh_memory();
+    (system.total_memory(), system.available_memory())
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Sets the gauges that are read and not counted.
+pub(crate) fn gauges(app: &App) {
+    let host = host();
+    gauge("ringfence_host_memory_available_bytes", host.memory_available_bytes);
+    metrics::gauge!("ringfence_host_load1").set(host.load_1m);
+    for device in app.dispatcher.devices() {
+        labelled("ringfence_device_budget_bytes", "device", &device.name, device.budget_bytes);
+        labelled("ringfence_device_promised_bytes", "device", &device.name, device.promised_bytes);
+    }
+    for worker in workers(app) {
+        labelled("ringfence_worker_lease_bytes", "model", &worker.model, worker.lease_bytes);
+        labelled("ringfence_worker_peak_bytes", "model", &worker.model, worker.peak_bytes);
+        labelled("ringfence_worker_rss_bytes", "model", &worker.model, worker.rss_bytes);
+    }
+    for model in app.dispatcher.models() {
+        labelled("ringfence_jobs_waiting", "model", &model.name, model.queued as u64);
+        labelled("ringfence_jobs_running", "model", &model.name, model.running as u64);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn gauge(name: &'static str, value: u64) {
+    metrics::gauge!(name).set(value as f64);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn labelled(name: &'static str, label: &'static str, of: &str, value: u64) {
+    metrics::gauge!(name, label => of.to_owned()).set(value as f64);
+}

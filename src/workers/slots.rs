@@ -1,0 +1,271 @@
+//! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
+
+use ringfence_protocol::{CHUNK_BYTES_MAX, FromWorker, JobError, SLOTS_MAX};
+use ringfence_scheduler::JobId;
+use std::collections::BTreeMap;
+
+/// The slots of one worker.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    running: BTreeMap<u32, Running>,
+    shape: Shape,
+}
+
+/// What the worker said of its model when it was ready; later messages must agree with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Floats per embedding.
+    pub(crate) dimensions: u32,
+    /// Longest input in tokens.
+    pub(crate) max_tokens: u32,
+    /// Token ids are below it.
+    pub(crate) vocabulary: u32,
+}
+
+#[derive(Debug)]
+struct Running {
+    job: JobId,
+    items: u32,
+    output: Vec<u8>,
+    next_chunk: u32,
+}
+
+/// What a legal message means.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Effect {
+    /// More of an output that is not complete.
+    Progress,
+    /// A step ended.
+    Step {
+        /// As the worker states it; the server bounds it by its own clock.
+        busy_us: u64,
+        /// Tokens by job.
+        tokens: Vec<(JobId, u32)>,
+    },
+    /// A job ended.
+    End {
+        /// Which.
+        job: JobId,
+        /// How.
+        end: End,
+    },
+}
+
+/// How a job ended in a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum End {
+    /// With its whole output.
+    Done {
+        /// Little-endian f32, item by item.
+        data: Vec<u8>,
+        /// Tokens run.
+        tokens: u32,
+        /// Items that were cut.
+        truncated: u32,
+        /// The worker's own figure.
+        compute_us: u64,
+        /// The most that its allocator had handed out.
+        peak_bytes: u64,
+    },
+    /// Typed.
+    Failed(JobError),
+}
+
+/// Why a message is not legal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Illegal {
+    #[error("it does not decode")]
+    Malformed,
+    #[error("it carries descriptors")]
+    Descriptors,
+    #[error("it is not expected in this state")]
+    State,
+    #[error("it names a slot that is free")]
+    SlotFree,
+    #[error("it names a slot twice")]
+    SlotTwice,
+    #[error("a chunk is out of order")]
+    ChunkOrder,
+    #[error("a chunk has no bytes or too many")]
+    ChunkLength,
+    #[error("the output is longer or shorter than the model's width says")]
+    OutputLength,
+    #[error("it counts more tokens or items than the job can have")]
+    Count,
+    #[error("it states another protocol")]
+    Digest,
+    #[error("a number in it is out of its range")]
+    Range,
+}
+
+impl Slots {
+    /// All free.
+    pub(crate) fn new(shape: Shape) -> Self {
+        Self { running: BTreeMap::new(), shape }
+    }
+
+    /// What the worker said it is.
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Takes the lowest free slot for a job of so many items.
+    pub(crate) fn occupy(&mut self, job: JobId, items: u32) -> u32 {
+        let free = (0..SLOTS_MAX).find(|slot| !self.running.contains_key(slot));
+        let slot = free.expect("the scheduler keeps a worker's jobs below SLOTS_MAX");
+        self.running.insert(slot, Running { job, items, output: Vec::new(), next_chunk: 0 });
+        slot
+    }
+
+    /// The slot of a job that runs here.
+    pub(crate) fn of(&self, job: JobId) -> Option<u32> {
+        self.running.iter().find(|(_, running)| running.job == job).map(|(slot, _)| *slot)
+    }
+
+    /// Takes a message of a serving worker.
+    pub(crate) fn take(&mut self, message: FromWorker) -> Result<Effect, Illegal> {
+        match message {
+            FromWorker::Chunk { slot, sequence, data } => self.chunk(slot, sequence, &data.0),
+            FromWorker::Step { busy_us, tokens } => self.step(busy_us, &tokens),
+            FromWorker::Done { slot, tokens, truncated, compute_us, peak_bytes } => {
+                let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
+                if running.output.len() != self.output_bytes(running.items) {
+                    return Err(Illegal::OutputLength);
+                }
+                if u64::from(tokens) > u64::from(running.items) * u64::from(self.shape.max_tokens)
+                    || truncated > running.items
+                {
+                    return Err(Illegal::Count);
+                }
+                let end = End::Done { data: running.output, tokens, truncated, compute_us, peak_bytes };
+                Ok(Effect::End { job: running.job, end })
+            }
+            FromWorker::Failed { slot, error } => {
+                let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
+                if item_of(&error).is_some_and(|item| item >= running.items) {
+                    return Err(Illegal::Count);
+                }
+                Ok(Effect::End { job: running.job, end: End::Failed(error) })
+            }
+            FromWorker::Hello { .. }
+            | FromWorker::Sealed { .. }
+            | FromWorker::Ready { .. }
+            | FromWorker::LoadFailed { .. } => Err(Illegal::State),
+        }
+    }
+
+    fn chunk(&mut self, slot: u32, sequence: u32, data: &[u8]) -> Result<Effect, Illegal> {
+        let bytes_max = self.running.get(&slot).map(|running| self.output_bytes(running.items));
+        let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
+        if sequence != running.next_chunk {
+            return Err(Illegal::ChunkOrder);
+        }
+        if data.is_empty() || data.len() > CHUNK_BYTES_MAX {
+            return Err(Illegal::ChunkLength);
+        }
+        if bytes_max.is_some_and(|most| running.output.len() + data.len() > most) {
+            return Err(Illegal::OutputLength);
+        }
+        running.next_chunk += 1;
+        running.output.extend_from_slice(data);
+        Ok(Effect::Progress)
+    }
+
+    fn step(&self, busy_us: u64, tokens: &[(u32, u32)]) -> Result<Effect, Illegal> {
+        let mut jobs: Vec<(JobId, u32)> = Vec::with_capacity(tokens.len().min(self.running.len()));
+        for &(slot, count) in tokens {
+            let running = self.running.get(&slot).ok_or(Illegal::SlotFree)?;
+            if jobs.iter().any(|(job, _)| *job == running.job) {
+                return Err(Illegal::SlotTwice);
+            }
+            if u64::from(count) > u64::from(running.items) * u64::from(self.shape.max_tokens) {
+                return Err(Illegal::Count);
+            }
+            jobs.push((running.job, count));
+        }
+        Ok(Effect::Step { busy_us, tokens: jobs })
+    }
+
+    fn output_bytes(&self, items: u32) -> usize {
+        items as usize * self.shape.dimensions as usize * 4
+    }
+}
+
+fn item_of(error: &JobError) -> Option<u32> {
+    match error {
+        JobError::InputTooLong { item, .. }
+        | JobError::InputEmpty { item }
+        | JobError::TokenUnknown { item, .. }
+        | JobError::Tokenizer { item }
+        | JobError::NotFinite { item } => Some(*item),
+        JobError::OutOfMemory { .. } | JobError::Cancelled => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_protocol::ChunkBytes;
+
+    const JOB: JobId = JobId(7);
+
+    fn slots() -> Slots {
+        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 });
+        assert_eq!(slots.occupy(JOB, 2), 0);
+        slots
+    }
+
+    fn chunk(slot: u32, sequence: u32, bytes: usize) -> FromWorker {
+        FromWorker::Chunk { slot, sequence, data: ChunkBytes(vec![1; bytes]) }
+    }
+
+    fn done(slot: u32) -> FromWorker {
+        FromWorker::Done { slot, tokens: 6, truncated: 0, compute_us: 5, peak_bytes: 9 }
+    }
+
+    #[test]
+    fn a_job_ends_with_all_of_its_output_and_its_slot_is_free_again() {
+        let mut slots = slots();
+        assert_eq!(slots.take(chunk(0, 0, 10)), Ok(Effect::Progress));
+        assert_eq!(slots.take(chunk(0, 1, 6)), Ok(Effect::Progress));
+        let step = FromWorker::Step { busy_us: 3, tokens: vec![(0, 6)] };
+        assert_eq!(slots.take(step), Ok(Effect::Step { busy_us: 3, tokens: vec![(JOB, 6)] }));
+        let end = End::Done { data: vec![1; 16], tokens: 6, truncated: 0, compute_us: 5, peak_bytes: 9 };
+        assert_eq!(slots.take(done(0)), Ok(Effect::End { job: JOB, end }));
+        assert_eq!(slots.take(done(0)), Err(Illegal::SlotFree));
+    }
+
+    #[test]
+    fn every_other_message_is_illegal() {
+        let failed = |item| FromWorker::Failed { slot: 0, error: JobError::InputEmpty { item } };
+        let ready = FromWorker::Ready {
+            dimensions: 2, bytes_per_token: 1, used_bytes: 1, max_tokens: 8, vocabulary: 100 };
+        let cases = [
+            (chunk(1, 0, 4), Illegal::SlotFree),
+            (chunk(0, 1, 4), Illegal::ChunkOrder),
+            (chunk(0, 0, 0), Illegal::ChunkLength),
+            (chunk(0, 0, CHUNK_BYTES_MAX + 1), Illegal::ChunkLength),
+            (chunk(0, 0, 17), Illegal::OutputLength),
+            (done(0), Illegal::OutputLength),
+            (done(3), Illegal::SlotFree),
+            (failed(2), Illegal::Count),
+            (FromWorker::Step { busy_us: 1, tokens: vec![(1, 1)] }, Illegal::SlotFree),
+            (FromWorker::Step { busy_us: 1, tokens: vec![(0, 1), (0, 1)] }, Illegal::SlotTwice),
+            (FromWorker::Step { busy_us: 1, tokens: vec![(0, 17)] }, Illegal::Count),
+            (FromWorker::Hello { digest: String::new() }, Illegal::State),
+            (ready, Illegal::State),
+        ];
+        for (message, expected) in cases {
+            let text = format!("{message:?}");
+            assert_eq!(slots().take(message), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn more_tokens_than_the_job_can_have_are_illegal() {
+        let mut slots = slots();
+        slots.take(chunk(0, 0, 16)).unwrap();
+        let message = FromWorker::Done { slot: 0, tokens: 17, truncated: 0, compute_us: 1, peak_bytes: 1 };
+        assert_eq!(slots.take(message), Err(Illegal::Count));
+    }
+}
