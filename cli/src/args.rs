@@ -1,7 +1,12 @@
 //! The command line.
 
+use crate::commands::bench::BenchArgs;
+use crate::commands::client::ClientArgs;
 use crate::commands::init::InitArgs;
+use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
+use crate::commands::serve::ServeArgs;
+use crate::commands::status::StatusArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -53,4 +58,14 @@ pub enum Command {
     Init(InitArgs),
     /// Add, list, verify and sign models
     Model(ModelArgs),
+    /// Add and list clients
+    Client(ClientArgs),
+    /// Add, list and revoke API keys
+    Key(KeyArgs),
+    /// Start the server in the foreground
+    Serve(ServeArgs),
+    /// Show the server's health, models, workers, memory leases and sandbox
+    Status(StatusArgs),
+    /// Measure a running server
+    Bench(BenchArgs),
 }

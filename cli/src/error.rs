@@ -135,6 +135,9 @@ impl CliError {
             Self::Usage { advice, .. } | Self::Verification { advice, .. } | Self::Failed { advice, .. } => {
                 advice.clone()
             }
+            Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "this socket is for another user: ask as the one who runs the server".to_owned()
+            }
             Self::Unreachable { .. } => "start the server: ringfence serve".to_owned(),
             Self::Refused { retry_after_ms: Some(wait), .. } => format!("try again in {wait} ms"),
             Self::Refused { retry_after_ms: None, .. } => String::new(),

@@ -3,9 +3,12 @@
 //! A library beside the executable, so that the demonstration and the tests can use its HTTP client.
 
 pub mod args;
+pub mod bench;
+pub mod clock;
 pub mod commands;
 pub mod error;
 pub mod home;
+pub mod http;
 pub mod operator;
 pub mod output;
 

@@ -1,12 +1,19 @@
 //! What each command does.
 
+pub mod bench;
+pub mod client;
 pub mod init;
+pub mod key;
 pub mod model;
+pub mod serve;
+pub mod status;
 
 use crate::args::Command;
 use crate::error::CliError;
 use crate::home::Home;
 use crate::output::Output;
+use serde_json::Value;
+use std::time::Duration;
 
 /// Runs one command.
 ///
@@ -16,5 +23,77 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
     match command {
         Command::Init(args) => init::run(args, home, output),
         Command::Model(args) => model::run(args, home, output),
+        Command::Client(args) => client::run(args, home, output),
+        Command::Key(args) => key::run(args, home, output),
+        Command::Serve(args) => serve::run(args, home),
+        Command::Status(args) => status::run(args, home, output),
+        Command::Bench(args) => bench::run(args, home, output),
+    }
+}
+
+/// A field of the server's answer as text; `-` where it is missing, so that a newer server can still be read.
+fn text(object: &Value, field: &str) -> String {
+    match &object[field] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
+    }
+}
+
+/// The list in the answer's field `list`, one row each.
+fn rows(answer: &Value, list: &str, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+    answer[list].as_array().into_iter().flatten().map(row).collect()
+}
+
+/// A number and a unit, as on the command line.
+fn time(text: &str) -> Result<Duration, &'static str> {
+    const WRONG: &str = "give a number and a unit: s, m, h or d";
+    let unit = text.chars().last().ok_or(WRONG)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        _ => return Err(WRONG),
+    };
+    let count: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| WRONG)?;
+    let total = count.checked_mul(seconds).ok_or(WRONG)?;
+    if total == 0 { Err("give more than nothing") } else { Ok(Duration::from_secs(total)) }
+}
+
+/// The server's grammar of client names: they become part of a path here.
+fn client_name(text: &str) -> Result<String, &'static str> {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let legal = |byte: u8| alphanumeric(byte) || b"._-".contains(&byte);
+    let first = text.bytes().next().is_some_and(alphanumeric);
+    if first && text.len() <= 64 && text.bytes().all(legal) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 64 of a-z 0-9 . _ -, beginning with a letter or digit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_and_a_unit() {
+        let check = |text, seconds| assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        check("90s", 90);
+        check("15m", 900);
+        check("12h", 43_200);
+        check("30d", 2_592_000);
+        for wrong in ["", "30", "d", "-1d", "1.5h", "1w", "0s", "1ä", "18446744073709551615d"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_client_name_can_not_leave_its_folder() {
+        for name in ["", ".", "..", "a/b", "-a", "A", &"a".repeat(65)] {
+            assert!(client_name(name).is_err(), "{name}");
+        }
+        assert_eq!(client_name("notes.app-2"), Ok("notes.app-2".to_owned()));
     }
 }

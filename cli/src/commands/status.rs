@@ -1,0 +1,205 @@
+//! `ringfence status`: what the server says about itself, its models and its workers.
+
+use super::{rows, text};
+use crate::error::CliError;
+use crate::home::Home;
+use crate::http::{Address, Ask, ask_once};
+use crate::output::{Output, Style, bytes, table};
+use clap::Args;
+use hyper::Method;
+use serde_json::Value;
+
+/// Show the server's health, models, workers, memory leases and sandbox
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  ringfence status
+  ringfence status --json | jq '.workers[].tier'
+
+What the server could not tell is shown as `-`.")]
+pub struct StatusArgs {}
+
+/// Runs it.
+///
+/// # Errors
+/// Those of [`ask_once`].
+pub fn run(_args: StatusArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let admin = Address::Unix(home.admin_socket());
+    let status = ask_once(&admin, &Ask::plain(Method::GET, "/status"))?;
+    output.answer(&status, |style| page(&status, style))
+}
+
+/// The status for people.
+pub fn page(status: &Value, style: Style) -> String {
+    [
+        summary(status, style),
+        devices(status, style),
+        models(status, style),
+        workers(status, style),
+        sandbox(&status["sandbox"], style),
+    ]
+    .join("\n\n")
+}
+
+fn summary(status: &Value, style: Style) -> String {
+    let host = &status["host"];
+    let lines = [
+        format!(
+            "{} {}  pid {}  run {}  up {}  identity {}",
+            style.bold("server"),
+            text(status, "version"),
+            text(status, "pid"),
+            text(status, "run_id"),
+            status["uptime_s"].as_u64().map_or("-".to_owned(), duration),
+            text(status, "identity"),
+        ),
+        format!("{}   {}  listens on {}", style.bold("home"), text(status, "home"), text(status, "listen")),
+        format!("{} {}", style.bold("health"), health(&status["health"], style)),
+        format!(
+            "{}   {} of {} available, load {}, {} cores",
+            style.bold("host"),
+            size(host, "memory_available_bytes"),
+            size(host, "memory_total_bytes"),
+            text(host, "load_1m"),
+            text(host, "cores"),
+        ),
+    ];
+    lines.join("\n")
+}
+
+fn health(health: &Value, style: Style) -> String {
+    let word = text(health, "status");
+    if word == "ok" || word == "pass" { style.green(&word) } else { style.red(&word) }
+}
+
+fn devices(status: &Value, style: Style) -> String {
+    let row = |device: &Value| {
+        vec![text(device, "name"), size(device, "promised_bytes"), size(device, "budget_bytes")]
+    };
+    table(style, &["DEVICE", "PROMISED", "BUDGET"], &rows(status, "devices", row))
+}
+
+fn models(status: &Value, style: Style) -> String {
+    let row = |model: &Value| {
+        let digest: String = text(model, "digest").chars().take(19).collect();
+        vec![
+            text(model, "name"),
+            text(model, "state"),
+            text(model, "queued"),
+            text(model, "running"),
+            text(model, "signer"),
+            digest,
+        ]
+    };
+    let rows = rows(status, "models", row);
+    if rows.is_empty() {
+        return "no models; add one: ringfence model add minilm".to_owned();
+    }
+    table(style, &["MODEL", "STATE", "QUEUED", "RUNNING", "SIGNER", "DIGEST"], &rows)
+}
+
+fn workers(status: &Value, style: Style) -> String {
+    const HEADING: [&str; 11] =
+        ["WORKER", "PID", "MODEL", "STATE", "DEVICE", "LEASE", "USED", "PEAK", "RSS", "TIER", "JOBS"];
+    let row = |worker: &Value| {
+        let plain = |field| text(worker, field);
+        let size = |field| size(worker, field);
+        let [id, pid, model, state, device] = ["id", "pid", "model", "state", "device"].map(plain);
+        let [lease, used, peak, rss] = ["lease_bytes", "used_bytes", "peak_bytes", "rss_bytes"].map(size);
+        vec![id, pid, model, state, device, lease, used, peak, rss, plain("tier"), plain("running")]
+    };
+    let rows = rows(status, "workers", row);
+    if rows.is_empty() {
+        return "no workers; a model's first job starts one".to_owned();
+    }
+    let layers = status["workers"].as_array().into_iter().flatten().map(|worker| layers_of(worker, style));
+    [table(style, &HEADING, &rows), layers.collect::<Vec<_>>().join("\n")].join("\n")
+}
+
+fn layers_of(worker: &Value, style: Style) -> String {
+    let ready = worker["ready_after_ms"].as_u64().map_or("-".to_owned(), |time| format!("{time} ms"));
+    let start = if worker["cold"].as_bool() == Some(true) { "cold" } else { "from the held memfd" };
+    let setup =
+        worker["sandbox_setup_us"].as_f64().map_or("-".to_owned(), |time| format!("{:.1} ms", time / 1e3));
+    let line = format!(
+        "  worker {}: layers {}; ready after {ready} ({start}), sandbox set-up {setup}",
+        text(worker, "id"),
+        names(&worker["layers"]),
+    );
+    style.dim(&line)
+}
+
+fn sandbox(sandbox: &Value, style: Style) -> String {
+    let missing = names(&sandbox["missing"]);
+    let missing = if missing == "none" { style.green(&missing) } else { style.red(&missing) };
+    format!(
+        "{} layers {}; landlock ABI {}; probes {}\n  missing floors: {missing}",
+        style.bold("sandbox"),
+        names(&sandbox["layers"]),
+        text(sandbox, "landlock_abi"),
+        text(sandbox, "probes"),
+    )
+}
+
+/// A list of names; an entry may also be an object with a `name`.
+fn names(list: &Value) -> String {
+    let name = |entry: &Value| match entry {
+        Value::Object(_) => text(entry, "name"),
+        Value::String(name) => name.clone(),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) => other.to_string(),
+    };
+    match list.as_array().map(|entries| entries.iter().map(name).collect::<Vec<_>>()) {
+        None => "-".to_owned(),
+        Some(names) if names.is_empty() => "none".to_owned(),
+        Some(names) => names.join(", "),
+    }
+}
+
+fn size(object: &Value, field: &str) -> String {
+    object[field].as_u64().map_or("-".to_owned(), bytes)
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_worker_is_shown_with_its_lease_tier_and_layers() {
+        let status = json!({
+            "version": "0.1.0", "pid": 7, "uptime_s": 3_700, "health": {"status": "ok"},
+            "models": [{"name": "minilm", "state": "loaded", "queued": 0, "running": 1}],
+            "workers": [{"id": 1, "pid": 8, "model": "minilm", "tier": "kernel", "lease_bytes": 1 << 30,
+                         "layers": ["namespaces", "seccomp"], "ready_after_ms": 310, "sandbox_setup_us": 4_200}],
+            "sandbox": {"layers": ["landlock"], "landlock_abi": 6, "missing": [{"name": "cgroup"}]},
+        });
+        let page = page(&status, Style::plain());
+        for expected in [
+            "up 1 h 1 min",
+            "health ok",
+            "minilm  loaded",
+            "1.0 GiB",
+            "kernel",
+            "layers namespaces, seccomp; ready after 310 ms (from the held memfd), sandbox set-up 4.2 ms",
+            "missing floors: cgroup",
+        ] {
+            assert!(page.contains(expected), "{expected:?} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_status_without_anything_in_it_is_still_a_page() {
+        let page = page(&json!({}), Style::plain());
+        assert!(page.contains("no workers") && page.contains("missing floors: -"), "{page}");
+    }
+}
