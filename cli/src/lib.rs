@@ -11,6 +11,7 @@ pub mod home;
 pub mod http;
 pub mod operator;
 pub mod output;
+pub mod passages;
 
 use args::Cli;
 use clap::Parser;

@@ -1,0 +1,231 @@
+//! The programs, run as a person would run them: each command is printed before it runs.
+
+use ringfence_cli::clock;
+use ringfence_cli::error::CliError;
+use ringfence_cli::home::Home;
+use ringfence_cli::http::ApiKey;
+use rustix::process::{Pid, Signal};
+use serde::Deserialize;
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+/// The client of the demonstration.
+pub(crate) const CLIENT: &str = "demo";
+
+/// How long the server may take to start, the probes of its sandbox included.
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long the server may take to drain and end.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often we look whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Lines of the log that are shown after a failure.
+const LOG_LINES: usize = 20;
+
+/// An error of this demonstration's own.
+pub(crate) fn failed(subject: &str, what: impl Into<String>) -> CliError {
+    let source = what.into().into();
+    CliError::Failed { subject: subject.to_owned(), code: "demo_failed", source, advice: String::new() }
+}
+
+/// The built programs.
+pub(crate) struct Programs {
+    ringfence: PathBuf,
+    /// Started as root, the server is to become this user.
+    user: Option<&'static str>,
+}
+
+impl Programs {
+    /// Looks in the folder above this example's own: `target/release` for `target/release/examples/demo`.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where one of them is missing.
+    pub(crate) fn find() -> Result<Self, CliError> {
+        let own = env::current_exe().map_err(|source| CliError::io("own executable", source))?;
+        let folder = own.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        for name in ["ringfence", "ringfence-server", "ringfence-worker"] {
+            if !folder.join(name).is_file() {
+                let what =
+                    format!("not in {}; build it: cargo build --release --workspace", folder.display());
+                return Err(failed(name, what));
+            }
+        }
+        let user = rustix::process::geteuid().is_root().then_some("nobody");
+        Ok(Self { ringfence: folder.join("ringfence"), user })
+    }
+
+    /// `ringfence init`.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where the command fails; so for the others.
+    pub(crate) fn init(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
+        let mut command = self.command(home, &["init"]);
+        command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
+        self.as_user(&mut command);
+        run(command).map(drop)
+    }
+
+    /// `ringfence model add minilm`, with the download kept in the repository's `.cache`.
+    pub(crate) fn add_model(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
+        let mut command = self.command(home, &["model", "add", "minilm", "--cache", ".cache"]);
+        command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
+        run(command).map(drop)
+    }
+
+    /// `ringfence client add`.
+    pub(crate) fn add_client(&self, home: &Home) -> Result<(), CliError> {
+        run(self.command(home, &["client", "add", CLIENT])).map(drop)
+    }
+
+    /// `ringfence key add`; the key itself is not shown.
+    pub(crate) fn add_key(&self, home: &Home) -> Result<ApiKey, CliError> {
+        let mut command = self.command(home, &["key", "add", CLIENT]);
+        command.stdout(Stdio::piped());
+        run(command).map(|key| ApiKey::new(&key))
+    }
+
+    /// `ringfence serve`, ready to be asked.
+    pub(crate) fn serve(&self, home: &Home, folder: &Path) -> Result<RunningServer, CliError> {
+        let (ready_file, log) = (home.path().join("ready.json"), folder.join("server.log"));
+        let mut command = self.command(home, &["serve", "--listen", "127.0.0.1:0"]);
+        command.arg("--ready-file").arg(&ready_file);
+        self.as_user(&mut command);
+        show(&command);
+        let file =
+            fs::File::create(&log).map_err(|source| CliError::io(log.display().to_string(), source))?;
+        let other = file.try_clone().map_err(|source| CliError::io(log.display().to_string(), source))?;
+        let child = command.stdin(Stdio::null()).stdout(other).stderr(file).spawn();
+        let child = child.map_err(|source| CliError::io("ringfence serve", source))?;
+        RunningServer { child, log, url: String::new() }.when_ready(&ready_file)
+    }
+
+    fn command(&self, home: &Home, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.ringfence);
+        command.args(arguments).arg("--home").arg(home.path());
+        command
+    }
+
+    fn as_user(&self, command: &mut Command) {
+        if let Some(user) = self.user {
+            command.args(["--user", user]);
+        }
+    }
+}
+
+/// A random passphrase in a file that only we can read.
+///
+/// # Errors
+/// [`CliError::Failed`].
+pub(crate) fn write_passphrase(folder: &Path) -> Result<PathBuf, CliError> {
+    let path = folder.join("passphrase");
+    let write = || {
+        let mut random = [0; 24];
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(text.as_bytes())
+    };
+    write().map_err(|source| CliError::io(path.display().to_string(), source))?;
+    Ok(path)
+}
+
+/// Shows a command as it would be typed.
+fn show(command: &Command) {
+    let arguments = command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>();
+    println!("\n$ ringfence {}", arguments.join(" "));
+}
+
+/// Runs a command; gives its standard output where that is piped.
+fn run(mut command: Command) -> Result<String, CliError> {
+    show(&command);
+    let name = command.get_args().take(2).map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
+    let io = |source| CliError::io(format!("ringfence {name}"), source);
+    let mut child = command.stdin(Stdio::null()).spawn().map_err(io)?;
+    let mut printed = String::new();
+    if let Some(stdout) = &mut child.stdout {
+        stdout.read_to_string(&mut printed).map_err(io)?;
+    }
+    let status = child.wait().map_err(io)?;
+    if status.success() {
+        Ok(printed)
+    } else {
+        Err(failed(&format!("ringfence {name}"), format!("ended with {status}")))
+    }
+}
+
+/// The server; ended when dropped.
+pub(crate) struct RunningServer {
+    child: Child,
+    log: PathBuf,
+    /// Of its loopback listener.
+    pub(crate) url: String,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    url: String,
+}
+
+impl RunningServer {
+    fn when_ready(mut self, ready_file: &Path) -> Result<Self, CliError> {
+        let until = clock::now() + START_WAIT_MAX;
+        while clock::now() < until {
+            // The file is moved to its place when it is whole.
+            if let Ok(text) = fs::read(ready_file) {
+                let ready: Ready = serde_json::from_slice(&text)
+                    .map_err(|error| failed(&ready_file.display().to_string(), error.to_string()))?;
+                self.url = ready.url;
+                return Ok(self);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(failed("ringfence serve", format!("ended with {status}:\n{}", self.log_tail())));
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        Err(failed("ringfence serve", format!("is not ready in time:\n{}", self.log_tail())))
+    }
+
+    /// The last lines that the server wrote.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// SIGTERM; the server drains and ends.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where it does not end in time, or not with success.
+    pub(crate) fn stop(mut self) -> Result<(), CliError> {
+        println!("\n$ kill -TERM {}", self.child.id());
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM).map_err(|source| CliError::io("kill", source))?;
+        let until = clock::now() + STOP_WAIT_MAX;
+        while clock::now() < until {
+            match self.child.try_wait().map_err(|source| CliError::io("ringfence serve", source))? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => {
+                    let what = format!("ended with {status}:\n{}", self.log_tail());
+                    return Err(failed("ringfence serve", what));
+                }
+                None => thread::sleep(LOOK_EVERY),
+            }
+        }
+        Err(failed("ringfence serve", format!("does not end after SIGTERM:\n{}", self.log_tail())))
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        // Already ended is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

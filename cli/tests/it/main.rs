@@ -1,0 +1,8 @@
+//! The command as people and scripts meet it, against a stand-in for the server.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod command_line;
+mod connection;
+mod load;
+mod server;
