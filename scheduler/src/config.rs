@@ -1,0 +1,147 @@
+//! What operators set, checked once on the way in.
+
+use std::time::Duration;
+
+/// The most models known at a time.
+pub const MODELS_MAX: usize = 1024;
+
+/// The most jobs at a time in one worker.
+pub const CONCURRENCY_MAX: u16 = 256;
+
+/// The most workers of one model.
+pub const WORKERS_MAX: u16 = 64;
+
+/// The largest bound of a queue, in jobs.
+pub const QUEUE_MAX: u32 = 1_000_000;
+
+/// The longest of the configured times.
+pub const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// The machine's budgets and the bounds of all queues together; see [`ConfigValues`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config(ConfigValues);
+
+/// What [`Config::new`] checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigValues {
+    /// The devices that workers run on.
+    pub devices: Devices,
+    /// Sum of all loaded packages in bytes: the sealed memfds, once a model.
+    pub host_budget_bytes: u64,
+    /// Jobs that wait in all.
+    pub queue_total_max: u32,
+    /// Jobs of one client that wait.
+    pub queue_per_client_max: u32,
+}
+
+/// The devices that workers run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// The CPU and the memory that its workers may allocate.
+    pub cpu: DeviceConfig,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Sum of all leases in bytes.
+    pub budget_bytes: u64,
+    /// The most threads that one worker gets.
+    pub cores: u16,
+}
+
+/// What one model may take; see [`ModelValues`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelConfig(ModelValues);
+
+/// What [`ModelConfig::new`] checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelValues {
+    /// What one worker may allocate on its device, in bytes.
+    pub lease_bytes: u64,
+    /// Host memory of the package's sealed memfds in bytes, counted once however many workers share it.
+    pub package_bytes: u64,
+    /// Workers at a time.
+    pub workers_max: u16,
+    /// Jobs at a time in one worker.
+    pub concurrency: u16,
+    /// Jobs that wait for this model.
+    pub queue_max: u32,
+    /// Device time of one job.
+    pub timeout: Duration,
+    /// How long one step may last before its worker is killed.
+    pub step_limit: Duration,
+    /// How long a worker may take from its spawn until it is ready.
+    pub load_limit: Duration,
+    /// A worker without a job for this long is stopped; `None` keeps it until its memory is needed.
+    pub idle_unload: Option<Duration>,
+    /// Compute threads of a worker; at most the device's cores are used.
+    pub threads: u16,
+    /// Keep one worker ready without being asked. Its memory is given to another model's jobs only if nothing else is.
+    pub keep_loaded: bool,
+}
+
+/// A value that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}; it must be from {least} to {most}")]
+pub struct ConfigError {
+    /// Name of the field; times are in microseconds.
+    pub field: &'static str,
+    /// What it is.
+    pub value: u64,
+    /// Inclusive.
+    pub least: u64,
+    /// Inclusive.
+    pub most: u64,
+}
+
+impl Config {
+    /// Checks each value.
+    pub fn new(values: ConfigValues) -> Result<Self, ConfigError> {
+        let queue_max = u64::from(QUEUE_MAX);
+        within("devices.cpu.budget_bytes", values.devices.cpu.budget_bytes, 1, BYTES_MAX)?;
+        within("devices.cpu.cores", u64::from(values.devices.cpu.cores), 1, u64::from(u16::MAX))?;
+        within("host_budget_bytes", values.host_budget_bytes, 1, BYTES_MAX)?;
+        within("queue_total_max", u64::from(values.queue_total_max), 1, queue_max)?;
+        within("queue_per_client_max", u64::from(values.queue_per_client_max), 1, queue_max)?;
+        Ok(Self(values))
+    }
+
+    /// The checked values.
+    pub fn values(&self) -> &ConfigValues {
+        &self.0
+    }
+}
+
+impl ModelConfig {
+    /// Checks each value.
+    pub fn new(values: ModelValues) -> Result<Self, ConfigError> {
+        within("lease_bytes", values.lease_bytes, 1, BYTES_MAX)?;
+        within("package_bytes", values.package_bytes, 0, BYTES_MAX)?;
+        within("workers_max", u64::from(values.workers_max), 1, u64::from(WORKERS_MAX))?;
+        within("concurrency", u64::from(values.concurrency), 1, u64::from(CONCURRENCY_MAX))?;
+        within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
+        within("threads", u64::from(values.threads), 1, u64::from(u16::MAX))?;
+        within_time("timeout", values.timeout)?;
+        within_time("step_limit", values.step_limit)?;
+        within_time("load_limit", values.load_limit)?;
+        values.idle_unload.map_or(Ok(()), |idle| within_time("idle_unload", idle))?;
+        Ok(Self(values))
+    }
+
+    /// The checked values.
+    pub fn values(&self) -> &ModelValues {
+        &self.0
+    }
+}
+
+/// Sums of as many of these as there can be workers don't overflow.
+const BYTES_MAX: u64 = 1 << 44;
+
+fn within(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) { Ok(()) } else { Err(ConfigError { field, value, least, most }) }
+}
+
+fn within_time(field: &'static str, value: Duration) -> Result<(), ConfigError> {
+    within(field, crate::ids::micros(value), 1, crate::ids::micros(TIME_MAX))
+}

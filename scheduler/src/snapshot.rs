@@ -1,0 +1,97 @@
+//! The scheduler's state as plain data, for status pages and metrics.
+
+use crate::action::BrokenCause;
+use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
+use std::time::Duration;
+
+/// Everything at one moment; lists are ordered by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Known models.
+    pub models: Vec<ModelSnapshot>,
+    /// Workers whose memory is promised.
+    pub workers: Vec<WorkerSnapshot>,
+    /// Clients with a job here.
+    pub clients: Vec<ClientSnapshot>,
+    /// Leases.
+    pub cpu: BudgetSnapshot,
+    /// Packages.
+    pub host: BudgetSnapshot,
+    /// Jobs that wait in all.
+    pub waiting: u32,
+    /// New jobs are refused because the server is about to end.
+    pub draining: bool,
+}
+
+/// One model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSnapshot {
+    /// Which.
+    pub model: ModelId,
+    /// Jobs that wait for it.
+    pub waiting: u32,
+    /// Jobs in its workers.
+    pub running: u32,
+    /// Its workers that are ready for jobs.
+    pub ready: u32,
+    /// Why it does not run.
+    pub broken: Option<BrokenCause>,
+    /// Average device time of a recent job; `None` until one has ended.
+    pub job_time: Option<Duration>,
+    /// Average time of a recent load; `None` until one has ended.
+    pub load_time: Option<Duration>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSnapshot {
+    /// Which.
+    pub worker: WorkerId,
+    /// What it runs.
+    pub model: ModelId,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Promised to it, in bytes.
+    pub lease_bytes: u64,
+    /// Jobs in its slots whose clients wait.
+    pub jobs: Vec<JobId>,
+    /// Slots of ended jobs that it has not given back yet.
+    pub stale: u32,
+    /// When it was last heard of.
+    pub heard: Time,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Starting and loading.
+    Loading,
+    /// Ready for jobs.
+    Ready,
+    /// Finishing its jobs, then to be stopped.
+    Retiring,
+    /// Told to stop, or exiting because it could not load.
+    Stopping,
+    /// Killed, its death not yet confirmed.
+    Killed,
+}
+
+/// One client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientSnapshot {
+    /// Which.
+    pub client: ClientId,
+    /// Its jobs that wait.
+    pub waiting: u32,
+    /// Its jobs in workers.
+    pub running: u32,
+}
+
+/// One budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetSnapshot {
+    /// In bytes.
+    pub budget_bytes: u64,
+    /// Of these, promised.
+    pub promised_bytes: u64,
+}
