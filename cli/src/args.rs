@@ -37,7 +37,8 @@ Exit codes:
   4  no server answered
   5  the server refused (4xx or 5xx)
 
-Errors go to standard error as text, or with --json to standard output as {\"error\":{\"code\",\"message\"}}.";
+Errors go to standard error as text; with --json to standard output, as
+{\"error\":{\"code\",\"message\",\"advice\"}}.";
 
 /// Options of every command.
 #[derive(Args, Debug)]

@@ -116,7 +116,8 @@ impl Output {
     /// The error that ends the program.
     pub fn error(&self, error: &CliError) {
         if self.json {
-            let body = json!({"error": {"code": error.code(), "message": error.to_string()}});
+            let (code, message) = (error.code(), error.to_string());
+            let body = json!({"error": {"code": code, "message": message, "advice": error.advice()}});
             // Nobody is left to tell when standard output has gone.
             let _ = self.line(&body.to_string());
             return;

@@ -160,12 +160,14 @@ fn show_status(home: &Home, output: &Output) -> Result<(), CliError> {
     let workers = answer["workers"].as_array().map_or(&[] as &[Value], Vec::as_slice);
     let worker = workers.first().ok_or_else(|| programs::failed("status", "no worker is left"))?;
     let size = |field: &str| worker[field].as_u64().map_or("-".to_owned(), bytes);
+    let count = |list: &Value| list.as_array().map_or(0, Vec::len);
     println!(
-        "\nthe worker has a lease of {} (tier {}), of which it used at most {}; it is behind {} layers",
+        "\nthe worker's lease is {} (tier {}), of which it used at most {}; it is behind {} layers; {} probes passed",
         size("lease_bytes"),
         worker["tier"].as_str().unwrap_or("-"),
         size("peak_bytes"),
-        worker["layers"].as_array().map_or(0, Vec::len),
+        count(&worker["layers"]),
+        count(&answer["sandbox"]["probes"]),
     );
     Ok(())
 }

@@ -10,14 +10,18 @@ use std::thread;
 
 /// The JSON that `--json` prints, as shown by `--help`.
 pub const SCHEMA: &str = "\
-With --json, times in milliseconds:
-  {\"bench\":\"embed\", \"model\", \"target\", \"batch\", \"tokens\" (wanted), \"tokens_per_input\" (the server's count),
-   \"runs\":[{\"mode\":\"closed\"|\"open\", \"connections\", \"rate\"|null, \"machine\":{\"cores\",\"load_1m\",\"load_5m\"},
-     \"answered\", \"errors\":{CODE:COUNT}, \"elapsed_s\", \"requests_per_s\", \"inputs_per_s\", \"tokens_per_s\",
-     \"latency_ms\":{\"p50\",\"p90\",\"p99\",\"max\"},
-     \"server_ms\":{\"total\",\"queue\",\"worker\",\"compute\"} each as latency_ms, or null without the server's stamps,
-     \"overhead_ms\":{\"total_minus_worker\",\"total_minus_compute\"} each as latency_ms, or null,
-     \"schedule\":{\"overflow\" (due, not sent), \"lag_ms\" as latency_ms} in the open loop, else null}]}";
+JSON of --json, times in milliseconds, Q = {\"p50\",\"p90\",\"p99\",\"max\"}:
+  {\"bench\":\"embed\", \"model\", \"target\", \"batch\",
+   \"tokens\" (wanted), \"tokens_per_input\" (the server's count),
+   \"runs\":[{
+     \"mode\":\"closed\"|\"open\", \"connections\", \"rate\"|null,
+     \"machine\":{\"cores\",\"load_1m\",\"load_5m\"},
+     \"answered\", \"errors\":{CODE:COUNT}, \"elapsed_s\",
+     \"requests_per_s\", \"inputs_per_s\", \"tokens_per_s\", \"latency_ms\":Q,
+     \"server_ms\":{\"total\":Q,\"queue\":Q,\"worker\":Q,\"compute\":Q}|null,
+     \"overhead_ms\":{\"total_minus_worker\":Q,\"total_minus_compute\":Q}|null,
+     \"schedule\":{\"overflow\" (due, not sent), \"lag_ms\":Q}|null}]}
+server_ms and overhead_ms come from the server's own stamps, schedule from the open loop.";
 
 /// The whole report.
 #[derive(Debug, Serialize)]

@@ -177,7 +177,7 @@ async fn try_out(plan: &Plan, batch: u32) -> Result<f64, CliError> {
     }
 }
 
-/// An error of the warm-up is the command's: nothing has been measured yet.
+/// Requests that are not counted; what they are refused for, the run is refused for as well.
 async fn warm_up(plan: &Plan, requests: u64) -> Result<(), CliError> {
     let plan = Plan { pace: Pace::Closed, until: Until::Requests(requests), ..plan.clone() };
     load::run(plan, Arc::default()).await.map(drop)

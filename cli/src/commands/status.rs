@@ -69,7 +69,7 @@ fn summary(status: &Value, style: Style) -> String {
 
 fn health(health: &Value, style: Style) -> String {
     let word = text(health, "status");
-    if word == "ok" || word == "pass" { style.green(&word) } else { style.red(&word) }
+    if word == "ok" { style.green(&word) } else { style.red(&word) }
 }
 
 fn devices(status: &Value, style: Style) -> String {
@@ -117,42 +117,57 @@ fn workers(status: &Value, style: Style) -> String {
 }
 
 fn layers_of(worker: &Value, style: Style) -> String {
-    let ready = worker["ready_after_ms"].as_u64().map_or("-".to_owned(), |time| format!("{time} ms"));
     let start = if worker["cold"].as_bool() == Some(true) { "cold" } else { "from the held memfd" };
-    let setup =
-        worker["sandbox_setup_us"].as_f64().map_or("-".to_owned(), |time| format!("{:.1} ms", time / 1e3));
     let line = format!(
-        "  worker {}: layers {}; ready after {ready} ({start}), sandbox set-up {setup}",
+        "  worker {}: layers {}; ready after {} ({start}), of which sandbox {}, warm-up {}",
         text(worker, "id"),
         names(&worker["layers"]),
+        millis(&worker["ready_after_ms"], 1.0),
+        millis(&worker["sandbox_setup_us"], 1e3),
+        millis(&worker["warm_up_us"], 1e3),
     );
     style.dim(&line)
 }
 
-fn sandbox(sandbox: &Value, style: Style) -> String {
-    let missing = names(&sandbox["missing"]);
-    let missing = if missing == "none" { style.green(&missing) } else { style.red(&missing) };
-    format!(
-        "{} layers {}; landlock ABI {}; probes {}\n  missing floors: {missing}",
-        style.bold("sandbox"),
-        names(&sandbox["layers"]),
-        text(sandbox, "landlock_abi"),
-        text(sandbox, "probes"),
-    )
+/// A time given in units of which `per_milli` are a millisecond.
+fn millis(time: &Value, per_milli: f64) -> String {
+    time.as_f64().map_or("-".to_owned(), |time| format!("{:.1} ms", time / per_milli))
 }
 
-/// A list of names; an entry may also be an object with a `name`.
+fn sandbox(sandbox: &Value, style: Style) -> String {
+    let probes = sandbox["probes"].as_array().map_or(0, Vec::len);
+    let lines = [
+        format!(
+            "{} layers {}; landlock ABI {}",
+            style.bold("sandbox"),
+            names(&sandbox["layers"]),
+            text(sandbox, "landlock_abi")
+        ),
+        format!("  forbidden acts tried at the start and stopped: {probes} ({})", names(&sandbox["probes"])),
+        format!("  floors that this kernel lacks: {}", missing(&sandbox["missing"], style)),
+    ];
+    lines.join("\n")
+}
+
+/// Each with what compensates for it, on a line of its own.
+fn missing(floors: &Value, style: Style) -> String {
+    match floors.as_array() {
+        None => "-".to_owned(),
+        Some(floors) if floors.is_empty() => style.green("none"),
+        Some(floors) => floors.iter().map(|floor| format!("\n    {}", style.red(&name(floor)))).collect(),
+    }
+}
+
 fn names(list: &Value) -> String {
-    let name = |entry: &Value| match entry {
-        Value::Object(_) => text(entry, "name"),
-        Value::String(name) => name.clone(),
-        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) => other.to_string(),
-    };
     match list.as_array().map(|entries| entries.iter().map(name).collect::<Vec<_>>()) {
         None => "-".to_owned(),
         Some(names) if names.is_empty() => "none".to_owned(),
         Some(names) => names.join(", "),
     }
+}
+
+fn name(entry: &Value) -> String {
+    entry.as_str().map_or_else(|| entry.to_string(), str::to_owned)
 }
 
 fn size(object: &Value, field: &str) -> String {
@@ -180,8 +195,9 @@ mod tests {
             "version": "0.1.0", "pid": 7, "uptime_s": 3_700, "health": {"status": "ok"},
             "models": [{"name": "minilm", "state": "loaded", "queued": 0, "running": 1}],
             "workers": [{"id": 1, "pid": 8, "model": "minilm", "tier": "kernel", "lease_bytes": 1 << 30,
-                         "layers": ["namespaces", "seccomp"], "ready_after_ms": 310, "sandbox_setup_us": 4_200}],
-            "sandbox": {"layers": ["landlock"], "landlock_abi": 6, "missing": [{"name": "cgroup"}]},
+                         "layers": ["namespaces", "seccomp"], "ready_after_ms": 310.25, "sandbox_setup_us": 4_200}],
+            "sandbox": {"layers": ["landlock"], "landlock_abi": 6, "missing": ["cgroup: RLIMIT_DATA"],
+                        "probes": ["open", "connect"]},
         });
         let page = page(&status, Style::plain());
         for expected in [
@@ -190,8 +206,9 @@ mod tests {
             "minilm  loaded",
             "1.0 GiB",
             "kernel",
-            "layers namespaces, seccomp; ready after 310 ms (from the held memfd), sandbox set-up 4.2 ms",
-            "missing floors: cgroup",
+            "layers namespaces, seccomp; ready after 310.2 ms (from the held memfd), of which sandbox 4.2 ms, warm-up -",
+            "lacks: \n    cgroup: RLIMIT_DATA",
+            "stopped: 2 (open, connect)",
         ] {
             assert!(page.contains(expected), "{expected:?} is not in\n{page}");
         }
@@ -200,6 +217,6 @@ mod tests {
     #[test]
     fn a_status_without_anything_in_it_is_still_a_page() {
         let page = page(&json!({}), Style::plain());
-        assert!(page.contains("no workers") && page.contains("missing floors: -"), "{page}");
+        assert!(page.contains("no workers") && page.contains("kernel lacks: -"), "{page}");
     }
 }
