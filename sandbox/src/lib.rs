@@ -1,1 +1,33 @@
-//! To be written.
+//! Sandbox policies as data, `spawn` and `enter`, maps of sealed memfds, the counting allocator: the unsafe corner.
+//!
+//! ```text
+//! server (one thread that never ends)        program
+//!   preflight()                                 main:
+//!   spawn(SpawnRequest) ──────────────────────>   enter(&policy)   every layer up to Landlock; goes on as pid 2
+//!   child.pidfd, status_page                      ... builds its pools, warms up ...
+//!   process_facts(pid)                            entered.seal()   the system call filter, on every thread
+//!   probe results: judge(act, exit)               ... only now receives what strangers filled ...
+//! ```
+#![allow(unsafe_code, reason = "system calls, shared memory and the global allocator; each use under SAFETY")]
+
+mod allocator;
+mod enter;
+mod policy;
+mod preflight;
+mod probe;
+mod process_facts;
+mod sealed_file;
+mod spawn;
+mod status_page;
+mod user;
+
+pub use allocator::{CountingAllocator, check_headroom, clear_denial, keep_freed_memory};
+pub use enter::{EnterError, Entered, Layer, Missing, Sealed, enter};
+pub use policy::{Policy, PolicyError, PolicyFault};
+pub use preflight::{Host, PreflightError, preflight};
+pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};
+pub use process_facts::{ProcessFacts, ProcessFactsError, Unsealed, process_facts};
+pub use sealed_file::{Map, SealedFile, SealedFileError};
+pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, spawn};
+pub use status_page::{Denial, Status, StatusPage};
+pub use user::{DropError, drop_to_user, raise_nofile};
