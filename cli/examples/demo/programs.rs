@@ -135,10 +135,11 @@ pub(crate) fn write_passphrase(folder: &Path) -> Result<PathBuf, CliError> {
     Ok(path)
 }
 
-/// Shows a command as it would be typed.
+/// Shows a command as it would be typed here.
 fn show(command: &Command) {
-    let arguments = command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>();
-    println!("\n$ ringfence {}", arguments.join(" "));
+    let here = env::current_dir().map(|here| format!("{}/", here.display())).unwrap_or_default();
+    let arguments = command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
+    println!("\n$ ringfence {}", if here.is_empty() { arguments } else { arguments.replace(&here, "") });
 }
 
 /// Runs a command; gives its standard output where that is piped.

@@ -127,6 +127,12 @@ impl Report {
         self.runs.iter().map(|run| run.answered).sum()
     }
 
+    /// Errors by code, of all runs.
+    pub fn errors(&self) -> String {
+        let errors = self.runs.iter().flat_map(|run| &run.errors);
+        errors.map(|(code, count)| format!("{count} {code}")).collect::<Vec<_>>().join(", ")
+    }
+
     /// For people.
     pub fn page(&self, style: Style) -> String {
         let heading = format!(

@@ -49,7 +49,7 @@ Examples:
   ringfence bench embed --rate 50 --duration 30s
   ringfence bench embed --url http://127.0.0.1:8080 --key-file notes.key --requests 1000 --json
 
-Exit code 1 where no request was answered; errors beside answers are in the report.
+Exit code 1 and no report where no request was answered; errors beside answers are in it.
 
 {SCHEMA}"
     )
@@ -100,16 +100,19 @@ struct EmbedArgs {
 pub fn run(args: BenchArgs, home: &Home, output: &Output) -> Result<(), CliError> {
     let BenchCommand::Embed(args) = args.command;
     let report = http::runtime()?.block_on(embed(&args, address(&args, home)?, output))?;
-    output.answer(&report, |style| report.page(style))?;
-    if report.answered() > 0 {
-        return Ok(());
+    if report.answered() == 0 {
+        return Err(nothing_answered(&report));
     }
-    Err(CliError::Failed {
-        subject: report.model,
+    output.answer(&report, |style| report.page(style))
+}
+
+fn nothing_answered(report: &Report) -> CliError {
+    CliError::Failed {
+        subject: report.model.clone(),
         code: "nothing_answered",
-        source: "no request was answered".into(),
-        advice: "look at the errors in the report and at: ringfence status".to_owned(),
-    })
+        source: format!("no request was answered: {}", report.errors()).into(),
+        advice: "look at: ringfence status".to_owned(),
+    }
 }
 
 fn address(args: &EmbedArgs, home: &Home) -> Result<Address, CliError> {

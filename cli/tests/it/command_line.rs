@@ -259,3 +259,17 @@ fn a_bench_does_not_measure_answers_that_are_not_embeddings() {
     let output = ringfence(home.path(), &["bench", "embed", "--batch", "2"]);
     assert_eq!((output.status.code(), server.asked().len()), (Some(1), 1), "{}", stderr(&output));
 }
+
+#[test]
+fn a_bench_that_only_measured_refusals_fails_with_their_codes() {
+    let home = tempfile::tempdir().unwrap();
+    let body = json!({"data": [{"embedding": ""}], "usage": {"prompt_tokens": 16}});
+    let refusal = Reply::json(429, &json!({"error": {"code": "queue_full", "message": "full"}}));
+    let _server = Server::on_socket(&home.path().join("run/api.sock"), Reply::json(200, &body).then(refusal));
+    let options = ["--batch", "1", "--requests", "5", "--connections", "1", "--json"];
+    let output = ringfence(home.path(), &[["bench", "embed"].as_slice(), &options].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let body: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(body["error"]["code"], "nothing_answered");
+    assert_eq!(body["error"]["message"], "minilm: no request was answered: 5 queue_full");
+}

@@ -18,23 +18,34 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 
-/// What it answers to every request.
+/// What it answers to every request, or to the first one if there is another for the rest.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
     pub(crate) delay: Duration,
+    pub(crate) then: Option<Box<Reply>>,
 }
 
 impl Reply {
     pub(crate) fn json(status: u16, body: &Value) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_string().into_bytes(), delay: Duration::ZERO }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.to_string().into_bytes(),
+            delay: Duration::ZERO,
+            then: None,
+        }
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
+    }
+
+    pub(crate) fn then(self, rest: Self) -> Self {
+        Self { then: Some(Box::new(rest)), ..self }
     }
 
     pub(crate) fn after(self, delay: Duration) -> Self {
@@ -60,6 +71,17 @@ struct State {
     reply: Reply,
     asked: Mutex<Vec<Asked>>,
     connections: AtomicU64,
+}
+
+impl State {
+    fn reply_to(&self, asked: Asked) -> &Reply {
+        let mut all = self.asked.lock().unwrap();
+        all.push(asked);
+        match &self.reply.then {
+            Some(rest) if all.len() > 1 => rest,
+            Some(_) | None => &self.reply,
+        }
+    }
 }
 
 impl Server {
@@ -122,15 +144,16 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<State>) {
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    state.asked.lock().unwrap().push(Asked {
+    let asked = Asked {
         line: format!("{} {}", head.method, head.uri),
         headers: head.headers,
         body: serde_json::from_slice(&body).unwrap_or_default(),
-    });
-    tokio::time::sleep(state.reply.delay).await;
-    let mut response = Response::new(Full::new(Bytes::from(state.reply.body.clone())));
-    *response.status_mut() = state.reply.status.try_into().unwrap();
-    for (name, value) in &state.reply.headers {
+    };
+    let reply = state.reply_to(asked);
+    tokio::time::sleep(reply.delay).await;
+    let mut response = Response::new(Full::new(Bytes::from(reply.body.clone())));
+    *response.status_mut() = reply.status.try_into().unwrap();
+    for (name, value) in &reply.headers {
         response.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
     }
     Ok(response)
