@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-/// The most models known at a time.
-pub const MODELS_MAX: usize = 1024;
-
 /// The most jobs at a time in one worker.
 pub const CONCURRENCY_MAX: u16 = 256;
 

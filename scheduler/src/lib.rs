@@ -5,25 +5,37 @@
 //! | --- | --- |
 //! | `admit` | whether a job is taken |
 //! | `order` | which job runs next |
-//! | `place` | which worker runs it, which are started, and which make room |
+//! | `place` | which worker runs it, and which are started |
 //! | `stop` | what happens when a time has passed |
+//! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
 
 mod action;
+mod admit;
 mod config;
+mod death;
 mod event;
 mod explain;
 mod ids;
-mod scheduler;
+mod order;
+mod place;
+mod room;
+#[cfg(test)]
+mod sim;
 mod snapshot;
+mod state;
+mod step;
+mod stop;
+#[cfg(test)]
+mod tests;
 
 pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, Refusal};
 pub use config::{
-    CONCURRENCY_MAX, Config, ConfigError, ConfigValues, DeviceConfig, Devices, MODELS_MAX, ModelConfig,
-    ModelValues, QUEUE_MAX, TIME_MAX, WORKERS_MAX,
+    CONCURRENCY_MAX, Config, ConfigError, ConfigValues, DeviceConfig, Devices, ModelConfig, ModelValues,
+    QUEUE_MAX, TIME_MAX, WORKERS_MAX,
 };
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{DECISIONS_MAX, Decision, Rule};
 pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};
-pub use scheduler::Scheduler;
 pub use snapshot::{BudgetSnapshot, ClientSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState};
+pub use state::Scheduler;

@@ -2,6 +2,7 @@
 
 use crate::action::BrokenCause;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
+use crate::state::{Client, Ledger, Model, Phase, Scheduler, Worker};
 use std::time::Duration;
 
 /// Everything at one moment; lists are ordered by id.
@@ -94,4 +95,59 @@ pub struct BudgetSnapshot {
     pub budget_bytes: u64,
     /// Of these, promised.
     pub promised_bytes: u64,
+}
+
+impl Scheduler {
+    /// The state as plain data.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            models: self.models.iter().map(|(id, model)| self.model_snapshot(*id, model)).collect(),
+            workers: self.workers.iter().map(|(id, worker)| worker_snapshot(*id, worker)).collect(),
+            clients: self.clients.iter().map(|(id, client)| client_snapshot(*id, *client)).collect(),
+            cpu: budget_snapshot(self.cpu),
+            host: budget_snapshot(self.host),
+            waiting: self.waiting,
+            draining: self.draining,
+        }
+    }
+
+    fn model_snapshot(&self, id: ModelId, model: &Model) -> ModelSnapshot {
+        let workers = || model.workers.iter().map(|worker| &self.workers[worker]);
+        ModelSnapshot {
+            model: id,
+            waiting: model.queue.len() as u32,
+            running: workers().map(|worker| worker.live().count() as u32).sum(),
+            ready: workers().filter(|worker| worker.phase == Phase::Ready).count() as u32,
+            broken: self.broken(model).map(|(cause, _)| cause),
+            job_time: model.job_time.duration(),
+            load_time: model.load_time.duration(),
+        }
+    }
+}
+
+fn worker_snapshot(id: WorkerId, worker: &Worker) -> WorkerSnapshot {
+    let jobs: Vec<JobId> = worker.live().collect();
+    WorkerSnapshot {
+        worker: id,
+        model: worker.model,
+        state: match worker.phase {
+            Phase::Loading => WorkerState::Loading,
+            Phase::Ready => WorkerState::Ready,
+            Phase::Retiring { .. } => WorkerState::Retiring,
+            Phase::Stopping { .. } => WorkerState::Stopping,
+            Phase::Killed { .. } => WorkerState::Killed,
+        },
+        lease_bytes: worker.lease_bytes,
+        stale: (worker.slots.len() - jobs.len()) as u32,
+        jobs,
+        heard: worker.heard,
+    }
+}
+
+fn client_snapshot(id: ClientId, client: Client) -> ClientSnapshot {
+    ClientSnapshot { client: id, waiting: client.waiting, running: client.running }
+}
+
+fn budget_snapshot(ledger: Ledger) -> BudgetSnapshot {
+    BudgetSnapshot { budget_bytes: ledger.budget, promised_bytes: ledger.promised }
 }

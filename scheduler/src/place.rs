@@ -1,0 +1,231 @@
+//! Which worker runs a job, which workers are started, and which packages stay in memory.
+
+use crate::action::{Action, Outcome};
+use crate::admit::fits_lease;
+use crate::config::ModelValues;
+use crate::explain::Rule;
+use crate::ids::{JobId, ModelId, Time, WorkerId};
+use crate::state::{Model, Package, Phase, Scheduler, Worker};
+use std::collections::BTreeMap;
+
+/// Why a model needs a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    /// It has none.
+    First,
+    /// Those that it has are full.
+    Another,
+}
+
+impl Scheduler {
+    /// Does everything that is possible now.
+    pub(crate) fn place(&mut self) {
+        self.run_waiting();
+        self.stop_retired();
+        self.drop_packages();
+        self.forget_removed();
+        self.room_wake = None;
+        if self.spawn_waited_for() {
+            self.spawn_kept_loaded();
+        }
+    }
+
+    fn run_waiting(&mut self) {
+        let waiting: Vec<ModelId> =
+            self.models.iter().filter(|(_, model)| !model.queue.is_empty()).map(|(id, _)| *id).collect();
+        for model in waiting {
+            while self.run_next(model) {}
+        }
+    }
+
+    /// Handles the first job of a queue; false if it has to wait.
+    fn run_next(&mut self, id: ModelId) -> bool {
+        let model = &self.models[&id];
+        let Some(next) = Self::next_job(model) else { return false };
+        let job = &self.jobs[&next];
+        if let Err(refusal) = fits_lease(model, job.tokens_bound) {
+            self.end(next, Outcome::Refused(refusal), Rule::Admission);
+            return true;
+        }
+        let Some(worker) = self.free_worker(model, job.deaths > 0) else { return false };
+        self.run(next, worker);
+        true
+    }
+
+    fn run(&mut self, id: JobId, worker: WorkerId) {
+        let job = self.jobs.remove(&id).expect("a waiting job is known");
+        let rule = if job.replays > 0 { Rule::Replay } else { Rule::Arrival };
+        self.dequeue(&job, id);
+        self.jobs.insert(id, job);
+        self.start(id, worker, rule);
+    }
+
+    /// The ready worker with the most free slots.
+    fn free_worker(&self, model: &Model, alone: bool) -> Option<WorkerId> {
+        let free = self.active(model).filter(|(_, worker)| has_room(worker, &model.config, alone));
+        free.min_by_key(|(id, worker)| (worker.slots.len(), *id)).map(|(id, _)| id)
+    }
+
+    fn stop_retired(&mut self) {
+        let leaving: Vec<(WorkerId, Rule)> =
+            self.workers.iter().filter_map(|(id, worker)| Some((*id, self.leaves_by(worker)?))).collect();
+        for (worker, rule) in leaving {
+            self.stop(worker, rule);
+        }
+    }
+
+    /// The rule by which a worker is stopped now.
+    fn leaves_by(&self, worker: &Worker) -> Option<Rule> {
+        if !worker.slots.is_empty() {
+            return None;
+        }
+        match worker.phase {
+            Phase::Retiring { rule } => Some(rule),
+            Phase::Loading | Phase::Ready => {
+                let unused = self.draining && self.models[&worker.model].queue.is_empty();
+                unused.then_some(Rule::Draining)
+            }
+            Phase::Stopping { .. } | Phase::Killed { .. } => None,
+        }
+    }
+
+    /// Gives back the memory of packages that nobody has and nobody will need soon.
+    fn drop_packages(&mut self) {
+        let unused: Vec<ModelId> =
+            self.models.iter().filter(|(_, model)| self.package_unused(model)).map(|(id, _)| *id).collect();
+        for model in unused {
+            self.drop_package(model, Rule::IdleUnload);
+        }
+    }
+
+    fn package_unused(&self, model: &Model) -> bool {
+        let Some(package) = model.package else { return false };
+        let kept = model.keep_package_until(package).is_some_and(|until| self.now < until);
+        model.workers.is_empty() && (package.stale || !(kept || self.needed(model)))
+    }
+
+    /// A worker of this model will be wanted without another event.
+    fn needed(&self, model: &Model) -> bool {
+        model.waited_for().is_some() || self.to_keep_loaded(model)
+    }
+
+    fn to_keep_loaded(&self, model: &Model) -> bool {
+        model.config.keep_loaded && !model.unloaded && !model.removed && !self.draining
+    }
+
+    pub(crate) fn drop_package(&mut self, id: ModelId, rule: Rule) {
+        let model = self.models.get_mut(&id).expect("packages belong to known models");
+        assert!(model.workers.is_empty(), "a package stays while a worker may have it");
+        let package = model.package.take().expect("there is a package to drop");
+        self.host.release(package.bytes);
+        self.emit(Action::DropPackage { model: id }, rule);
+    }
+
+    fn forget_removed(&mut self) {
+        self.models.retain(|_, model| !model.removed || !model.workers.is_empty() || model.package.is_some());
+    }
+
+    /// Starts workers in order of arrival. False if one has to wait for room: then nobody overtakes it to what is
+    /// free already, or a large model would wait for ever.
+    fn spawn_waited_for(&mut self) -> bool {
+        for model in self.waited_for() {
+            match self.demand(&self.models[&model]) {
+                None => {}
+                Some(Demand::First) => {
+                    if !self.make_room(model) {
+                        return false;
+                    }
+                    self.spawn(model, Rule::Demand);
+                }
+                Some(Demand::Another) => self.spawn_into_free_room(model, Rule::Demand),
+            }
+        }
+        true
+    }
+
+    fn spawn_kept_loaded(&mut self) {
+        let ids: Vec<ModelId> = self.models.keys().copied().collect();
+        for id in ids {
+            let model = &self.models[&id];
+            if self.to_keep_loaded(model) && self.demand(model) == Some(Demand::First) {
+                self.spawn_into_free_room(id, Rule::KeepLoaded);
+            }
+        }
+    }
+
+    fn spawn_into_free_room(&mut self, model: ModelId, rule: Rule) {
+        if self.missing(&self.models[&model]).is_nothing() {
+            self.spawn(model, rule);
+        }
+    }
+
+    fn demand(&self, model: &Model) -> Option<Demand> {
+        let cannot =
+            model.removed || model.package_refused || self.now < model.not_before || model.package_stale();
+        if cannot || self.fits_budgets(&model.config).is_err() {
+            return None;
+        }
+        let active = self.active(model).count();
+        let loading = self.active(model).any(|(_, worker)| worker.phase == Phase::Loading);
+        match active {
+            0 => Some(Demand::First),
+            _ if loading || model.queue.is_empty() => None,
+            _ => (active < usize::from(model.config.workers_max)).then_some(Demand::Another),
+        }
+    }
+
+    pub(crate) fn threads(&self, values: &ModelValues) -> u16 {
+        values.threads.min(self.config.values().devices.cpu.cores)
+    }
+
+    fn spawn(&mut self, id: ModelId, rule: Rule) {
+        self.workers_spawned += 1;
+        let worker = WorkerId(self.workers_spawned);
+        let threads = self.threads(&self.models[&id].config);
+        let model = self.models.get_mut(&id).expect("only known models get workers");
+        let lease_bytes = model.config.lease_bytes;
+        self.cpu.promise(lease_bytes);
+        match &mut model.package {
+            Some(package) => package.kept = None,
+            None => {
+                let bytes = model.config.package_bytes;
+                self.host.promise(bytes);
+                model.package = Some(Package { bytes, stale: false, kept: None });
+            }
+        }
+        model.workers.insert(worker);
+        self.workers.insert(worker, new_worker(id, lease_bytes, threads, self.now));
+        self.emit(Action::Spawn { worker, model: id, lease_bytes, threads }, rule);
+    }
+}
+
+impl Model {
+    /// Until when the package of a model whose last worker died is kept for the next one.
+    pub(crate) fn keep_package_until(&self, package: Package) -> Option<Time> {
+        let never = Time(u64::MAX);
+        package.kept.map(|since| self.config.idle_unload.map_or(never, |idle| since + idle))
+    }
+}
+
+fn has_room(worker: &Worker, values: &ModelValues, alone: bool) -> bool {
+    let room = if alone {
+        worker.slots.is_empty()
+    } else {
+        worker.slots.len() < usize::from(values.concurrency) && worker.slots.values().all(|slot| !slot.alone)
+    };
+    worker.phase == Phase::Ready && room
+}
+
+fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Worker {
+    Worker {
+        model,
+        lease_bytes,
+        threads,
+        phase: Phase::Loading,
+        slots: BTreeMap::new(),
+        spawned: now,
+        ready: now,
+        heard: now,
+        idle_since: now,
+    }
+}

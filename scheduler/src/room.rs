@@ -1,0 +1,185 @@
+//! Who makes room for a model that is waited for: unused packages, then idle workers, then workers that have served
+//! for long enough, after their jobs. Memory counts as free only once it is back.
+
+use crate::explain::Rule;
+use crate::ids::{ModelId, Time, WorkerId};
+use crate::state::{Model, Phase, Scheduler, Worker, elapsed_us};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a model waits for room before busy workers are asked to yield.
+const YIELD_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a worker serves before it is asked to yield, at least; else this many times as long as its load took, so
+/// that models which take turns spend most of their time at work.
+const SERVE_MIN: Duration = Duration::from_secs(1);
+const SERVE_LOADS: u32 = 4;
+
+type WorkerSet = BTreeSet<WorkerId>;
+
+/// Bytes of both budgets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bytes {
+    cpu: u64,
+    host: u64,
+}
+
+impl Bytes {
+    pub(crate) fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    fn less(self, other: Self) -> Self {
+        Self { cpu: self.cpu.saturating_sub(other.cpu), host: self.host.saturating_sub(other.host) }
+    }
+}
+
+impl Scheduler {
+    /// Whether a first worker of this model can start now. If not, sees to it that it can later.
+    pub(crate) fn make_room(&mut self, id: ModelId) -> bool {
+        self.drop_idle_packages(id);
+        let missing = self.missing(&self.models[&id]);
+        if missing.is_nothing() {
+            return true;
+        }
+        let missing = missing.less(self.coming(id));
+        if missing.is_nothing() {
+            return false;
+        }
+        if let Some(victims) = self.victims(id, missing, Worker::is_idle) {
+            self.retire_all(&victims, Rule::Eviction);
+        } else {
+            self.ask_to_yield(id, missing);
+        }
+        false
+    }
+
+    fn ask_to_yield(&mut self, id: ModelId, missing: Bytes) {
+        let now = self.now;
+        let from = self.waiting_since(id) + YIELD_AFTER;
+        let victims =
+            self.victims(id, missing, |worker| worker.phase == Phase::Ready && self.may_yield(worker) <= now);
+        match victims {
+            Some(victims) if from <= now => self.retire_all(&victims, Rule::Yield),
+            Some(_) | None => self.room_wake = self.next_yield(id, from),
+        }
+    }
+
+    /// The next time at which asking others to yield can have another result.
+    fn next_yield(&self, id: ModelId, from: Time) -> Option<Time> {
+        let others =
+            self.workers.values().filter(|worker| worker.model != id && worker.phase == Phase::Ready);
+        let times = others.map(|worker| self.may_yield(worker)).chain([from]);
+        times.filter(|time| *time > self.now).min()
+    }
+
+    fn may_yield(&self, worker: &Worker) -> Time {
+        let load = Duration::from_micros(self.models[&worker.model].load_time.micros());
+        worker.ready + SERVE_MIN.max(load.saturating_mul(SERVE_LOADS))
+    }
+
+    fn waiting_since(&self, id: ModelId) -> Time {
+        let model = &self.models[&id];
+        let job = Self::next_job(model).map(|job| self.jobs[&job].submitted);
+        let operator = model.wanted.map(|(_, since)| since);
+        job.into_iter().chain(operator).min().unwrap_or(self.now)
+    }
+
+    fn retire_all(&mut self, victims: &WorkerSet, rule: Rule) {
+        for worker in victims {
+            self.retire(*worker, rule);
+        }
+    }
+
+    /// What a new worker of this model needs beyond what is free.
+    pub(crate) fn missing(&self, model: &Model) -> Bytes {
+        let package = if model.package.is_some() { 0 } else { model.config.package_bytes };
+        Bytes {
+            cpu: model.config.lease_bytes.saturating_sub(self.cpu.free()),
+            host: package.saturating_sub(self.host.free()),
+        }
+    }
+
+    /// What comes back without another decision.
+    fn coming(&self, id: ModelId) -> Bytes {
+        let leaving =
+            self.workers.iter().filter(|(_, worker)| !worker.is_active()).map(|(id, _)| *id).collect();
+        self.freed_by(&leaving, id)
+    }
+
+    /// What comes back when all of these workers are dead.
+    fn freed_by(&self, workers: &WorkerSet, except: ModelId) -> Bytes {
+        let cpu = workers.iter().map(|worker| self.workers[worker].lease_bytes).sum();
+        let unused = |model: &Model| {
+            !model.workers.is_empty()
+                && model
+                    .workers
+                    .iter()
+                    .all(|worker| workers.contains(worker) || !self.workers[worker].is_active())
+                && model.workers.iter().any(|worker| workers.contains(worker))
+        };
+        let packages = self.models.iter().filter(|(id, model)| **id != except && unused(model));
+        let host = packages.filter_map(|(_, model)| model.package).map(|package| package.bytes).sum();
+        Bytes { cpu, host }
+    }
+
+    /// The cheapest workers that would free as much as is missing, or none if all together would not.
+    fn victims(&self, id: ModelId, missing: Bytes, may: impl Fn(&Worker) -> bool) -> Option<WorkerSet> {
+        let mut candidates: Vec<(WorkerId, &Worker)> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.model != id && may(worker))
+            .map(|(id, worker)| (*id, worker))
+            .collect();
+        candidates.sort_by(|a, b| self.compare_victims(a.1, b.1).then(a.0.cmp(&b.0)));
+        let enough = |victims: &WorkerSet| missing.less(self.freed_by(victims, id)).is_nothing();
+        let mut victims = WorkerSet::new();
+        for (worker, _) in &candidates {
+            if enough(&victims) {
+                break;
+            }
+            victims.insert(*worker);
+        }
+        if !enough(&victims) {
+            return None;
+        }
+        // A large one that came last may have made smaller ones before it needless.
+        for (worker, _) in candidates.iter().rev() {
+            if victims.remove(worker) && !enough(&victims) {
+                victims.insert(*worker);
+            }
+        }
+        Some(victims)
+    }
+
+    /// First those that need not stay loaded, then the idle, then by idle time over the cost to reload.
+    fn compare_victims(&self, a: &Worker, b: &Worker) -> Ordering {
+        let keep = |worker: &Worker| self.models[&worker.model].config.keep_loaded;
+        let idle = |worker: &Worker| {
+            if worker.slots.is_empty() { elapsed_us(self.now, worker.idle_since) } else { 0 }
+        };
+        let cost = |worker: &Worker| u128::from(self.models[&worker.model].load_time.micros().max(1));
+        let (worth_a, worth_b) = (u128::from(idle(a)) * cost(b), u128::from(idle(b)) * cost(a));
+        let busy = |worker: &Worker| !worker.slots.is_empty();
+        keep(a)
+            .cmp(&keep(b))
+            .then(busy(a).cmp(&busy(b)))
+            .then(worth_b.cmp(&worth_a))
+            .then(a.ready.cmp(&b.ready))
+    }
+
+    /// Packages without a worker go as soon as another model lacks host memory.
+    fn drop_idle_packages(&mut self, id: ModelId) {
+        let unused = |(other, model): (&ModelId, &Model)| {
+            (*other != id && model.workers.is_empty() && model.package.is_some()).then_some(*other)
+        };
+        let packages: Vec<ModelId> = self.models.iter().filter_map(unused).collect();
+        for other in packages {
+            if self.missing(&self.models[&id]).host == 0 {
+                return;
+            }
+            self.drop_package(other, Rule::Eviction);
+        }
+    }
+}
