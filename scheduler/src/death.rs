@@ -5,7 +5,7 @@ use crate::action::{Failure, Outcome};
 use crate::event::{Exit, SpawnFault};
 use crate::explain::Rule;
 use crate::ids::{JobId, ModelId, WorkerId};
-use crate::state::{Blame, DEATHS_MAX, Phase, Scheduler, Worker};
+use crate::state::{Blame, DEATHS_MAX, Model, Phase, Scheduler, Worker};
 use std::time::Duration;
 
 /// Deaths of which a job may be suspected before it fails.
@@ -109,7 +109,7 @@ impl Scheduler {
         job.replays += 1;
         job.deaths += u32::from(blame != Blame::Others);
         match self.verdict(id, blame, alone) {
-            Some(failure) => self.end(id, Outcome::Failed(failure), Rule::Death),
+            Some(outcome) => self.end(id, outcome, Rule::Death),
             None => {
                 self.detach(id);
                 self.enqueue(id);
@@ -117,9 +117,17 @@ impl Scheduler {
         }
     }
 
-    fn verdict(&self, id: JobId, blame: Blame, alone: bool) -> Option<Failure> {
+    /// How it ends, or `None` if it waits again.
+    fn verdict(&self, id: JobId, blame: Blame, alone: bool) -> Option<Outcome> {
+        let model = &self.models[&self.jobs[&id].model];
+        if let Some(failure) = self.failure(id, model, blame, alone) {
+            return Some(Outcome::Failed(failure));
+        }
+        self.fits_budgets(&model.config).err().map(Outcome::Refused)
+    }
+
+    fn failure(&self, id: JobId, model: &Model, blame: Blame, alone: bool) -> Option<Failure> {
         let job = &self.jobs[&id];
-        let model = &self.models[&job.model];
         if blame == Blame::Memory && alone {
             return Some(Failure::OutOfMemory);
         }

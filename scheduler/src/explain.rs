@@ -80,7 +80,7 @@ impl Decisions {
         self.0.push_back(decision);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Decision> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Decision> {
         self.0.iter()
     }
 }

@@ -20,14 +20,10 @@ mod ids;
 mod order;
 mod place;
 mod room;
-#[cfg(test)]
-mod sim;
 mod snapshot;
 mod state;
 mod step;
 mod stop;
-#[cfg(test)]
-mod tests;
 
 pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, Refusal};
 pub use config::{
@@ -39,3 +35,4 @@ pub use explain::{DECISIONS_MAX, Decision, Rule};
 pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};
 pub use snapshot::{BudgetSnapshot, ClientSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState};
 pub use state::Scheduler;
+pub use stop::GRACE;

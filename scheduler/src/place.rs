@@ -100,7 +100,7 @@ impl Scheduler {
 
     fn package_unused(&self, model: &Model) -> bool {
         let Some(package) = model.package else { return false };
-        let kept = model.keep_package_until(package).is_some_and(|until| self.now < until);
+        let kept = !self.draining && model.keep_package_until(package).is_some_and(|until| self.now < until);
         model.workers.is_empty() && (package.stale || !(kept || self.needed(model)))
     }
 

@@ -24,7 +24,7 @@ impl Scheduler {
     }
 
     /// The last decisions, oldest first, at most [`crate::DECISIONS_MAX`].
-    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+    pub fn decisions(&self) -> impl DoubleEndedIterator<Item = &Decision> {
         self.decisions.iter()
     }
 
@@ -73,6 +73,7 @@ impl Scheduler {
             }
         }
         if let Err(refusal) = self.fits_budgets(&values) {
+            self.models.get_mut(&id).expect("it was there").wanted = None;
             self.end_waiting(id, &Outcome::Refused(refusal), Rule::Operator);
         }
     }

@@ -7,7 +7,7 @@ use crate::state::{Blame, Model, Phase, Scheduler, Slot, Worker};
 use std::time::Duration;
 
 /// What a worker gets beyond its model's step limit before it is killed: the way of a message to it and back.
-pub(crate) const GRACE: Duration = Duration::from_millis(100);
+pub const GRACE: Duration = Duration::from_millis(100);
 
 /// What becomes due for a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,0 +1,355 @@
+//! An independent account of what the scheduler was told and what it decided, and the promises that both must keep.
+
+use ringfence_scheduler::{
+    Action, ClientId, Config, Event, Exit, Failure, GRACE, JobEnd, JobId, KillReason, ModelId, ModelValues,
+    Outcome, Refusal, Snapshot, Submit, Time, WorkerId, WorkerState,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub(crate) struct Oracle {
+    config: Config,
+    now: Time,
+    models: BTreeMap<ModelId, ModelValues>,
+    /// Submitted and not ended.
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    ended: BTreeSet<JobId>,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    /// Packages in memory with their bytes.
+    packages: BTreeMap<ModelId, u64>,
+    arrivals: u64,
+    draining: bool,
+    pub(crate) shown: BTreeSet<String>,
+}
+
+pub(crate) struct Job {
+    submit: Submit,
+    arrival: u64,
+    /// Where it runs; `None` while it waits.
+    worker: Option<WorkerId>,
+    runs: u32,
+    /// Deaths of workers in which it ran and may be to blame.
+    deaths: u32,
+}
+
+pub(crate) struct Worker {
+    model: ModelId,
+    lease: u64,
+    spawned: Time,
+    ready: bool,
+    heard: Time,
+    /// By job, when it was cancelled.
+    slots: BTreeMap<JobId, Option<Time>>,
+    stopped: Option<Time>,
+    killed: Option<KillReason>,
+    suspect_inside: bool,
+}
+
+impl Oracle {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            config,
+            now: Time(0),
+            models: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            workers: BTreeMap::new(),
+            packages: BTreeMap::new(),
+            arrivals: 0,
+            draining: false,
+            shown: BTreeSet::new(),
+        }
+    }
+
+    /// Takes one step: what happened, what was decided, and the state after it.
+    pub(crate) fn check(&mut self, now: Time, event: &Event, actions: &[Action], after: &Snapshot) {
+        self.now = now;
+        let full = self.full(event);
+        self.take(event);
+        for action in actions {
+            self.follow(action);
+        }
+        self.check_admission(event, actions, full);
+        self.check_times();
+        self.check_snapshot(after);
+        self.check_work_conserved(after);
+    }
+
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::ModelAdded { model, config } | Event::ModelChanged { model, config } => {
+                self.models.insert(*model, config.values().clone());
+            }
+            Event::ModelRemoved { .. } => {}
+            Event::Submit(submit) => self.submitted(submit),
+            Event::SpawnFailed { worker, .. } => drop(self.workers.remove(worker)),
+            Event::WorkerReady { worker, .. } => self.heard(*worker, |worker| worker.ready = true),
+            Event::LoadFailed { worker } => {
+                let now = self.now;
+                if let Some(worker) = self.workers.get_mut(worker) {
+                    worker.stopped.get_or_insert(now);
+                }
+            }
+            Event::Used { worker, .. } => self.heard(*worker, |_| {}),
+            Event::JobEnded { worker, job, end } => self.job_ended(*worker, *job, *end),
+            Event::WorkerExited { worker, exit } => self.exited(*worker, *exit),
+            Event::Drain => self.draining = true,
+            Event::Cancel { .. } | Event::Load { .. } | Event::Unload { .. } | Event::Tick => {}
+        }
+    }
+
+    fn submitted(&mut self, submit: &Submit) {
+        self.arrivals += 1;
+        let job = Job { submit: submit.clone(), arrival: self.arrivals, worker: None, runs: 0, deaths: 0 };
+        assert!(self.jobs.insert(submit.job, job).is_none());
+    }
+
+    fn heard(&mut self, worker: WorkerId, change: impl FnOnce(&mut Worker)) {
+        let now = self.now;
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.heard = now;
+            change(worker);
+        }
+    }
+
+    fn job_ended(&mut self, worker: WorkerId, job: JobId, end: JobEnd) {
+        self.heard(worker, |worker| {
+            let lied = end == JobEnd::Cancelled && worker.slots.get(&job) == Some(&None);
+            if !lied {
+                worker.slots.remove(&job);
+                worker.suspect_inside &= !worker.slots.is_empty();
+            }
+        });
+    }
+
+    fn exited(&mut self, id: WorkerId, exit: Exit) {
+        let Some(worker) = self.workers.remove(&id) else { return };
+        let others = matches!(worker.killed, Some(KillReason::CancelIgnored));
+        for (job, cancelled) in &worker.slots {
+            let Some(job) = self.jobs.get_mut(job).filter(|_| cancelled.is_none()) else { continue };
+            job.worker = None;
+            job.deaths += u32::from(!others);
+        }
+        if exit == Exit::OutOfMemory && worker.slots.len() == 1 {
+            self.shown.insert("exit out of memory, alone".to_owned());
+        }
+    }
+
+    fn follow(&mut self, action: &Action) {
+        match action {
+            Action::Spawn { worker, model, lease_bytes, threads } => {
+                assert!(*threads <= self.config.values().devices.cpu.cores);
+                self.spawned(*worker, *model, *lease_bytes);
+            }
+            Action::Run { job, worker } => self.started(*job, *worker),
+            Action::CancelJob { job, worker } => self.cancelled(*job, *worker),
+            Action::End { job, outcome } => self.end(*job, outcome),
+            Action::Stop { worker } => self.stopped(*worker),
+            Action::Kill { worker, why } => self.killed(*worker, *why),
+            Action::DropPackage { model } => {
+                self.shown.insert("action drop_package".to_owned());
+                assert!(self.workers.values().all(|worker| worker.model != *model), "a worker may have it");
+                assert!(self.packages.remove(model).is_some(), "no such package is in memory");
+            }
+        }
+    }
+
+    fn spawned(&mut self, id: WorkerId, model: ModelId, lease: u64) {
+        self.shown.insert("action spawn".to_owned());
+        let values = &self.models[&model];
+        assert_eq!(lease, values.lease_bytes);
+        self.packages.entry(model).or_insert(values.package_bytes);
+        assert_eq!(self.packages[&model], values.package_bytes, "a new worker got the old package");
+        let worker = Worker {
+            model,
+            lease,
+            spawned: self.now,
+            ready: false,
+            heard: self.now,
+            slots: BTreeMap::new(),
+            stopped: None,
+            killed: None,
+            suspect_inside: false,
+        };
+        assert!(self.workers.insert(id, worker).is_none(), "a worker's number is used once");
+        let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
+        let packages: u64 = self.packages.values().sum();
+        assert!(leases <= self.config.values().devices.cpu.budget_bytes, "leases over budget");
+        assert!(packages <= self.config.values().host_budget_bytes, "packages over budget");
+    }
+
+    fn started(&mut self, id: JobId, to: WorkerId) {
+        self.shown.insert("action run".to_owned());
+        let job = self.jobs.get(&id).expect("an ended or unknown job was run");
+        let model = job.submit.model;
+        assert!(job.worker.is_none(), "a job runs in one place at a time");
+        let mut others = self.jobs.values().filter(|other| other.submit.model == model && other.waits());
+        assert!(others.all(|other| other.arrival >= job.arrival), "a job overtook another of its model");
+        let worker = self.workers.get_mut(&to).expect("a job was given to a dead worker");
+        assert_eq!(worker.model, model);
+        assert!(worker.ready && worker.stopped.is_none() && worker.killed.is_none());
+        assert!(worker.slots.len() < usize::from(self.models[&model].concurrency), "concurrency exceeded");
+        assert!(!worker.suspect_inside, "a suspect has company");
+        let alone = job.deaths > 0;
+        assert!(!(alone || job.submit.canary) || worker.slots.is_empty(), "it must run alone");
+        if worker.slots.is_empty() {
+            worker.heard = self.now;
+        }
+        worker.suspect_inside = alone;
+        worker.slots.insert(id, None);
+        let job = self.jobs.get_mut(&id).expect("it was there");
+        job.worker = Some(to);
+        job.runs += 1;
+    }
+
+    fn cancelled(&mut self, job: JobId, worker: WorkerId) {
+        self.shown.insert("action cancel".to_owned());
+        assert!(self.ended.contains(&job), "a slot was cancelled whose client still waits");
+        let worker = self.workers.get_mut(&worker).expect("a slot of a dead worker was cancelled");
+        let slot = worker.slots.get_mut(&job).expect("no such slot");
+        assert!(slot.is_some(), "the end of a job marks its slot");
+    }
+
+    fn end(&mut self, id: JobId, outcome: &Outcome) {
+        self.shown.insert(format!("end {}", outcome.code()));
+        let job = self.jobs.remove(&id).expect("a job ended twice, or never came");
+        assert!(self.ended.insert(id));
+        let slot = job.worker.and_then(|worker| self.workers.get_mut(&worker)?.slots.get_mut(&id));
+        if let Some(slot) = slot {
+            *slot = Some(self.now);
+        }
+        match outcome {
+            Outcome::Done => assert!(job.runs > 0),
+            Outcome::Refused(_) => assert!(job.worker.is_none(), "a job that ran was refused"),
+            Outcome::Failed(Failure::DeadlinePassed) => assert!(job.submit.deadline.unwrap() <= self.now),
+            Outcome::Failed(Failure::WorkerDied { suspect: true }) => assert!(job.deaths == 2),
+            Outcome::Failed(Failure::WorkerDied { suspect: false }) => {
+                assert!(job.submit.canary || job.runs > 4, "an innocent job was lost");
+            }
+            Outcome::Failed(_) => {}
+        }
+    }
+
+    fn stopped(&mut self, id: WorkerId) {
+        self.shown.insert("action stop".to_owned());
+        let now = self.now;
+        let worker = self.workers.get_mut(&id).expect("a dead worker was stopped");
+        assert!(worker.slots.is_empty(), "a worker with jobs was stopped");
+        assert!(worker.killed.is_none() && worker.stopped.replace(now).is_none(), "stopped twice");
+    }
+
+    fn killed(&mut self, id: WorkerId, why: KillReason) {
+        self.shown.insert(format!("kill {}", why.code()));
+        let worker = self.workers.get_mut(&id).expect("a dead worker was killed");
+        let values = &self.models[&worker.model];
+        let (now, step) = (self.now, values.step_limit + GRACE);
+        let justified = match why {
+            KillReason::StepLimit => !worker.slots.is_empty() && now >= worker.heard + step,
+            KillReason::LoadLimit => !worker.ready && now >= worker.spawned + values.load_limit,
+            KillReason::CancelIgnored => worker.slots.values().flatten().any(|since| now >= *since + step),
+            KillReason::StopIgnored => worker.stopped.is_some_and(|since| now >= since + step),
+            KillReason::Illegal => worker.slots.values().any(Option::is_none),
+        };
+        assert!(justified, "a worker was killed without the reason {why:?}");
+        assert!(worker.killed.replace(why).is_none(), "killed twice");
+    }
+
+    /// Which queues had no room for a job before the event.
+    fn full(&self, event: &Event) -> [bool; 3] {
+        let Event::Submit(submit) = event else { return [false; 3] };
+        let waiting =
+            |of: &dyn Fn(&Job) -> bool| self.jobs.values().filter(|job| job.waits() && of(job)).count();
+        let values = self.config.values();
+        let queue_max = self.models.get(&submit.model).map_or(0, |values| values.queue_max);
+        [
+            waiting(&|_| true) >= values.queue_total_max as usize,
+            waiting(&|job| job.submit.client == submit.client) >= values.queue_per_client_max as usize,
+            waiting(&|job| job.submit.model == submit.model) >= queue_max as usize,
+        ]
+    }
+
+    fn check_admission(&self, event: &Event, actions: &[Action], [total, client, model]: [bool; 3]) {
+        let Event::Submit(submit) = event else { return };
+        let refusal = actions.iter().find_map(|action| match action {
+            Action::End { job, outcome: Outcome::Refused(refusal) } if *job == submit.job => Some(refusal),
+            _ => None,
+        });
+        match refusal {
+            None => {
+                assert!(submit.canary || !(total || client || model), "a full queue took a job");
+                assert!(!self.draining, "a job was taken while draining");
+                assert!(self.models.contains_key(&submit.model));
+            }
+            Some(Refusal::QueueFullTotal { .. }) => assert!(total),
+            Some(Refusal::QueueFullClient { .. }) => assert!(client),
+            Some(Refusal::QueueFullModel { .. }) => assert!(model),
+            Some(Refusal::Draining) => assert!(self.draining),
+            Some(Refusal::NotIdle) => assert!(submit.canary),
+            Some(_) => {}
+        }
+    }
+
+    /// Every time limit was kept: the clock stands before each of them.
+    fn check_times(&self) {
+        for job in self.jobs.values() {
+            assert!(
+                job.submit.deadline.is_none_or(|deadline| self.now < deadline),
+                "a deadline passed unnoticed"
+            );
+        }
+        for worker in self.workers.values().filter(|worker| worker.killed.is_none()) {
+            let values = &self.models[&worker.model];
+            let step = values.step_limit + GRACE;
+            let before =
+                |since: Time, limit: Duration| assert!(self.now < since + limit, "a limit passed unnoticed");
+            if !worker.slots.is_empty() {
+                before(worker.heard, step);
+            }
+            worker.slots.values().flatten().for_each(|since| before(*since, step));
+            worker.stopped.into_iter().for_each(|since| before(since, step));
+            if !worker.ready && worker.stopped.is_none() {
+                before(worker.spawned, values.load_limit);
+            }
+        }
+    }
+
+    fn check_snapshot(&self, after: &Snapshot) {
+        let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
+        assert_eq!(after.cpu.promised_bytes, leases);
+        assert_eq!(after.host.promised_bytes, self.packages.values().sum::<u64>());
+        assert_eq!(after.waiting as usize, self.jobs.values().filter(|job| job.waits()).count());
+        assert_eq!(after.workers.len(), self.workers.len());
+        let mut clients: BTreeMap<ClientId, (u32, u32)> = BTreeMap::new();
+        for job in self.jobs.values() {
+            let (waiting, running) = clients.entry(job.submit.client).or_default();
+            *if job.waits() { waiting } else { running } += 1;
+        }
+        let stated: BTreeMap<_, _> =
+            after.clients.iter().map(|client| (client.client, (client.waiting, client.running))).collect();
+        assert_eq!(stated, clients);
+        assert_eq!(after.draining, self.draining);
+    }
+
+    /// No job waits while a worker that is ready for it has a free slot.
+    fn check_work_conserved(&self, after: &Snapshot) {
+        for worker in after.workers.iter().filter(|worker| worker.state == WorkerState::Ready) {
+            let own = &self.workers[&worker.worker];
+            let waiting = self.jobs.values().filter(|job| job.waits() && job.submit.model == worker.model);
+            let Some(first) = waiting.min_by_key(|job| job.arrival) else { continue };
+            let room = match first.deaths {
+                0 => {
+                    own.slots.len() < usize::from(self.models[&worker.model].concurrency)
+                        && !own.suspect_inside
+                }
+                _ => own.slots.is_empty(),
+            };
+            assert!(!room, "a job waits beside a free slot");
+        }
+    }
+}
+
+impl Job {
+    fn waits(&self) -> bool {
+        self.worker.is_none()
+    }
+}
