@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// The most clients with a folder.
-pub const CLIENTS_MAX: usize = 1_000;
+pub(crate) const CLIENTS_MAX: usize = 1_000;
 
 const FOLDER: &str = "clients";
 const UID_FILE: &str = "uid";
@@ -14,25 +14,25 @@ const UID_FILE: &str = "uid";
 /// A client's name: 1 to 64 of `a-z 0-9 . _ -`, beginning with a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ClientName(String);
+pub(crate) struct ClientName(String);
 
 /// A name that no client can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no client name: 1 to 64 of a-z 0-9 . _ -, beginning with a letter or digit, and not `system`")]
-pub struct ClientNameError(String);
+pub(crate) struct ClientNameError(String);
 
 /// A client that has a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Client {
+pub(crate) struct Client {
     /// Its name and its folder's.
-    pub name: ClientName,
+    pub(crate) name: ClientName,
     /// The uid that may reach the socket beside the server's own.
-    pub uid: Option<u32>,
+    pub(crate) uid: Option<u32>,
 }
 
 /// Why a client could not be added or read.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientsError {
+pub(crate) enum ClientsError {
     /// The folder.
     #[error(transparent)]
     Home(#[from] HomeError),
@@ -67,10 +67,10 @@ pub enum ClientsError {
 
 impl ClientName {
     /// The one client that no folder and no key can name: canaries are charged to it.
-    pub const SYSTEM: &'static str = "system";
+    pub(crate) const SYSTEM: &'static str = "system";
 
     /// Checks the grammar.
-    pub fn new(name: &str) -> Result<Self, ClientNameError> {
+    pub(crate) fn new(name: &str) -> Result<Self, ClientNameError> {
         let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
         let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if first && name.len() <= 64 && name.bytes().all(legal) && name != Self::SYSTEM {
@@ -81,7 +81,7 @@ impl ClientName {
     }
 
     /// As text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -106,7 +106,7 @@ impl std::fmt::Display for ClientName {
 }
 
 /// The clients of a home, by name.
-pub fn load(home: &Home) -> Result<Vec<Client>, ClientsError> {
+pub(crate) fn load(home: &Home) -> Result<Vec<Client>, ClientsError> {
     home.folder(FOLDER, 0o711)?;
     home.names(FOLDER)?.iter().map(|name| load_one(home, name)).collect()
 }
@@ -125,7 +125,7 @@ fn load_one(home: &Home, folder: &str) -> Result<Client, ClientsError> {
 }
 
 /// Makes a client's folder, reachable for nobody but the server's uid and, if given, `uid`.
-pub fn add(home: &Home, existing: usize, client: &Client) -> Result<(), ClientsError> {
+pub(crate) fn add(home: &Home, existing: usize, client: &Client) -> Result<(), ClientsError> {
     let name = client.name.as_str();
     if existing >= CLIENTS_MAX {
         return Err(ClientsError::Full);
@@ -145,17 +145,17 @@ pub fn add(home: &Home, existing: usize, client: &Client) -> Result<(), ClientsE
 }
 
 /// A client's folder, for its socket.
-pub fn folder(home: &Home, name: &ClientName) -> Result<OwnedFd, ClientsError> {
+pub(crate) fn folder(home: &Home, name: &ClientName) -> Result<OwnedFd, ClientsError> {
     Ok(home.existing_folder(&format!("{FOLDER}/{name}"))?)
 }
 
 /// Where a client finds its socket, for messages.
-pub fn socket_path(home: &Home, name: &ClientName) -> std::path::PathBuf {
+pub(crate) fn socket_path(home: &Home, name: &ClientName) -> std::path::PathBuf {
     home.path().join(FOLDER).join(name.as_str()).join("api.sock")
 }
 
 /// Removes the socket of a former server from a client's folder.
-pub fn clear_socket(home: &Home, folder: &OwnedFd) -> Result<(), ClientsError> {
+pub(crate) fn clear_socket(home: &Home, folder: &OwnedFd) -> Result<(), ClientsError> {
     Ok(home.remove(folder.as_fd(), "api.sock")?)
 }
 

@@ -8,22 +8,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 static START: OnceLock<Instant> = OnceLock::new();
 
 /// A stamp of the monotonic clock.
-pub fn instant() -> Instant {
+pub(crate) fn instant() -> Instant {
     Instant::now()
 }
 
 /// Time since the first call in this process, as the scheduler counts it.
-pub fn now() -> Time {
+pub(crate) fn now() -> Time {
     let start = *START.get_or_init(Instant::now);
     Time(u64::try_from(start.elapsed().as_micros()).expect("a process does not run for 584,000 years"))
 }
 
 /// When the scheduler's time will be `time`, for timers.
-pub fn at(time: Time) -> Instant {
+pub(crate) fn at(time: Time) -> Instant {
     *START.get_or_init(Instant::now) + Duration::from_micros(time.0)
 }
 
 /// Seconds since 1970 by the wall clock.
-pub fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

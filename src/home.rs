@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 /// The home folder, held open so that its path is needed no more after the start.
 #[derive(Debug)]
-pub struct Home {
+pub(crate) struct Home {
     directory: OwnedFd,
     path: PathBuf,
 }
 
 /// Why something in the home could not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum HomeError {
+pub(crate) enum HomeError {
     /// The folder itself.
     #[error("{path}: {source}; make it with `ringfence init --home {path}`")]
     Missing {
@@ -51,13 +51,13 @@ pub enum HomeError {
 
 /// Held for as long as the server runs.
 #[derive(Debug)]
-pub struct HomeLock(#[expect(dead_code, reason = "the lock lives as long as its descriptor")] OwnedFd);
+pub(crate) struct HomeLock(#[expect(dead_code, reason = "the lock lives as long as its descriptor")] OwnedFd);
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 impl Home {
     /// Opens the folder.
-    pub fn open(path: &Path) -> Result<Self, HomeError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, HomeError> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|source| HomeError::Missing { path: path.to_owned(), source })?;
@@ -65,12 +65,12 @@ impl Home {
     }
 
     /// Its path as the operator gave it, for messages and for clients.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Takes the lock that keeps a second server away.
-    pub fn lock(&self) -> Result<HomeLock, HomeError> {
+    pub(crate) fn lock(&self) -> Result<HomeLock, HomeError> {
         let name = "run/server.pid";
         let file = self.open_below(name, OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -85,7 +85,7 @@ impl Home {
     }
 
     /// Opens the folder `name`, made with `mode` if it is missing.
-    pub fn folder(&self, name: &str, mode: u32) -> Result<OwnedFd, HomeError> {
+    pub(crate) fn folder(&self, name: &str, mode: u32) -> Result<OwnedFd, HomeError> {
         let made = match mkdirat(&self.directory, name, Mode::from_raw_mode(mode)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
@@ -100,12 +100,12 @@ impl Home {
     }
 
     /// Opens a folder that must be there.
-    pub fn existing_folder(&self, name: &str) -> Result<OwnedFd, HomeError> {
+    pub(crate) fn existing_folder(&self, name: &str) -> Result<OwnedFd, HomeError> {
         self.open_below(name, DIRECTORY, Mode::empty())
     }
 
     /// Names in a folder, sorted.
-    pub fn names(&self, folder: &str) -> Result<Vec<String>, HomeError> {
+    pub(crate) fn names(&self, folder: &str) -> Result<Vec<String>, HomeError> {
         let descriptor = self.existing_folder(folder)?;
         let entries = rustix::fs::Dir::read_from(&descriptor).map_err(|error| self.failed(folder, error))?;
         let mut names = Vec::new();
@@ -123,7 +123,7 @@ impl Home {
     }
 
     /// The bytes of a file of at most `max` bytes; `None` if there is none.
-    pub fn read(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, HomeError> {
+    pub(crate) fn read(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, HomeError> {
         let file = match openat2(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
@@ -139,7 +139,7 @@ impl Home {
     }
 
     /// Replaces a file as one step: a temporary file, fsync, rename, fsync of the folder.
-    pub fn replace(&self, folder: &str, name: &str, bytes: &[u8], mode: u32) -> Result<(), HomeError> {
+    pub(crate) fn replace(&self, folder: &str, name: &str, bytes: &[u8], mode: u32) -> Result<(), HomeError> {
         let directory = self.existing_folder(folder)?;
         let temporary = format!(".{name}.new");
         let full = format!("{folder}/{name}");
@@ -157,7 +157,7 @@ impl Home {
     }
 
     /// Removes what a former server left under this name.
-    pub fn remove(&self, folder: BorrowedFd<'_>, name: &str) -> Result<(), HomeError> {
+    pub(crate) fn remove(&self, folder: BorrowedFd<'_>, name: &str) -> Result<(), HomeError> {
         match unlinkat(folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.failed(name, error)),
@@ -188,6 +188,6 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLI
 
 /// A path for calls that take only paths, such as `bind`: through the descriptor, so that neither the length of the
 /// home's path nor a folder above it that we may not search matters.
-pub fn path_below(folder: BorrowedFd<'_>, name: &str) -> PathBuf {
+pub(crate) fn path_below(folder: BorrowedFd<'_>, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
 }

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use utoipa::ToSchema;
 
 /// The most keys that a home holds, revoked ones included.
-pub const KEYS_MAX: usize = 10_000;
+pub(crate) const KEYS_MAX: usize = 10_000;
 
 const FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const FOLDER: &str = "keys";
@@ -22,7 +22,7 @@ const SECRET_BYTES: usize = 32;
 /// What a key opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Scope {
+pub(crate) enum Scope {
     /// The public routes, as its client.
     Infer,
     /// `GET /metrics` over TCP, nothing else.
@@ -32,33 +32,33 @@ pub enum Scope {
 /// A key as it is kept: everything but the key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct KeyRecord {
+pub(crate) struct KeyRecord {
     /// The part of the key that names it.
-    pub id: String,
+    pub(crate) id: String,
     /// Whom it stands for.
-    pub client: ClientName,
+    pub(crate) client: ClientName,
     /// What it opens.
-    pub scope: Scope,
+    pub(crate) scope: Scope,
     /// SHA-256 of the whole key, in hex.
     sha256: String,
     /// Unix seconds.
-    pub created_at: u64,
+    pub(crate) created_at: u64,
     /// Unix seconds; without it the key stays valid until it is revoked.
-    pub expires_at: Option<u64>,
+    pub(crate) expires_at: Option<u64>,
     /// Unix seconds.
-    pub revoked_at: Option<u64>,
+    pub(crate) revoked_at: Option<u64>,
 }
 
 /// All keys of a home.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Keys {
+pub(crate) struct Keys {
     keys: Vec<KeyRecord>,
 }
 
 /// Why a key is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyRefusal {
+pub(crate) enum KeyRefusal {
     /// Not one of ours, or not known here.
     #[error("the API key is not valid; `ringfence key add CLIENT` makes one")]
     Unknown,
@@ -72,7 +72,7 @@ pub enum KeyRefusal {
 
 /// Why the keys could not be read or changed.
 #[derive(Debug, thiserror::Error)]
-pub enum KeysError {
+pub(crate) enum KeysError {
     /// The file in the home.
     #[error(transparent)]
     Home(#[from] HomeError),
@@ -95,7 +95,7 @@ pub enum KeysError {
 
 impl Keys {
     /// Reads them; a home without keys has none.
-    pub fn load(home: &Home) -> Result<Self, KeysError> {
+    pub(crate) fn load(home: &Home) -> Result<Self, KeysError> {
         home.folder(FOLDER, 0o700)?;
         match home.read(&format!("{FOLDER}/{FILE}"), FILE_BYTES_MAX)? {
             Some(bytes) => Ok(serde_json::from_slice(&bytes)?),
@@ -104,12 +104,12 @@ impl Keys {
     }
 
     /// Every key, in order of making.
-    pub fn all(&self) -> &[KeyRecord] {
+    pub(crate) fn all(&self) -> &[KeyRecord] {
         &self.keys
     }
 
     /// Makes a key and returns it with its record; this is the only time that it is seen.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         home: &Home,
         client: ClientName,
@@ -134,7 +134,7 @@ impl Keys {
     }
 
     /// Revokes a key; doing it twice keeps the first time.
-    pub fn revoke(&mut self, home: &Home, id: &str, now: u64) -> Result<KeyRecord, KeysError> {
+    pub(crate) fn revoke(&mut self, home: &Home, id: &str, now: u64) -> Result<KeyRecord, KeysError> {
         let position = self.keys.iter().position(|key| key.id == id);
         let position = position.ok_or_else(|| KeysError::Missing { id: id.chars().take(64).collect() })?;
         let before = self.keys[position].revoked_at;
@@ -147,7 +147,7 @@ impl Keys {
     }
 
     /// Whom this key stands for.
-    pub fn check(&self, key: &str, now: u64) -> Result<(&ClientName, Scope), KeyRefusal> {
+    pub(crate) fn check(&self, key: &str, now: u64) -> Result<(&ClientName, Scope), KeyRefusal> {
         let id = key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
         let id = id.ok_or(KeyRefusal::Unknown)?;
         let record = self.keys.iter().find(|record| record.id == id).ok_or(KeyRefusal::Unknown)?;
@@ -169,7 +169,7 @@ impl Keys {
 }
 
 /// Whether a value of the Authorization header has the form of our keys.
-pub fn is_ours(key: &str) -> bool {
+pub(crate) fn is_ours(key: &str) -> bool {
     key.starts_with(PREFIX)
 }
 
@@ -184,7 +184,7 @@ fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
 }
 
 /// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -4,58 +4,58 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// The largest `quotas.toml`.
-pub const FILE_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const FILE_BYTES_MAX: usize = 256 * 1024;
 
 const MIB: u64 = 1024 * 1024;
 
 /// The whole file. Every value has a default; an unknown name is an error.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// What the machine gives.
-    pub devices: Devices,
+    pub(crate) devices: Devices,
     /// What each model may take, by name; `default` stands for the rest.
-    pub models: BTreeMap<String, ModelSettings>,
+    pub(crate) models: BTreeMap<String, ModelSettings>,
     /// How much may wait.
-    pub queues: Queues,
+    pub(crate) queues: Queues,
 }
 
 /// Section `devices`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Devices {
+pub(crate) struct Devices {
     /// The CPU and its memory, from which workers get leases.
-    pub cpu: Cpu,
+    pub(crate) cpu: Cpu,
     /// Memory of the host for weights, which all workers of a model share.
-    pub host: Host,
+    pub(crate) host: Host,
 }
 
 /// Section `devices.cpu`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// Sum of all leases, in MiB. Default: half of the machine's memory.
-    pub memory_mib: Option<u64>,
+    pub(crate) memory_mib: Option<u64>,
     /// Sum of all workers' threads. Default: the machine's cores.
-    pub cores: Option<u16>,
+    pub(crate) cores: Option<u16>,
 }
 
 /// Section `devices.host`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Sum of all loaded packages, in MiB. Default: a quarter of the machine's memory.
-    pub memory_mib: Option<u64>,
+    pub(crate) memory_mib: Option<u64>,
 }
 
 /// Section `queues`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Queues {
+pub(crate) struct Queues {
     /// Jobs that wait in all.
-    pub total: u32,
+    pub(crate) total: u32,
     /// Jobs that wait for one client.
-    pub per_client: u32,
+    pub(crate) per_client: u32,
 }
 
 impl Default for Queues {
@@ -67,27 +67,27 @@ impl Default for Queues {
 /// Section `models.NAME`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ModelSettings {
+pub(crate) struct ModelSettings {
     /// A worker's lease, in MiB. Default: 1.25 times the weights, plus 256.
-    pub lease_mib: Option<u64>,
+    pub(crate) lease_mib: Option<u64>,
     /// Workers at a time.
-    pub workers: u16,
+    pub(crate) workers: u16,
     /// Jobs in a worker at a time.
-    pub concurrency: u16,
+    pub(crate) concurrency: u16,
     /// Jobs that wait for this model.
-    pub queue: u32,
+    pub(crate) queue: u32,
     /// Device time of one job, in milliseconds.
-    pub timeout_ms: u64,
+    pub(crate) timeout_ms: u64,
     /// How long one step may take before its worker is killed, in milliseconds.
-    pub step_limit_ms: u64,
+    pub(crate) step_limit_ms: u64,
     /// How long a start with its load may take, in milliseconds.
-    pub load_limit_ms: u64,
+    pub(crate) load_limit_ms: u64,
     /// Unload a worker that did nothing for this many seconds; 0 keeps it.
-    pub idle_unload_s: u64,
+    pub(crate) idle_unload_s: u64,
     /// Tokens in one step.
-    pub step_tokens: u32,
+    pub(crate) step_tokens: u32,
     /// Compute threads of a worker. Default: the device's cores.
-    pub threads: Option<u16>,
+    pub(crate) threads: Option<u16>,
 }
 
 impl Default for ModelSettings {
@@ -109,7 +109,7 @@ impl Default for ModelSettings {
 
 /// Why the file is refused; the message names the line.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// Not UTF-8.
     #[error("quotas.toml is not UTF-8")]
     NotUtf8,
@@ -132,7 +132,7 @@ pub enum SettingsError {
 
 impl Settings {
     /// Reads and checks the whole text.
-    pub fn parse(bytes: &[u8]) -> Result<Self, SettingsError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, SettingsError> {
         let text = std::str::from_utf8(bytes).map_err(|_| SettingsError::NotUtf8)?;
         let settings: Self = toml::from_str(text)?;
         settings.check()?;
@@ -140,7 +140,7 @@ impl Settings {
     }
 
     /// What applies to the model of this name.
-    pub fn model(&self, name: &str) -> ModelSettings {
+    pub(crate) fn model(&self, name: &str) -> ModelSettings {
         self.models.get(name).or_else(|| self.models.get("default")).cloned().unwrap_or_default()
     }
 
@@ -171,7 +171,7 @@ impl Settings {
 
 impl ModelSettings {
     /// The lease in bytes for weights of this many bytes.
-    pub fn lease_bytes(&self, weight_bytes: u64) -> u64 {
+    pub(crate) fn lease_bytes(&self, weight_bytes: u64) -> u64 {
         match self.lease_mib {
             Some(mib) => mib * MIB,
             None => weight_bytes + weight_bytes / 4 + 256 * MIB,
@@ -181,12 +181,12 @@ impl ModelSettings {
 
 impl Devices {
     /// Sum of all leases in bytes on a machine with this much memory.
-    pub fn lease_budget_bytes(&self, machine_bytes: u64) -> u64 {
+    pub(crate) fn lease_budget_bytes(&self, machine_bytes: u64) -> u64 {
         self.cpu.memory_mib.map_or(machine_bytes / 2, |mib| mib * MIB)
     }
 
     /// Sum of all loaded packages in bytes on a machine with this much memory.
-    pub fn package_budget_bytes(&self, machine_bytes: u64) -> u64 {
+    pub(crate) fn package_budget_bytes(&self, machine_bytes: u64) -> u64 {
         self.host.memory_mib.map_or(machine_bytes / 4, |mib| mib * MIB)
     }
 }

@@ -11,23 +11,23 @@ use utoipa::ToSchema;
 
 /// What does not change while the server runs.
 #[derive(Debug)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Random for each run.
-    pub run_id: String,
+    pub(crate) run_id: String,
     /// `enforced` where clients can't tamper with the server, else `advisory`.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// The home.
-    pub home: PathBuf,
+    pub(crate) home: PathBuf,
     /// The TCP address, if there is one.
-    pub listen: Option<SocketAddr>,
+    pub(crate) listen: Option<SocketAddr>,
     /// What the probes at the start proved.
-    pub sandbox: SandboxView,
+    pub(crate) sandbox: SandboxView,
 }
 
 /// How much a client's identity means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Identity {
+pub(crate) enum Identity {
     /// The server runs under a uid of its own.
     Enforced,
     /// Unconfined programs of the server's own uid could tamper with it.
@@ -36,20 +36,20 @@ pub enum Identity {
 
 /// The sandbox of this run.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct SandboxView {
+pub(crate) struct SandboxView {
     /// The layers that every worker is in, in the order in which they are applied.
-    pub layers: Vec<String>,
+    pub(crate) layers: Vec<String>,
     /// Landlock's ABI on this kernel.
-    pub landlock_abi: u32,
+    pub(crate) landlock_abi: u32,
     /// Floors that this kernel does not have, each with what compensates.
-    pub missing: Vec<String>,
+    pub(crate) missing: Vec<String>,
     /// Forbidden acts that were tried at the start and stopped.
-    pub probes: Vec<String>,
+    pub(crate) probes: Vec<String>,
 }
 
 /// Answer of `GET /status`.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Status {
+pub(crate) struct Status {
     version: &'static str,
     pid: u32,
     run_id: String,
@@ -68,66 +68,66 @@ pub struct Status {
 /// The machine.
 #[derive(Debug, Serialize, ToSchema)]
 struct HostView {
-    memory_total_bytes: u64,
-    memory_available_bytes: u64,
-    load_1m: f64,
+    memory_total_bytes: Option<u64>,
+    memory_available_bytes: Option<u64>,
+    load_1m: Option<f64>,
     cores: usize,
 }
 
 /// A device and what is promised of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct DeviceView {
+pub(crate) struct DeviceView {
     /// `cpu`, or `host` for the memory that packages lie in.
-    pub name: String,
+    pub(crate) name: String,
     /// Sum of what may be promised.
-    pub budget_bytes: u64,
+    pub(crate) budget_bytes: u64,
     /// Sum of what is.
-    pub promised_bytes: u64,
+    pub(crate) promised_bytes: u64,
 }
 
 /// A worker.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct WorkerView {
+pub(crate) struct WorkerView {
     /// Its number in this run.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Its process, once it said hello.
-    pub pid: Option<i32>,
+    pub(crate) pid: Option<i32>,
     /// What it runs.
-    pub model: String,
+    pub(crate) model: String,
     /// `starting`, `ready`, `stopping` or `killed`.
-    pub state: String,
+    pub(crate) state: String,
     /// Where.
-    pub device: &'static str,
+    pub(crate) device: &'static str,
     /// What backs its lease.
-    pub tier: Tier,
+    pub(crate) tier: Tier,
     /// Bytes that it may take.
-    pub lease_bytes: u64,
+    pub(crate) lease_bytes: u64,
     /// Bytes that its allocator has handed out.
-    pub used_bytes: u64,
+    pub(crate) used_bytes: u64,
     /// The most of that at one time.
-    pub peak_bytes: u64,
+    pub(crate) peak_bytes: u64,
     /// Resident memory as the kernel counts it, weights that it shares included.
-    pub rss_bytes: u64,
+    pub(crate) rss_bytes: u64,
     /// The layers that it reported and the server checked.
-    pub layers: Vec<String>,
+    pub(crate) layers: Vec<String>,
     /// Landlock's ABI that it uses.
-    pub landlock_abi: u32,
+    pub(crate) landlock_abi: u32,
     /// Jobs in it.
-    pub running: usize,
+    pub(crate) running: usize,
     /// From the decision to start it until it could serve.
-    pub ready_after_ms: Option<f64>,
+    pub(crate) ready_after_ms: Option<f64>,
     /// Whether its package had to be read and verified first.
-    pub cold: bool,
+    pub(crate) cold: bool,
     /// Time that the sandbox took of that.
-    pub sandbox_setup_us: u64,
+    pub(crate) sandbox_setup_us: u64,
     /// Time that the warm-up took of that.
-    pub warm_up_us: u64,
+    pub(crate) warm_up_us: u64,
 }
 
 /// What stops a worker that wants more than its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Tier {
+pub(crate) enum Tier {
     /// The kernel refuses (RLIMIT_DATA), behind the worker's own allocator.
     Kernel,
     /// Only the worker's own allocator refuses; before the limit is set.
@@ -160,32 +160,44 @@ pub(crate) fn workers(app: &App) -> Vec<WorkerView> {
 }
 
 fn host() -> HostView {
-    let (total, available) = memory();
+    let memory = memory().ok();
     HostView {
-        memory_total_bytes: total,
-        memory_available_bytes: available,
-        load_1m: System::load_average().one,
+        memory_total_bytes: memory.as_ref().map(|memory| memory.total),
+        memory_available_bytes: memory.as_ref().map(|memory| memory.available),
+        load_1m: System::load_average().ok().map(|load| load.one),
         cores: cores(),
     }
 }
 
-/// Total and available memory of the machine, in bytes.
-pub fn memory() -> (u64, u64) {
-    let mut system = System::new();
+/// Memory of the machine, in bytes.
+pub(crate) struct Memory {
+    /// All of it.
+    pub(crate) total: u64,
+    /// What can be had without swapping.
+    pub(crate) available: u64,
+}
+
+/// Asks the system.
+pub(crate) fn memory() -> Result<Memory, sysinfo::Error> {
+    let mut system = System::new()?;
     system.refresh_memory();
-    (system.total_memory(), system.available_memory())
+    Ok(Memory { total: system.total_memory(), available: system.available_memory() })
 }
 
 /// Cores that this process may use.
-pub fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Sets the gauges that are read and not counted.
 pub(crate) fn gauges(app: &App) {
     let host = host();
-    gauge("ringfence_host_memory_available_bytes", host.memory_available_bytes);
-    metrics::gauge!("ringfence_host_load1").set(host.load_1m);
+    if let Some(available) = host.memory_available_bytes {
+        gauge("ringfence_host_memory_available_bytes", available);
+    }
+    if let Some(load) = host.load_1m {
+        metrics::gauge!("ringfence_host_load1").set(load);
+    }
     for device in app.dispatcher.devices() {
         labelled("ringfence_device_budget_bytes", "device", &device.name, device.budget_bytes);
         labelled("ringfence_device_promised_bytes", "device", &device.name, device.promised_bytes);

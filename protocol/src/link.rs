@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// One end of a link: sends `S`, receives `R`.
 #[derive(Debug)]
@@ -63,6 +63,12 @@ pub fn connected_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 impl<S, R> AsFd for Link<S, R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl<S, R> AsRawFd for Link<S, R> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -93,6 +93,24 @@ pub struct EmbedInput {
     pub truncate: bool,
 }
 
+impl EmbedInput {
+    /// The bytes that a descriptor carries.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("numbers and texts encode into memory")
+    }
+
+    /// Reads what [`EmbedInput::encode`] wrote; `None` if it is anything else, or out of bounds.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (input, rest) = postcard::take_from_bytes::<Self>(bytes).ok()?;
+        (rest.is_empty() && input.is_legal()).then_some(input)
+    }
+
+    /// Whether the number of items is within bounds.
+    pub fn is_legal(&self) -> bool {
+        (1..=crate::ITEMS_MAX).contains(&self.items.len())
+    }
+}
+
 /// One text to embed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Item {

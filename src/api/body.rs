@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use std::time::{Duration, Instant};
 
 /// The largest request body in bytes.
-pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long a client may take to send its body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);

@@ -10,28 +10,28 @@ use utoipa::ToSchema;
 
 /// The JSON body of every error, in the form that OpenAI clients read.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ErrorBody {
+pub(crate) struct ErrorBody {
     /// What went wrong.
-    pub error: ErrorDetail,
+    pub(crate) error: ErrorDetail,
 }
 
 /// One error.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ErrorDetail {
+pub(crate) struct ErrorDetail {
     /// What happened and what to do, for people.
-    pub message: String,
+    pub(crate) message: String,
     /// The family, as OpenAI names them.
     #[serde(rename = "type")]
-    pub family: &'static str,
+    pub(crate) family: &'static str,
     /// Stable, for programs.
-    pub code: &'static str,
+    pub(crate) code: &'static str,
     /// The field of the request that is meant.
-    pub param: Option<String>,
+    pub(crate) param: Option<String>,
 }
 
 /// An error that ends a request.
 #[derive(Debug, Clone)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -41,23 +41,23 @@ pub struct ApiError {
 
 impl ApiError {
     /// An error with its status, stable code and message.
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None }
     }
 
     /// The request's body or a field of it is wrong.
-    pub fn invalid(code: &'static str, param: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(code: &'static str, param: &str, message: impl Into<String>) -> Self {
         Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
 
     /// Our own fault; the cause goes to the log, not to the client.
-    pub fn internal(cause: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn internal(cause: &dyn std::fmt::Display) -> Self {
         tracing::error!(cause = %cause, "internal error");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed; its log has the cause")
     }
 
     /// No such model for this client.
-    pub fn model_unknown(name: &str) -> Self {
+    pub(crate) fn model_unknown(name: &str) -> Self {
         let name: String = name.chars().take(64).collect();
         Self {
             param: Some("model".to_owned()),
@@ -70,18 +70,13 @@ impl ApiError {
     }
 
     /// When to try again.
-    pub fn retry_after(self, after: Option<Duration>) -> Self {
+    pub(crate) fn retry_after(self, after: Option<Duration>) -> Self {
         Self { retry_after: after, ..self }
     }
 
     /// The stable code.
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.code
-    }
-
-    /// The HTTP status.
-    pub fn status(&self) -> StatusCode {
-        self.status
     }
 
     fn family(&self) -> &'static str {

@@ -44,7 +44,7 @@ const NEW_LISTENERS_MAX: usize = 16;
 
 /// Why a socket could not be bound.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub(crate) enum ListenError {
     /// In the home.
     #[error(transparent)]
     Home(#[from] HomeError),
@@ -80,21 +80,21 @@ pub enum ListenError {
 
 /// Hands new sockets to the accepting loops.
 #[derive(Debug, Clone)]
-pub struct Listeners(mpsc::Sender<(UnixListener, Peer)>);
+pub(crate) struct Listeners(mpsc::Sender<(UnixListener, Peer)>);
 
 /// The receiving side of [`Listeners`].
 #[derive(Debug)]
-pub struct NewListeners(mpsc::Receiver<(UnixListener, Peer)>);
+pub(crate) struct NewListeners(mpsc::Receiver<(UnixListener, Peer)>);
 
 impl Listeners {
     /// Both sides.
-    pub fn channel() -> (Self, NewListeners) {
+    pub(crate) fn channel() -> (Self, NewListeners) {
         let (sender, receiver) = mpsc::channel(NEW_LISTENERS_MAX);
         (Self(sender), NewListeners(receiver))
     }
 
     /// Binds the sockets that every home has.
-    pub async fn bind_home(&self, home: &Home) -> Result<(), ListenError> {
+    pub(crate) async fn bind_home(&self, home: &Home) -> Result<(), ListenError> {
         let run = home.existing_folder("run")?;
         home.remove(run.as_fd(), "admin.sock")?;
         home.remove(run.as_fd(), "api.sock")?;
@@ -105,7 +105,7 @@ impl Listeners {
     }
 
     /// Binds a client's socket.
-    pub async fn bind_client(&self, home: &Home, client: &Client) -> Result<(), ListenError> {
+    pub(crate) async fn bind_client(&self, home: &Home, client: &Client) -> Result<(), ListenError> {
         let folder = clients::folder(home, &client.name)?;
         clients::clear_socket(home, &folder)?;
         // The folder decides who gets here.
@@ -134,7 +134,7 @@ pub(crate) async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenE
 }
 
 /// Accepts on every socket until `stop` turns true, then lets running requests end.
-pub async fn serve(
+pub(crate) async fn serve(
     router: Router,
     tcp: Option<TcpListener>,
     mut new: NewListeners,

@@ -10,10 +10,11 @@ mod openai;
 mod openapi;
 mod timing;
 
-pub use body::BODY_BYTES_MAX;
 pub(crate) use error::ApiError;
+pub(crate) use health::{Health, Verdict};
 pub(crate) use identity::Peer;
-pub use listen::{Listeners, ListenError, serve};
+pub(crate) use listen::bind_tcp;
+pub(crate) use listen::{ListenError, Listeners, NewListeners, serve};
 
 use crate::clients::Client;
 use crate::dispatch::Dispatcher;
@@ -32,23 +33,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Everything that handlers reach.
-pub struct App {
+pub(crate) struct App {
     /// The server's files.
-    pub home: Home,
+    pub(crate) home: Home,
     /// API keys.
-    pub keys: Mutex<Keys>,
+    pub(crate) keys: Mutex<Keys>,
     /// Clients with a socket of their own.
-    pub clients: Mutex<Vec<Client>>,
+    pub(crate) clients: Mutex<Vec<Client>>,
     /// Where jobs go.
-    pub dispatcher: Arc<Dispatcher>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
     /// What does not change while the server runs.
-    pub facts: Facts,
+    pub(crate) facts: Facts,
     /// The text of `/metrics`.
-    pub metrics: PrometheusHandle,
+    pub(crate) metrics: PrometheusHandle,
     /// The next request's id; begins at a random number in each run.
-    pub request_ids: AtomicU64,
+    pub(crate) request_ids: AtomicU64,
     /// Tells the listeners of a new client.
-    pub listeners: Listeners,
+    pub(crate) listeners: Listeners,
 }
 
 /// Every route there is. A new one has to name its method, path, surface and handler below.
@@ -149,7 +150,7 @@ impl Route {
 }
 
 /// The router over all routes; what a connection may have is decided per request.
-pub fn router(app: &Arc<App>) -> Router {
+pub(crate) fn router(app: &Arc<App>) -> Router {
     let mut router = Router::new();
     for route in Route::ALL {
         router = router.route(route.place().1, route.handler());

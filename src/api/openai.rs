@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::identity::Caller;
 use super::{App, timing};
 use crate::clock;
-use crate::dispatch::{JobRequest, Output};
+use crate::dispatch::{JobRequest, Output, Purpose};
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -117,6 +117,7 @@ pub(super) async fn embeddings(
         received,
         deadline,
         dimensions: request.dimensions,
+        purpose: Purpose::Client,
     };
     let output = app.dispatcher.run(job).await?;
     Ok(answer(&request.model, items, request.encoding_format, &output, received))

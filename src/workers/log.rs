@@ -16,7 +16,9 @@ impl Log {
     /// Reads a pipe to its end, in a task of its own.
     pub(crate) fn follow(&self, pipe: OwnedFd) {
         let log = self.clone();
-        let pipe = match tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) {
+        // Ours is a duplicate of the end that blocks, and that nobody else reads.
+        let unblocked = rustix::io::ioctl_fionbio(&pipe, true).map_err(std::io::Error::from);
+        let pipe = match unblocked.and_then(|()| tokio::net::unix::pipe::Receiver::from_owned_fd(pipe)) {
             Ok(pipe) => pipe,
             Err(error) => {
                 tracing::warn!(%error, "a worker's output can't be read");

@@ -104,9 +104,9 @@ impl Slots {
         Self { running: BTreeMap::new(), shape }
     }
 
-    /// What the worker said it is.
-    pub(crate) fn shape(&self) -> Shape {
-        self.shape
+    /// Whether no job is in the worker.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty()
     }
 
     /// Takes the lowest free slot for a job of so many items.

@@ -1,7 +1,7 @@
 //! The thread that starts programs. It never ends while the server runs: a program's parent-death signal fires when
 //! the thread that forked it ends.
 
-use ringfence_sandbox::{Child, SpawnError, SpawnRequest, StatusPage};
+use ringfence_sandbox::{Child, Environment, SpawnError, SpawnRequest, StatusPage};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -15,6 +15,8 @@ const STARTS_MAX: usize = 64;
 pub(crate) struct Start {
     /// Words after the program's name.
     pub(crate) arguments: Vec<String>,
+    /// Compute threads, for the pools of the program's libraries.
+    pub(crate) threads: Option<u16>,
     /// The program's end of the link.
     pub(crate) link: OwnedFd,
     /// Where the program and its shim leave word of how it ended.
@@ -25,7 +27,7 @@ type Answer = oneshot::Sender<Result<Child, SpawnError>>;
 
 /// Hands starts to the thread.
 #[derive(Debug, Clone)]
-pub struct Spawner(mpsc::SyncSender<(Start, Answer)>);
+pub(crate) struct Spawner(mpsc::SyncSender<(Start, Answer)>);
 
 /// Why a program was not started.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +42,7 @@ pub(crate) enum StartError {
 
 impl Spawner {
     /// Begins the thread; `program` is the opened executable of every start.
-    pub fn new(program: OwnedFd) -> std::io::Result<Self> {
+    pub(crate) fn new(program: OwnedFd) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::sync_channel::<(Start, Answer)>(STARTS_MAX);
         std::thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             for (start, answer) in receiver {
@@ -67,6 +69,7 @@ fn spawn(program: &OwnedFd, start: Start) -> Result<Child, SpawnError> {
     ringfence_sandbox::spawn(SpawnRequest {
         program: program.as_fd(),
         arguments: &arguments,
+        environment: Environment { threads: start.threads },
         link: start.link,
         status_page: &start.status_page,
         cgroup: None,

@@ -1,0 +1,257 @@
+//! One job between the request that brought it and the answer that ends it.
+
+use super::Dispatcher;
+use crate::api::ApiError;
+use crate::workers::End;
+use crate::clock;
+use axum::http::StatusCode;
+use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item};
+use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// What a handler asks for.
+#[derive(Debug)]
+pub(crate) struct JobRequest {
+    /// NAME or `uid:N`.
+    pub(crate) client: String,
+    /// The request's, for the log.
+    pub(crate) request_id: String,
+    /// The model's name.
+    pub(crate) model: String,
+    /// What to embed.
+    pub(crate) input: EmbedInput,
+    /// When the request's head had been read.
+    pub(crate) received: Instant,
+    /// From receipt until the answer is worthless.
+    pub(crate) deadline: Option<Duration>,
+    /// The width that the client expects.
+    pub(crate) dimensions: Option<u32>,
+    /// Whose wish it is.
+    pub(crate) purpose: Purpose,
+}
+
+/// Why a job is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A client asked.
+    Client,
+    /// The server looks after its models.
+    Canary,
+}
+
+/// What a finished job gives.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// Little-endian f32, item by item.
+    pub(crate) data: Vec<u8>,
+    /// Tokens run.
+    pub(crate) tokens: u32,
+    /// Items that were cut.
+    pub(crate) truncated: u32,
+    /// From receipt until the worker was told.
+    pub(crate) queued: Duration,
+    /// From there until the worker's end of the job.
+    pub(crate) in_worker: Duration,
+    /// What the worker says of it.
+    pub(crate) compute: Duration,
+}
+
+/// A job that has not ended.
+pub(super) struct Job {
+    pub(super) request_id: String,
+    pub(super) client: String,
+    pub(super) model: ModelId,
+    pub(super) items: u32,
+    pub(super) input: Input,
+    pub(super) domain: u64,
+    pub(super) dimensions: Option<u32>,
+    pub(super) received: Instant,
+    pub(super) started: Option<Instant>,
+    /// What the worker said at the end of its slot, until the scheduler says that this is the job's end.
+    pub(super) result: Option<End>,
+    answer: oneshot::Sender<Result<Output, ApiError>>,
+}
+
+impl Job {
+    /// Answers the client. A client that has left does not hear it.
+    pub(super) fn end(mut self, outcome: &Outcome) {
+        metrics::counter!("ringfence_jobs_total", "outcome" => outcome.code()).increment(1);
+        tracing::debug!(request = self.request_id, client = self.client, outcome = outcome.code(), "ended");
+        let result = self.result.take();
+        let answer = match (outcome, result) {
+            (Outcome::Done, Some(End::Done { data, tokens, truncated, compute_us, peak_bytes: _ })) => {
+                self.output(data, tokens, truncated, compute_us)
+            }
+            (Outcome::Failed(Failure::InWorker | Failure::OutOfMemory), Some(End::Failed(error))) => {
+                Err(ApiError::from(&error))
+            }
+            (Outcome::Done, _) => Err(ApiError::internal(&"a finished job without output")),
+            (Outcome::Refused(refusal), _) => Err(refused(refusal)),
+            (Outcome::Failed(failure), _) => Err(failed(failure)),
+        };
+        drop(self.answer.send(answer));
+    }
+
+    fn output(
+        &self,
+        data: Vec<u8>,
+        tokens: u32,
+        truncated: u32,
+        compute_us: u64,
+    ) -> Result<Output, ApiError> {
+        let width = data.len() / 4 / self.items as usize;
+        if let Some(wanted) = self.dimensions.filter(|wanted| *wanted as usize != width) {
+            let message = format!("dimensions is {wanted}, this model has {width} and can't change it");
+            return Err(ApiError::invalid("dimensions_unsupported", "dimensions", message));
+        }
+        let started = self.started.unwrap_or(self.received);
+        Ok(Output {
+            data,
+            tokens,
+            truncated,
+            queued: started.duration_since(self.received),
+            in_worker: clock::instant().duration_since(started),
+            compute: Duration::from_micros(compute_us),
+        })
+    }
+}
+
+fn refused(refusal: &Refusal) -> ApiError {
+    let status = match refusal {
+        Refusal::UnknownModel => StatusCode::NOT_FOUND,
+        Refusal::QueueFullClient { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Refusal::JobTooLargeForLease { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        Refusal::QueueFullModel { .. }
+        | Refusal::QueueFullTotal { .. }
+        | Refusal::DeadlineUnmeetable { .. }
+        | Refusal::ModelBroken { .. }
+        | Refusal::NotIdle
+        | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::LeaseTooLargeForDevice { .. } => StatusCode::INSUFFICIENT_STORAGE,
+    };
+    ApiError::new(status, refusal.code(), refusal.to_string()).retry_after(refusal.retry_after())
+}
+
+fn failed(failure: &Failure) -> ApiError {
+    let status = match failure {
+        Failure::DeadlinePassed | Failure::TimeoutPassed { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Failure::OutOfMemory => StatusCode::INSUFFICIENT_STORAGE,
+        Failure::ModelRemoved => StatusCode::NOT_FOUND,
+        Failure::LoadFailed | Failure::ModelBroken { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::WorkerDied { .. } | Failure::Cancelled | Failure::InWorker => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    ApiError::new(status, failure.code(), failure.to_string()).retry_after(failure.retry_after())
+}
+
+/// Kept until the end, as a crash of its worker replays a job.
+pub(super) enum Input {
+    Inline(EmbedInput),
+    Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
+}
+
+impl Input {
+    /// Small inputs travel in the message, large ones as sealed memory.
+    fn new(input: EmbedInput) -> Result<Self, std::io::Error> {
+        let encoded = input.encode();
+        if encoded.len() <= INLINE_INPUT_BYTES_MAX {
+            return Ok(Self::Inline(input));
+        }
+        let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut file = std::fs::File::from(memfd);
+        file.write_all(&encoded)?;
+        let memfd = OwnedFd::from(file);
+        fcntl_add_seals(&memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(Self::Sealed { memfd: Arc::new(memfd), bytes: encoded.len() as u64 })
+    }
+
+    pub(super) fn message(&self) -> (Data, Vec<Arc<OwnedFd>>) {
+        match self {
+            Self::Inline(input) => (Data::Inline(input.clone()), Vec::new()),
+            Self::Sealed { memfd, bytes } => (Data::Descriptor { bytes: *bytes }, vec![memfd.clone()]),
+        }
+    }
+}
+
+/// Most tokens that an input can have: a token has at least one byte, and two special ones stand around it.
+fn tokens_bound(input: &EmbedInput, max_tokens: u32) -> u64 {
+    let of = |item: &Item| match item {
+        Item::Text(text) => text.len() as u64 + 2,
+        Item::Tokens(tokens) => tokens.len() as u64 + 2,
+    };
+    input.items.iter().map(|item| of(item).min(u64::from(max_tokens))).sum()
+}
+
+/// Cancels the job of a request whose client has gone away.
+struct CancelOnDrop {
+    dispatcher: Arc<Dispatcher>,
+    job: JobId,
+    armed: bool,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            self.dispatcher.cancel(self.job);
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Runs one job to its end.
+    pub(crate) async fn run(self: &Arc<Self>, request: JobRequest) -> Result<Output, ApiError> {
+        let (job, answer) = self.submit(request)?;
+        let mut guard = CancelOnDrop { dispatcher: self.clone(), job, armed: true };
+        let output = answer.await;
+        guard.armed = false;
+        output.unwrap_or_else(|_| Err(ApiError::internal(&"a job ended without an answer")))
+    }
+
+    fn submit(
+        self: &Arc<Self>,
+        request: JobRequest,
+    ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
+        let items = u32::try_from(request.input.items.len()).expect("at most ITEMS_MAX");
+        let (answer, answered) = oneshot::channel();
+        let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } = request;
+        let mut state = self.lock();
+        let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
+        let (model, max_tokens, step_tokens) = (found.id, found.max_tokens, found.step_tokens);
+        let client_numbers = state.client(&client)?;
+        let tokens_bound = tokens_bound(&input, max_tokens).min(u64::from(step_tokens.max(max_tokens)));
+        let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
+        state.last_job += 1;
+        let id = JobId(state.last_job);
+        tracing::debug!(request = request_id, job = id.0, client, "submitted");
+        let job = Job {
+            request_id,
+            client,
+            model,
+            items,
+            input,
+            domain: client_numbers.domain,
+            dimensions,
+            received,
+            started: None,
+            result: None,
+            answer,
+        };
+        state.jobs.insert(id, job);
+        let waited = clock::instant().duration_since(received);
+        let deadline = deadline.map(|deadline| clock::now() + deadline.saturating_sub(waited));
+        let submit = Submit { job: id, client: client_numbers.id, model, deadline, tokens_bound, canary: purpose == Purpose::Canary };
+        self.step(&mut state, Event::Submit(submit));
+        Ok((id, answered))
+    }
+
+    fn cancel(self: &Arc<Self>, job: JobId) {
+        let mut state = self.lock();
+        if state.jobs.contains_key(&job) {
+            self.step(&mut state, Event::Cancel { job });
+        }
+    }
+}

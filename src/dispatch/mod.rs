@@ -1,0 +1,188 @@
+//! The scheduler's rim: turns requests and worker messages into its events, and its actions into effects.
+//!
+//! One lock guards the scheduler and the tables beside it. Whoever has an event takes the lock, steps, and carries
+//! out the actions; nothing waits while it is held, so a request costs no hop to another task.
+
+mod canary;
+mod job;
+mod models;
+mod views;
+mod worker;
+
+pub(crate) use job::{JobRequest, Output, Purpose};
+pub(crate) use models::ModelsError;
+pub(crate) use models::{ModelView, SYSTEM};
+
+use crate::api::ApiError;
+use crate::clock;
+use crate::packages::Packages;
+use crate::settings::Settings;
+use crate::workers::Spawner;
+use axum::http::StatusCode;
+use job::Job;
+use models::Models;
+use ringfence_scheduler::{Action, ClientId, Event, JobId, Scheduler, WorkerId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::Notify;
+use worker::Worker;
+
+/// Clients that are told apart in one run; beyond it new ones are refused.
+const CLIENTS_SEEN_MAX: usize = 100_000;
+
+/// How often a drain looks whether all workers are gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// Where jobs go.
+pub(crate) struct Dispatcher {
+    state: Mutex<State>,
+    /// The timer task sleeps until the scheduler's next wake, and is woken when that changes.
+    timer: Notify,
+    spawner: Spawner,
+    packages: Arc<Packages>,
+    settings: Settings,
+    /// Only one reading of the packages at a time.
+    reading: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    scheduler: Scheduler,
+    jobs: HashMap<JobId, Job>,
+    workers: BTreeMap<WorkerId, Worker>,
+    models: Models,
+    clients: HashMap<String, Client>,
+    last_job: u64,
+    draining: bool,
+}
+
+/// A client as workers and the scheduler know it: numbers.
+#[derive(Debug, Clone, Copy)]
+struct Client {
+    id: ClientId,
+    /// Random in each run.
+    domain: u64,
+}
+
+impl Dispatcher {
+    /// A dispatcher over the packages of a home, not yet read.
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        spawner: Spawner,
+        packages: Packages,
+        settings: Settings,
+    ) -> Arc<Self> {
+        let state = State {
+            scheduler,
+            jobs: HashMap::new(),
+            workers: BTreeMap::new(),
+            models: Models::default(),
+            clients: HashMap::new(),
+            last_job: 0,
+            draining: false,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            timer: Notify::new(),
+            spawner,
+            packages: Arc::new(packages),
+            settings,
+            reading: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Wakes the scheduler whenever it asked to be woken. Runs as long as the server.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let next = self.lock().scheduler.next_wake();
+            match next {
+                None => self.timer.notified().await,
+                Some(time) => {
+                    let wake = tokio::time::Instant::from_std(clock::at(time));
+                    tokio::select! {
+                        () = tokio::time::sleep_until(wake) => self.event(Event::Tick),
+                        () = self.timer.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses new jobs, lets the others end and stops the workers; returns when all are gone or time is up.
+    pub(crate) async fn drain(self: &Arc<Self>, within: Duration) {
+        {
+            let mut state = self.lock();
+            state.draining = true;
+            self.step(&mut state, Event::Drain);
+        }
+        let gone = async {
+            while !self.lock().workers.is_empty() {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(within, gone).await.is_err() {
+            tracing::warn!("workers were still running at the end of the drain; they end with the server");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics with this lock")
+    }
+
+    fn event(self: &Arc<Self>, event: Event) {
+        let mut state = self.lock();
+        self.step(&mut state, event);
+    }
+
+    /// Steps the scheduler and carries out what it says.
+    fn step(self: &Arc<Self>, state: &mut State, event: Event) {
+        let before = state.scheduler.next_wake();
+        for action in state.scheduler.step(clock::now(), event) {
+            self.act(state, action);
+        }
+        if state.scheduler.next_wake() != before {
+            self.timer.notify_one();
+        }
+    }
+
+    fn act(self: &Arc<Self>, state: &mut State, action: Action) {
+        match action {
+            Action::Spawn { worker, model, lease_bytes, threads } => {
+                self.spawn(state, worker, model, lease_bytes, threads);
+            }
+            Action::Run { job, worker } => state.run(job, worker),
+            Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),
+            Action::End { job, outcome } => {
+                if let Some(job) = state.jobs.remove(&job) {
+                    state.models.answered(job.model, &outcome);
+                    job.end(&outcome);
+                }
+            }
+            Action::Stop { worker } => state.stop(worker),
+            Action::Kill { worker, why } => state.kill(worker, why),
+            Action::DropPackage { model } => state.models.drop_package(model),
+        }
+    }
+}
+
+impl State {
+    /// The numbers of a client, made up when it is first seen.
+    fn client(&mut self, name: &str) -> Result<Client, ApiError> {
+        if let Some(client) = self.clients.get(name) {
+            return Ok(*client);
+        }
+        if self.clients.len() >= CLIENTS_SEEN_MAX {
+            return Err(ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "clients_full",
+                format!("{CLIENTS_SEEN_MAX} clients have been seen since the start; restart the server"),
+            ));
+        }
+        let number = u32::try_from(self.clients.len() + 1).expect("bounded above");
+        let mut domain = [0; 8];
+        getrandom::fill(&mut domain).map_err(|error| ApiError::internal(&error))?;
+        let client = Client { id: ClientId(number), domain: u64::from_le_bytes(domain) };
+        self.clients.insert(name.to_owned(), client);
+        Ok(client)
+    }
+}

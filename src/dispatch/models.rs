@@ -1,0 +1,376 @@
+//! The models of this home as the server knows them: their packages' verdicts, held bytes and last answers.
+
+use super::{Dispatcher, State};
+use crate::api::ApiError;
+use crate::clock;
+use crate::packages::{Package, Packages, Survey, SurveyError, Surveyed};
+use crate::settings::{ModelSettings, Settings};
+use crate::workers::Ending;
+use axum::http::StatusCode;
+use ringfence_protocol as protocol;
+use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, ModelValues, Outcome};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use utoipa::ToSchema;
+
+/// The built-in client that canaries are charged to.
+pub(crate) const SYSTEM: &str = crate::clients::ClientName::SYSTEM;
+
+/// The most packages that a home has.
+const MODELS_MAX: usize = 1_024;
+
+/// Why the packages could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ModelsError {
+    /// The folder or the trust file.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+    /// Too many.
+    #[error("there are more than {MODELS_MAX} packages in models/")]
+    TooMany,
+    /// A thread of ours.
+    #[error("the packages could not be read: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// A model for the operator and, in part, for clients.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ModelView {
+    /// Its name.
+    pub(crate) name: String,
+    /// `refused`, `broken`, `unloaded`, `loading` or `ready`.
+    pub(crate) state: &'static str,
+    /// Why it is refused or broken.
+    pub(crate) reason: Option<String>,
+    /// SHA-256 over its files' digests, as signed.
+    pub(crate) digest: Option<String>,
+    /// Id of the key that signed it.
+    pub(crate) signer: Option<String>,
+    /// Whether it was imported from a source without a pinned digest.
+    pub(crate) unverified_source: bool,
+    /// Longest input in tokens.
+    pub(crate) max_tokens: Option<u32>,
+    /// A worker's lease.
+    pub(crate) lease_bytes: Option<u64>,
+    /// Jobs that wait.
+    pub(crate) queued: usize,
+    /// Jobs in workers.
+    pub(crate) running: usize,
+}
+
+/// What a submission needs to know.
+pub(super) struct Found {
+    pub(super) id: ModelId,
+    pub(super) max_tokens: u32,
+    pub(super) step_tokens: u32,
+}
+
+/// All models by number; numbers are never used twice.
+#[derive(Default)]
+pub(super) struct Models {
+    known: BTreeMap<ModelId, Model>,
+    /// Packages that can't be used, by name, with the reason.
+    refused: BTreeMap<String, String>,
+    last: u32,
+}
+
+pub(super) struct Model {
+    pub(super) name: String,
+    surveyed: Surveyed,
+    settings: ModelSettings,
+    lease_bytes: u64,
+    source: Arc<Source>,
+    /// Since when a worker is ready, without an answer since.
+    pub(super) health: ModelHealth,
+    /// The last worker's end that was not wanted.
+    trouble: Option<String>,
+}
+
+/// What the last answers of a loaded model say.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct ModelHealth {
+    /// The last finished job or canary.
+    pub(super) answered: Option<Instant>,
+    /// The last canary failed, and nothing has succeeded since.
+    pub(super) failing: bool,
+}
+
+/// The package's bytes, read once and held while the scheduler says so.
+pub(super) struct Source {
+    name: String,
+    digest: String,
+    held: tokio::sync::Mutex<Option<Arc<Package>>>,
+}
+
+impl Source {
+    /// The held bytes, or reads and verifies them; true if it had to.
+    pub(super) async fn load(&self, packages: &Arc<Packages>) -> Result<(Arc<Package>, bool), String> {
+        let mut held = self.held.lock().await;
+        if let Some(package) = held.as_ref() {
+            return Ok((package.clone(), false));
+        }
+        let (packages, name) = (packages.clone(), self.name.clone());
+        let loading = tokio::task::spawn_blocking(move || packages.load(&name));
+        let package = loading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        if package.digest != self.digest {
+            return Err("the package was replaced; `ringfence model list` shows it, POST /models/reload takes it".into());
+        }
+        let package = Arc::new(package);
+        *held = Some(package.clone());
+        Ok((package, true))
+    }
+}
+
+impl Dispatcher {
+    /// Reads the packages again: new ones are added, changed ones replaced, missing ones removed.
+    pub(crate) async fn reload_models(self: &Arc<Self>) -> Result<(), ModelsError> {
+        let _reading = self.reading.lock().await;
+        let packages = self.packages.clone();
+        let survey = tokio::task::spawn_blocking(move || packages.survey()).await??;
+        if survey.len() > MODELS_MAX {
+            return Err(ModelsError::TooMany);
+        }
+        let mut state = self.lock();
+        for event in state.models.merge(survey, &self.settings) {
+            self.step(&mut state, event);
+        }
+        Ok(())
+    }
+
+    /// Starts a worker for a model.
+    pub(crate) fn load(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
+        let mut state = self.lock();
+        let model = state.models.id(name)?;
+        self.step(&mut state, Event::Load { model });
+        Ok(())
+    }
+
+    /// Stops the workers of a model after their jobs.
+    pub(crate) fn unload(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
+        let mut state = self.lock();
+        let model = state.models.id(name)?;
+        self.step(&mut state, Event::Unload { model });
+        Ok(())
+    }
+}
+
+impl Models {
+    /// Takes a survey in, and says what the scheduler must hear.
+    fn merge(&mut self, survey: Vec<Survey>, settings: &Settings) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.refused.clear();
+        let gone: Vec<ModelId> = self
+            .known
+            .iter()
+            .filter(|(_, model)| !survey.iter().any(|found| model.is(found)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.known.remove(&id);
+            events.push(Event::ModelRemoved { model: id });
+        }
+        for Survey { name, verdict } in survey {
+            if self.known.values().any(|model| model.name == name) {
+                continue;
+            }
+            match verdict {
+                Err(reason) => {
+                    tracing::warn!(model = name, reason, "package refused");
+                    self.refused.insert(name, reason);
+                }
+                Ok(surveyed) => match self.add(name.clone(), surveyed, settings) {
+                    Ok(event) => events.push(event),
+                    Err(error) => {
+                        self.refused.insert(name, format!("quotas.toml: {error}"));
+                    }
+                },
+            }
+        }
+        events
+    }
+
+    fn add(&mut self, name: String, surveyed: Surveyed, settings: &Settings) -> Result<Event, ConfigError> {
+        let own = settings.model(&name);
+        let lease_bytes = own.lease_bytes(surveyed.weight_bytes);
+        let cores = u16::try_from(crate::status::cores()).unwrap_or(u16::MAX);
+        let threads = own.threads.or(settings.devices.cpu.cores).unwrap_or(cores);
+        let config = ModelConfig::new(ModelValues {
+            lease_bytes,
+            package_bytes: surveyed.package_bytes,
+            workers_max: own.workers,
+            concurrency: own.concurrency,
+            queue_max: own.queue,
+            timeout: Duration::from_millis(own.timeout_ms),
+            step_limit: Duration::from_millis(own.step_limit_ms),
+            load_limit: Duration::from_millis(own.load_limit_ms),
+            idle_unload: (own.idle_unload_s > 0).then(|| Duration::from_secs(own.idle_unload_s)),
+            threads,
+            keep_loaded: false,
+        })?;
+        self.last += 1;
+        let id = ModelId(self.last);
+        let source = Arc::new(Source {
+            name: name.clone(),
+            digest: surveyed.digest.clone(),
+            held: tokio::sync::Mutex::new(None),
+        });
+        let health = ModelHealth::default();
+        self.known
+            .insert(id, Model { name, surveyed, settings: own, lease_bytes, source, health, trouble: None });
+        Ok(Event::ModelAdded { model: id, config })
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<Found> {
+        let (id, model) = self.known.iter().find(|(_, model)| model.name == name)?;
+        let (max_tokens, step_tokens) = (model.surveyed.max_tokens, model.settings.step_tokens);
+        Some(Found { id: *id, max_tokens, step_tokens })
+    }
+
+    fn id(&self, name: &str) -> Result<ModelId, ApiError> {
+        if let Some(reason) = self.refused.get(name) {
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                "package_refused",
+                format!("the package of {name} is refused: {reason}"),
+            ));
+        }
+        self.named(name).map(|found| found.id).ok_or_else(|| ApiError::model_unknown(name))
+    }
+
+    /// Why a package of this name can't be asked for, if there is one.
+    pub(super) fn refusal(&self, name: &str) -> Option<&str> {
+        self.refused.get(name).map(String::as_str)
+    }
+
+    /// The name, for logs; a removed model has none.
+    pub(super) fn name(&self, model: ModelId) -> String {
+        self.known.get(&model).map_or_else(|| "(removed)".to_owned(), |model| model.name.clone())
+    }
+
+    pub(super) fn source(&self, model: ModelId) -> Option<Arc<Source>> {
+        self.known.get(&model).map(|model| model.source.clone())
+    }
+
+    /// What a worker of this model is told first.
+    pub(super) fn start(&self, model: ModelId, lease_bytes: u64, threads: u16) -> protocol::Start {
+        let model = self.known.get(&model).expect("the scheduler starts workers of known models");
+        protocol::Start {
+            architecture: model.surveyed.architecture,
+            threads,
+            lease_bytes,
+            max_tokens: model.surveyed.max_tokens,
+            step_tokens: model.settings.step_tokens,
+        }
+    }
+
+    /// Closes the held bytes; a load that is under way keeps its own.
+    pub(super) fn drop_package(&self, model: ModelId) {
+        if let Some(model) = self.known.get(&model)
+            && let Ok(mut held) = model.source.held.try_lock()
+        {
+            *held = None;
+        }
+    }
+
+    /// A worker is ready: the model has answered for itself.
+    pub(super) fn loaded(&mut self, model: ModelId) {
+        if let Some(model) = self.known.get_mut(&model) {
+            model.health = ModelHealth { answered: Some(clock::instant()), failing: false };
+            model.trouble = None;
+        }
+    }
+
+    /// A job ended: a finished one is as good as a canary.
+    pub(super) fn answered(&mut self, model: ModelId, outcome: &Outcome) {
+        if let (Some(model), Outcome::Done) = (self.known.get_mut(&model), outcome) {
+            model.health = ModelHealth { answered: Some(clock::instant()), failing: false };
+        }
+    }
+
+    /// A canary did not succeed.
+    pub(super) fn canary_failed(&mut self, model: ModelId) {
+        if let Some(model) = self.known.get_mut(&model) {
+            model.health.failing = true;
+        }
+    }
+
+    /// Counts device time.
+    pub(super) fn used(&self, model: ModelId, device_us: u64) {
+        metrics::counter!("ringfence_device_microseconds_total", "model" => self.name(model)).increment(device_us);
+    }
+
+    /// A worker ended. What it last printed may hold client contents: it stays in memory, for the operator.
+    pub(super) fn ended(&mut self, model: ModelId, ending: &Ending, printed: Option<String>) {
+        let Some(model) = self.known.get_mut(&model) else { return };
+        if *ending == Ending::Stopped {
+            return;
+        }
+        model.trouble = Some(match printed {
+            Some(line) => format!("{ending}; it printed: {line}"),
+            None => ending.to_string(),
+        });
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ModelId, &Model)> {
+        self.known.iter().map(|(id, model)| (*id, model))
+    }
+
+    /// Views of the packages that are refused.
+    pub(super) fn refused_views(&self) -> impl Iterator<Item = ModelView> {
+        self.refused.iter().map(|(name, reason)| ModelView {
+            name: name.clone(),
+            state: "refused",
+            reason: Some(reason.clone()),
+            digest: None,
+            signer: None,
+            unverified_source: false,
+            max_tokens: None,
+            lease_bytes: None,
+            queued: 0,
+            running: 0,
+        })
+    }
+}
+
+impl Model {
+    /// Whether this is still what lies on the disk.
+    fn is(&self, found: &Survey) -> bool {
+        self.name == found.name && found.verdict.as_ref().is_ok_and(|now| *now == self.surveyed)
+    }
+
+    pub(super) fn view(&self, state: &'static str, broken: Option<String>, queued: u32, running: u32) -> ModelView {
+        let trouble = self.trouble.clone();
+        let reason = match (broken, trouble) {
+            (Some(broken), Some(trouble)) => Some(format!("{broken}: {trouble}")),
+            (broken, trouble) => broken.or(trouble),
+        };
+        ModelView {
+            name: self.name.clone(),
+            state,
+            reason,
+            digest: Some(self.surveyed.digest.clone()),
+            signer: Some(self.surveyed.signer.clone()),
+            unverified_source: self.surveyed.unverified_source,
+            max_tokens: Some(self.surveyed.max_tokens),
+            lease_bytes: Some(self.lease_bytes),
+            queued: queued as usize,
+            running: running as usize,
+        }
+    }
+}
+
+impl State {
+    /// A typed answer for a name that no usable model has.
+    pub(super) fn unusable(&self, name: &str) -> ApiError {
+        match self.models.refusal(name) {
+            None => ApiError::model_unknown(name),
+            Some(reason) => ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "package_refused",
+                format!("the package of {name} is refused: {reason}"),
+            ),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! A worker's entry in the tables: what is sent to it, and what its messages do.
+
+use super::{Dispatcher, State};
+use crate::clock;
+use crate::packages::Package;
+use crate::workers::{
+    Audience, Connection, Effect, End, Ending, Illegal, Log, Plan, Ready, Slots, live, micros_since,
+};
+use ringfence_protocol::{self as protocol, FromWorker, JobError, LinkError, ToWorker};
+use ringfence_sandbox::StatusPage;
+use ringfence_scheduler::{Event, Exit, JobEnd, JobId, KillReason, ModelId, SpawnFault, WorkerId};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// One worker from the decision to start it until the kernel has confirmed its end.
+pub(super) struct Worker {
+    pub(super) model: ModelId,
+    pub(super) lease_bytes: u64,
+    pub(super) cold: bool,
+    pub(super) ready_after: Option<Duration>,
+    pub(super) phase: Phase,
+    pub(super) pid: Option<i32>,
+    pub(super) page: Option<Arc<StatusPage>>,
+    pub(super) serving: Option<Serving>,
+    decided: Instant,
+    kill: Arc<Notify>,
+}
+
+/// For the operator; the scheduler has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Starting,
+    Ready,
+    Stopping,
+    Killed,
+}
+
+impl Phase {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+/// A worker that takes jobs.
+pub(super) struct Serving {
+    pub(super) ready: Ready,
+    connection: Arc<Connection>,
+    slots: Slots,
+    /// When the last step ended, or the first job after a pause was sent: no step since then took longer.
+    busy_since: Instant,
+}
+
+/// Tells the dispatcher what one worker says.
+struct Watched {
+    dispatcher: Arc<Dispatcher>,
+    worker: WorkerId,
+}
+
+impl Audience for Watched {
+    fn hello(&self, pid: i32) {
+        if let Some(worker) = self.dispatcher.lock().workers.get_mut(&self.worker) {
+            worker.pid = Some(pid);
+        }
+    }
+
+    fn ready(&self, ready: Ready, connection: Arc<Connection>) {
+        self.dispatcher.worker_ready(self.worker, ready, connection);
+    }
+
+    fn message(&self, message: FromWorker) -> Result<(), Illegal> {
+        self.dispatcher.worker_message(self.worker, message)
+    }
+}
+
+impl Dispatcher {
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        state: &mut State,
+        worker: WorkerId,
+        model: ModelId,
+        lease_bytes: u64,
+        threads: u16,
+    ) {
+        let kill = Arc::new(Notify::new());
+        let entry = Worker {
+            model,
+            lease_bytes,
+            cold: false,
+            ready_after: None,
+            phase: Phase::Starting,
+            pid: None,
+            page: None,
+            serving: None,
+            decided: clock::instant(),
+            kill: kill.clone(),
+        };
+        state.workers.insert(worker, entry);
+        let start = state.models.start(model, lease_bytes, threads);
+        tokio::spawn(self.clone().run_worker(worker, model, start, kill));
+    }
+
+    /// The whole life of one worker, from its package to its end.
+    async fn run_worker(
+        self: Arc<Self>,
+        worker: WorkerId,
+        model: ModelId,
+        start: protocol::Start,
+        kill: Arc<Notify>,
+    ) {
+        let log = Log::default();
+        let ending = match self.prepare(worker, model).await {
+            Err(ending) => ending,
+            Ok((package, page)) => {
+                let plan = Plan { start, package, kill, log: log.clone(), page };
+                live(&self.spawner, plan, &Watched { dispatcher: self.clone(), worker }).await
+            }
+        };
+        self.worker_ended(worker, &ending, &log);
+    }
+
+    async fn prepare(
+        &self,
+        worker: WorkerId,
+        model: ModelId,
+    ) -> Result<(Arc<Package>, Arc<StatusPage>), Ending> {
+        let source = self.lock().models.source(model);
+        let (package, cold) = match source {
+            None => return Err(Ending::PackageRefused("the model was removed".to_owned())),
+            Some(source) => source.load(&self.packages).await.map_err(Ending::PackageRefused)?,
+        };
+        let page = StatusPage::create().map_err(|error| Ending::NotStarted(error.to_string()))?;
+        let page = Arc::new(page);
+        if let Some(entry) = self.lock().workers.get_mut(&worker) {
+            entry.page = Some(page.clone());
+            entry.cold = cold;
+        }
+        Ok((package, page))
+    }
+
+    fn worker_ready(self: &Arc<Self>, worker: WorkerId, ready: Ready, connection: Arc<Connection>) {
+        let mut state = self.lock();
+        let Some(entry) = state.workers.get_mut(&worker) else { return };
+        let after = clock::instant().duration_since(entry.decided);
+        let slots = Slots::new(ready.shape);
+        let event = Event::WorkerReady {
+            worker,
+            bytes_per_token: ready.bytes_per_token,
+            used_bytes: ready.used_bytes,
+        };
+        tracing::info!(worker = worker.0, pid = ready.pid, ready_after_us = micros_since(entry.decided), "worker ready");
+        entry.ready_after = Some(after);
+        if entry.phase == Phase::Starting {
+            entry.phase = Phase::Ready;
+        }
+        entry.serving = Some(Serving { ready, connection, slots, busy_since: clock::instant() });
+        let model = entry.model;
+        state.models.loaded(model);
+        self.step(&mut state, event);
+    }
+
+    fn worker_message(self: &Arc<Self>, worker: WorkerId, message: FromWorker) -> Result<(), Illegal> {
+        let mut state = self.lock();
+        let entry = state.workers.get_mut(&worker).ok_or(Illegal::State)?;
+        let serving = entry.serving.as_mut().ok_or(Illegal::State)?;
+        match serving.slots.take(message)? {
+            Effect::Progress => {}
+            Effect::Step { busy_us, tokens } => {
+                let device_us = busy_us.min(micros_since(serving.busy_since));
+                serving.busy_since = clock::instant();
+                let model = entry.model;
+                state.models.used(model, device_us);
+                self.step(&mut state, Event::Used { worker, device_us, tokens });
+            }
+            Effect::End { job, end } => {
+                let how = job_end(&end);
+                if let Some(waiting) = state.jobs.get_mut(&job) {
+                    waiting.result = Some(end);
+                }
+                self.step(&mut state, Event::JobEnded { worker, job, end: how });
+            }
+        }
+        Ok(())
+    }
+
+    fn worker_ended(self: &Arc<Self>, worker: WorkerId, ending: &Ending, log: &Log) {
+        let mut state = self.lock();
+        let Some(gone) = state.workers.remove(&worker) else { return };
+        let model = state.models.name(gone.model);
+        tracing::info!(worker = worker.0, pid = gone.pid, model, ending = %ending, "worker ended");
+        metrics::counter!("ringfence_worker_ends_total", "how" => ending.code()).increment(1);
+        state.models.ended(gone.model, ending, log.last_line());
+        match ending {
+            Ending::PackageRefused(_) => {
+                self.step(&mut state, Event::SpawnFailed { worker, fault: SpawnFault::Package });
+            }
+            Ending::NotStarted(_) => {
+                self.step(&mut state, Event::SpawnFailed { worker, fault: SpawnFault::Host });
+            }
+            Ending::LoadFailed(_) => {
+                self.step(&mut state, Event::LoadFailed { worker });
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished });
+            }
+            Ending::Stopped => self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished }),
+            Ending::OutOfMemory { .. } => {
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::OutOfMemory });
+            }
+            Ending::Illegal(_) | Ending::SandboxFalse(_) => {
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Illegal });
+            }
+            Ending::Killed | Ending::Died(_) | Ending::Vanished => {
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Crashed });
+            }
+        }
+    }
+}
+
+fn job_end(end: &End) -> JobEnd {
+    match end {
+        End::Done { .. } => JobEnd::Done,
+        End::Failed(JobError::OutOfMemory { .. }) => JobEnd::OutOfMemory,
+        End::Failed(JobError::Cancelled) => JobEnd::Cancelled,
+        End::Failed(
+            JobError::InputTooLong { .. }
+            | JobError::InputEmpty { .. }
+            | JobError::TokenUnknown { .. }
+            | JobError::Tokenizer { .. }
+            | JobError::NotFinite { .. },
+        ) => JobEnd::Failed,
+    }
+}
+
+impl State {
+    pub(super) fn run(&mut self, job: JobId, worker: WorkerId) {
+        let now = clock::instant();
+        let waiting = self.jobs.get_mut(&job).expect("the scheduler runs jobs that have not ended");
+        let serving = self.workers.get_mut(&worker).and_then(|worker| worker.serving.as_mut());
+        let serving = serving.expect("the scheduler runs jobs in workers that are ready");
+        if serving.slots.is_empty() {
+            serving.busy_since = now;
+        }
+        let slot = serving.slots.occupy(job, waiting.items);
+        waiting.started = Some(now);
+        waiting.result = None;
+        let (input, descriptors) = waiting.input.message();
+        let message = ToWorker::Run { slot, domain: waiting.domain, input };
+        tracing::debug!(request = waiting.request_id, client = waiting.client, job = job.0, worker = worker.0, slot, "run");
+        self.send(worker, message, descriptors);
+    }
+
+    pub(super) fn cancel_in_worker(&mut self, job: JobId, worker: WorkerId) {
+        let serving = self.workers.get(&worker).and_then(|worker| worker.serving.as_ref());
+        if let Some(slot) = serving.and_then(|serving| serving.slots.of(job)) {
+            self.send(worker, ToWorker::Cancel { slot }, Vec::new());
+        }
+    }
+
+    pub(super) fn stop(&mut self, worker: WorkerId) {
+        if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.phase = Phase::Stopping;
+        }
+        self.send(worker, ToWorker::Stop, Vec::new());
+    }
+
+    pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason) {
+        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        tracing::warn!(worker = worker.0, pid = entry.pid, why = %why, "worker killed");
+        metrics::counter!("ringfence_worker_kills_total", "why" => why.code()).increment(1);
+        entry.phase = Phase::Killed;
+        entry.kill.notify_one();
+    }
+
+    /// A link that fails is closed, or its worker does not read: either way its task ends it.
+    fn send(&mut self, worker: WorkerId, message: ToWorker, descriptors: Vec<Arc<OwnedFd>>) {
+        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        let Some(serving) = &entry.serving else {
+            entry.kill.notify_one();
+            return;
+        };
+        match serving.connection.send(message, descriptors) {
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => {
+                tracing::warn!(worker = worker.0, %error, "a message could not be sent, the worker is killed");
+                entry.kill.notify_one();
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The life of one worker: package, process, handshake, service, end. One task for each worker runs this.
+
+use super::connection::Connection;
+use super::log::Log;
+use super::readiness::watch;
+use super::slots::{Illegal, Shape};
+use super::spawner::{self, Spawner, StartError};
+use crate::clock;
+use crate::packages::Package;
+use crate::status::Tier;
+use ringfence_protocol::{self as protocol, FromWorker, Layer, LinkError, LoadError, Received, ToWorker};
+use ringfence_sandbox::{Child, StatusPage};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How long a killed worker may take to disappear before that is logged as a fault of the host.
+const REAP_MAX: Duration = Duration::from_secs(5);
+
+/// Memory beside the lease that the kernel's limit leaves a worker: stacks, the allocator's slack, code.
+const BACKSTOP_SLACK_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What a worker is started for.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Sent as it is.
+    pub(crate) start: protocol::Start,
+    /// The verified files.
+    pub(crate) package: Arc<Package>,
+    /// Tells the task to end the worker.
+    pub(crate) kill: Arc<Notify>,
+    /// Where the worker's output goes.
+    pub(crate) log: Log,
+    /// Shared with the worker and its shim.
+    pub(crate) page: Arc<StatusPage>,
+}
+
+/// What is known of a worker once it can serve.
+#[derive(Debug, Clone)]
+pub(crate) struct Ready {
+    pub(crate) pid: i32,
+    pub(crate) shape: Shape,
+    pub(crate) bytes_per_token: u64,
+    pub(crate) used_bytes: u64,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) landlock_abi: u32,
+    pub(crate) sandbox_setup_us: u64,
+    pub(crate) warm_up_us: u64,
+    pub(crate) tier: Tier,
+}
+
+/// Whom the task tells.
+pub(crate) trait Audience: Send + Sync {
+    /// It said hello; its pid as the kernel states it.
+    fn hello(&self, pid: i32);
+    /// It can serve.
+    fn ready(&self, ready: Ready, connection: Arc<Connection>);
+    /// It said something while it served.
+    fn message(&self, message: FromWorker) -> Result<(), Illegal>;
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Ending {
+    #[error("its package is refused: {0}")]
+    PackageRefused(String),
+    #[error("it could not be started: {0}")]
+    NotStarted(String),
+    #[error("it could not run the package: {0}")]
+    LoadFailed(LoadError),
+    #[error("it stopped as it was told")]
+    Stopped,
+    #[error("it sent an illegal message: {0}")]
+    Illegal(Illegal),
+    #[error("its sandbox is not what it reported: {0}")]
+    SandboxFalse(String),
+    #[error("out of memory: {wanted} bytes wanted, {used} of {limit} in use")]
+    OutOfMemory { wanted: u64, used: u64, limit: u64 },
+    #[error("it was killed by the server")]
+    Killed,
+    #[error("it died with wait status {0:#x}")]
+    Died(i32),
+    #[error("it died without a trace")]
+    Vanished,
+}
+
+impl Ending {
+    /// A stable name, for metrics.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::PackageRefused(_) => "package_refused",
+            Self::NotStarted(_) => "not_started",
+            Self::LoadFailed(_) => "load_failed",
+            Self::Stopped => "stopped",
+            Self::Illegal(_) => "illegal_message",
+            Self::SandboxFalse(_) => "sandbox_false",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Killed => "killed",
+            Self::Died(_) => "died",
+            Self::Vanished => "vanished",
+        }
+    }
+}
+
+/// Why the conversation with a worker is over.
+enum Over {
+    Closed,
+    LoadFailed(LoadError),
+    Illegal(Illegal),
+    SandboxFalse(String),
+    Killed,
+}
+
+/// Runs one worker to its end. The process is gone when this returns.
+pub(crate) async fn live(spawner: &Spawner, plan: Plan, audience: &dyn Audience) -> Ending {
+    let (child, connection) = match start(spawner, &plan).await {
+        Ok(started) => started,
+        Err(error) => return Ending::NotStarted(error.to_string()),
+    };
+    let over = tokio::select! {
+        over = converse(&connection, &plan, audience) => over,
+        () = plan.kill.notified() => Over::Killed,
+    };
+    let ended = match over {
+        Over::Closed => wait(&child).await,
+        Over::LoadFailed(_) | Over::Illegal(_) | Over::SandboxFalse(_) | Over::Killed => end(&child).await,
+    };
+    if !ended {
+        tracing::error!(pid = child.pid, "a worker did not end within {} s of SIGKILL", REAP_MAX.as_secs());
+    }
+    verdict(over, &plan)
+}
+
+async fn start(spawner: &Spawner, plan: &Plan) -> Result<(Child, Arc<Connection>), Failure> {
+    let (ours, theirs) = protocol::connected_pair().map_err(std::io::Error::from)?;
+    let start = spawner::Start {
+        arguments: vec!["serve".to_owned()],
+        threads: Some(plan.start.threads),
+        link: theirs,
+        status_page: plan.page.clone(),
+    };
+    let child = spawner.start(start).await?;
+    for pipe in [&child.stdout, &child.stderr] {
+        plan.log.follow(pipe.try_clone()?);
+    }
+    Ok((child, Arc::new(Connection::new(ours)?)))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Link(#[from] std::io::Error),
+}
+
+async fn converse(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audience) -> Over {
+    tokio::select! {
+        over = speak(connection, plan, audience) => over,
+        error = connection.flush() => over_by(&error),
+    }
+}
+
+async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audience) -> Over {
+    let ready = match handshake(connection, plan, audience).await {
+        Ok(ready) => ready,
+        Err(over) => return over,
+    };
+    audience.ready(ready, connection.clone());
+    loop {
+        match next(connection).await {
+            Ok(received) => {
+                if let Err(illegal) = audience.message(received.message) {
+                    return Over::Illegal(illegal);
+                }
+            }
+            Err(over) => return over,
+        }
+    }
+}
+
+async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience) -> Result<Ready, Over> {
+    let hello = next(connection).await?;
+    let FromWorker::Hello { digest } = hello.message else { return Err(Over::Illegal(Illegal::State)) };
+    if digest != protocol::DIGEST {
+        return Err(Over::Illegal(Illegal::Digest));
+    }
+    let pid = hello.pid.ok_or(Over::Illegal(Illegal::State))?;
+    audience.hello(pid);
+    let tier = set_backstop(pid, plan.start.lease_bytes)?;
+    send(connection, ToWorker::Start(plan.start.clone()), Vec::new())?;
+
+    let FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } = next(connection).await?.message else {
+        return Err(Over::Illegal(Illegal::State));
+    };
+    check_sandbox(pid, &layers)?;
+    let (files, descriptors) = plan.package.files();
+    send(connection, ToWorker::Load { files }, descriptors)?;
+
+    match next(connection).await?.message {
+        FromWorker::Ready { dimensions, bytes_per_token, used_bytes, max_tokens, vocabulary } => {
+            let shape = check_shape(Shape { dimensions, max_tokens, vocabulary }, &plan.start)?;
+            Ok(Ready {
+                pid,
+                shape,
+                bytes_per_token,
+                used_bytes,
+                layers,
+                landlock_abi,
+                sandbox_setup_us: setup_us,
+                warm_up_us,
+                tier,
+            })
+        }
+        FromWorker::LoadFailed { error } => Err(Over::LoadFailed(error)),
+        FromWorker::Hello { .. }
+        | FromWorker::Sealed { .. }
+        | FromWorker::Chunk { .. }
+        | FromWorker::Step { .. }
+        | FromWorker::Done { .. }
+        | FromWorker::Failed { .. } => Err(Over::Illegal(Illegal::State)),
+    }
+}
+
+/// The largest width and vocabulary that are believed; the output of a job is bounded by the first.
+const DIMENSIONS_MAX: u32 = 65_536;
+const VOCABULARY_MAX: u32 = 4_000_000;
+
+fn check_shape(shape: Shape, start: &protocol::Start) -> Result<Shape, Over> {
+    let legal = (1..=DIMENSIONS_MAX).contains(&shape.dimensions)
+        && (1..=start.max_tokens).contains(&shape.max_tokens)
+        && (1..=VOCABULARY_MAX).contains(&shape.vocabulary);
+    if legal { Ok(shape) } else { Err(Over::Illegal(Illegal::Range)) }
+}
+
+/// Sets RLIMIT_DATA from outside, where the worker can't raise it, and reads it back.
+fn set_backstop(pid: i32, lease_bytes: u64) -> Result<Tier, Over> {
+    let bytes = lease_bytes.saturating_add(BACKSTOP_SLACK_BYTES);
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
+    let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
+    prlimit(Some(process), Resource::Data, limit.clone()).map_err(failed)?;
+    let held = prlimit(Some(process), Resource::Data, limit.clone()).map_err(failed)?;
+    if held.current == limit.current && held.maximum == limit.maximum {
+        Ok(Tier::Kernel)
+    } else {
+        Err(Over::SandboxFalse("RLIMIT_DATA did not hold".to_owned()))
+    }
+}
+
+/// Every layer that a worker must report before it gets a stranger's descriptor.
+const LAYERS: [Layer; 6] = [
+    Layer::Descriptors,
+    Layer::Namespaces,
+    Layer::Rlimits,
+    Layer::Privileges,
+    Layer::Landlock,
+    Layer::Seccomp,
+];
+
+fn check_sandbox(pid: i32, reported: &[Layer]) -> Result<(), Over> {
+    if let Some(missing) = LAYERS.iter().find(|layer| !reported.contains(layer)) {
+        return Err(Over::SandboxFalse(format!("{missing:?} is not reported")));
+    }
+    let facts = ringfence_sandbox::process_facts(pid).map_err(|error| Over::SandboxFalse(error.to_string()))?;
+    facts.check_sealed().map_err(|error| Over::SandboxFalse(error.to_string()))
+}
+
+fn send(connection: &Connection, message: ToWorker, descriptors: Vec<Arc<OwnedFd>>) -> Result<(), Over> {
+    connection.send(message, descriptors).map_err(|error| over_by(&error))
+}
+
+async fn next(connection: &Connection) -> Result<Received<FromWorker>, Over> {
+    let received = connection.receive().await.map_err(|error| over_by(&error))?;
+    if received.descriptors.is_empty() { Ok(received) } else { Err(Over::Illegal(Illegal::Descriptors)) }
+}
+
+fn over_by(error: &LinkError) -> Over {
+    match error {
+        LinkError::Closed | LinkError::Os(_) => Over::Closed,
+        LinkError::Malformed(_) => Over::Illegal(Illegal::Malformed),
+        LinkError::WouldBlock | LinkError::TooLarge { .. } => {
+            Over::SandboxFalse(format!("our own message could not be sent: {error}"))
+        }
+    }
+}
+
+/// A worker whose link is closed is ending; it is killed if it takes too long over it.
+async fn wait(child: &Child) -> bool {
+    exited(child, Duration::from_secs(1)).await || end(child).await
+}
+
+async fn end(child: &Child) -> bool {
+    if let Err(error) = child.kill() {
+        tracing::error!(pid = child.pid, %error, "a worker could not be killed");
+    }
+    exited(child, REAP_MAX).await
+}
+
+async fn exited(child: &Child, within: Duration) -> bool {
+    let reaped = async {
+        let pidfd = watch(child.pidfd.as_fd())?;
+        loop {
+            let mut ready = pidfd.readable().await?;
+            if child.try_wait()?.is_some() {
+                return Ok::<(), std::io::Error>(());
+            }
+            ready.clear_ready();
+        }
+    };
+    matches!(timeout(within, reaped).await, Some(Ok(())))
+}
+
+async fn timeout<T>(within: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(within, future).await.ok()
+}
+
+/// A denial on the page means out of memory, whatever ended the process afterwards.
+fn verdict(over: Over, plan: &Plan) -> Ending {
+    let status = plan.page.read();
+    match over {
+        Over::Killed => Ending::Killed,
+        Over::Illegal(illegal) => Ending::Illegal(illegal),
+        Over::SandboxFalse(what) => Ending::SandboxFalse(what),
+        Over::LoadFailed(error) => Ending::LoadFailed(error),
+        Over::Closed => match (status.denial, status.wait_status) {
+            (_, Some(0)) => Ending::Stopped,
+            (Some(denial), _) => {
+                Ending::OutOfMemory { wanted: denial.wanted, used: denial.used, limit: denial.limit }
+            }
+            (None, Some(status)) => Ending::Died(status),
+            (None, None) => Ending::Vanished,
+        },
+    }
+}
+
+/// Time since `since` in whole microseconds.
+pub(crate) fn micros_since(since: std::time::Instant) -> u64 {
+    u64::try_from(clock::instant().duration_since(since).as_micros()).unwrap_or(u64::MAX)
+}

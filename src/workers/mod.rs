@@ -1,0 +1,17 @@
+//! Workers from the server's side: started, spoken to, watched and ended.
+
+mod connection;
+mod life;
+mod log;
+mod probes;
+mod readiness;
+mod slots;
+mod spawner;
+
+pub(crate) use connection::Connection;
+pub(crate) use life::{Audience, Ending, Plan, Ready, live, micros_since};
+pub(crate) use log::Log;
+pub(crate) use slots::{Effect, End, Illegal, Slots};
+pub(crate) use probes::ProbeError;
+pub(crate) use probes::probe_all;
+pub(crate) use spawner::Spawner;

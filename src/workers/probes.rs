@@ -1,0 +1,99 @@
+//! Before the server listens: every forbidden act is tried once in a worker's sandbox, and has to fail.
+
+use super::readiness::watch;
+use super::spawner::{Spawner, Start, StartError};
+use crate::status::SandboxView;
+use ringfence_sandbox::{Act, Child, Exit, Host, Policy, ProbeFailure, StatusPage, judge};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one probe may take.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+
+/// How much of a probe's words is repeated to the operator.
+const WORDS_BYTES_MAX: u64 = 2_000;
+
+/// The layers that every worker reports, as `/status` names them.
+const LAYERS: [&str; 6] = ["descriptors", "namespaces", "rlimits", "privileges", "landlock", "seccomp"];
+
+/// Why the sandbox is not believed, and the server does not serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProbeError {
+    /// An act was not stopped.
+    #[error("{failure}{said}")]
+    Failure {
+        /// Which, and what to do.
+        failure: ProbeFailure,
+        /// What the probe printed, if anything.
+        said: String,
+    },
+    /// It could not be tried.
+    #[error("the probe {act} could not be run: {reason}")]
+    NotRun {
+        /// Which.
+        act: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Tries every act; what is returned is for `/status`.
+pub(crate) async fn probe_all(spawner: &Spawner, host: &Host) -> Result<SandboxView, ProbeError> {
+    let policy = Policy::worker_cpu();
+    let mut probes = Vec::new();
+    for &act in Act::ALL {
+        let (exit, said) = probe(spawner, act).await?;
+        judge(&policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
+        probes.push(act.name().to_owned());
+    }
+    tracing::info!(probes = probes.len(), landlock_abi = host.landlock_abi, "sandbox proven");
+    let missing = host.missing.iter().map(|gap| format!("{}: {}", gap.name(), gap.compensation())).collect();
+    let layers = LAYERS.iter().map(|layer| (*layer).to_owned()).collect();
+    Ok(SandboxView { layers, landlock_abi: host.landlock_abi, missing, probes })
+}
+
+async fn probe(spawner: &Spawner, act: Act) -> Result<(Exit, String), ProbeError> {
+    let failed = |reason: String| ProbeError::NotRun { act: act.name(), reason };
+    let page = StatusPage::create().map_err(|error| failed(error.to_string()))?;
+    let (_ours, theirs) = ringfence_protocol::connected_pair().map_err(|error| failed(error.to_string()))?;
+    let start = Start {
+        arguments: vec!["probe".to_owned(), act.name().to_owned()],
+        threads: None,
+        link: theirs,
+        status_page: Arc::new(page),
+    };
+    let child = spawner.start(start).await.map_err(|error: StartError| failed(error.to_string()))?;
+    let exit = exited(&child).await.map_err(|error| failed(error.to_string()))?;
+    Ok((exit, words(&child)))
+}
+
+async fn exited(child: &Child) -> std::io::Result<Exit> {
+    let pidfd = watch(child.pidfd.as_fd())?;
+    let ended = async {
+        loop {
+            let mut ready = pidfd.readable().await?;
+            if let Some(exit) = child.try_wait()? {
+                return Ok(exit);
+            }
+            ready.clear_ready();
+        }
+    };
+    let late = |_| std::io::Error::other(format!("it did not end within {} s", PROBE_MAX.as_secs()));
+    tokio::time::timeout(PROBE_MAX, ended).await.map_err(late)?
+}
+
+fn words(child: &Child) -> String {
+    let Ok(pipe) = child.stderr.try_clone() else { return String::new() };
+    if rustix::io::ioctl_fionbio(&pipe, true).is_err() {
+        return String::new();
+    }
+    let mut bytes = Vec::new();
+    // What can't be read is left out: this only explains a failure that is reported anyway.
+    drop(std::fs::File::from(pipe).take(WORDS_BYTES_MAX).read_to_end(&mut bytes));
+    match String::from_utf8_lossy(&bytes).trim() {
+        "" => String::new(),
+        said => format!(" (it said: {said})"),
+    }
+}

@@ -1,0 +1,61 @@
+//! The `openai` package as a client over TCP, in its own virtual environment (`make test` makes it).
+
+mod support;
+
+use serde_json::{Value, json};
+use std::process::Command;
+
+const SCRIPT: &str = r#"
+import json, sys
+import openai
+
+url, key, model = sys.argv[1:4]
+client = openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0)
+result = {"models": [model.id for model in client.models.list()]}
+texts = ["a cat sat", "hello world", "z"]
+answer = client.embeddings.create(model=model, input=texts)
+result["default"] = [item.embedding for item in answer.data]
+result["tokens"] = answer.usage.total_tokens
+answer = client.embeddings.create(model=model, input=texts, encoding_format="float")
+result["float"] = [item.embedding for item in answer.data]
+for name, call in {
+    "model_unknown": lambda: client.embeddings.create(model="absent", input="a"),
+    "input_too_long": lambda: client.embeddings.create(model=model, input="word " * 4000),
+    "input_empty": lambda: client.embeddings.create(model=model, input=""),
+}.items():
+    try:
+        call()
+        result[name] = None
+    except openai.APIStatusError as error:
+        result[name] = [error.status_code, error.code]
+try:
+    openai.OpenAI(base_url=url + "/v1", api_key="rf_wrong", max_retries=0).models.list()
+    result["wrong_key"] = None
+except openai.AuthenticationError as error:
+    result["wrong_key"] = [error.status_code, error.code]
+print(json.dumps(result))
+"#;
+
+#[test]
+fn the_openai_package_embeds_over_tcp_and_sees_typed_errors() {
+    let python = std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
+    let home = support::Home::with_tiny();
+    let server = home.start();
+    let key = home.cli_ok(&["key", "add", "python"]);
+    let url = server.facts["url"].as_str().expect("the ready file has the url");
+    let output = Command::new(python)
+        .args(["-c", SCRIPT, url.trim_end_matches('/'), key.trim(), "tiny-bert"])
+        .output()
+        .expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout).expect("the script prints JSON");
+    assert_eq!(result["models"], json!(["tiny-bert"]));
+    assert_eq!(result["default"].as_array().map(Vec::len), Some(3));
+    let default = result["default"][0][0].as_f64().expect("a number");
+    let float = result["float"][0][0].as_f64().expect("a number");
+    assert!((default - float).abs() < 1e-6, "base64 and float differ: {default} {float}");
+    assert_eq!(result["model_unknown"], json!([404, "model_unknown"]));
+    assert_eq!(result["input_too_long"], json!([400, "input_too_long"]));
+    assert_eq!(result["input_empty"], json!([400, "input_empty"]));
+    assert_eq!(result["wrong_key"], json!([401, "key_invalid"]));
+}

@@ -1,0 +1,377 @@
+//! A real server for a test: its own home, real programs, real sockets; killed and removed at the end.
+#![allow(dead_code, reason = "each test executable uses its part")]
+#![allow(missing_docs, reason = "support for tests")]
+
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Folder of the built programs.
+pub fn programs() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_ringfence-server")).parent().expect("a program lies in a folder").to_owned()
+}
+
+pub fn tiny_package() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert")
+}
+
+/// A home with keys and packages.
+pub struct Home {
+    pub folder: TempDir,
+    programs: PathBuf,
+    user: Option<String>,
+}
+
+impl Home {
+    /// An initialised home, for the user `nobody` where the test runs as root.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
+        let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
+        let home = Self { folder, programs: programs(), user };
+        fs::write(home.passphrase(), "correct horse battery staple").unwrap();
+        let mut arguments = vec!["init".to_owned()];
+        if let Some(user) = &home.user {
+            arguments.extend(["--user".to_owned(), user.clone()]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        home.cli_ok(&arguments);
+        home
+    }
+
+    /// One with the tiny package under the name `tiny`.
+    pub fn with_tiny() -> Self {
+        let home = Self::new();
+        home.add_tiny("tiny-bert");
+        home
+    }
+
+    pub fn add_tiny(&self, name: &str) {
+        let folder = self.folder.path().join("source").join(name);
+        copy(&tiny_package(), &folder);
+        let manifest = fs::read_to_string(folder.join("package.toml")).unwrap();
+        fs::write(folder.join("package.toml"), manifest.replace("tiny-bert\"", &format!("{name}\""))).unwrap();
+        self.cli_ok(&["model", "add", folder.to_str().unwrap(), "--accept-unverified-source"]);
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config")
+    }
+
+    pub fn passphrase(&self) -> PathBuf {
+        self.folder.path().join("passphrase")
+    }
+
+    /// Uses copies of the programs that a test has put elsewhere.
+    pub fn use_programs(&mut self, folder: PathBuf) {
+        self.programs = folder;
+    }
+
+    pub fn quotas(&self, text: &str) {
+        fs::write(self.path().join("quotas.toml"), text).unwrap();
+    }
+
+    /// Runs `ringfence` with the options that lead it to this home.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(programs().join("ringfence"));
+        command.args(arguments).arg("--home").arg(self.path());
+        if matches!(arguments, ["init", ..] | ["model", "add" | "sign", ..]) {
+            command.arg("--config").arg(self.config()).arg("--passphrase-file").arg(self.passphrase());
+        }
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    pub fn cli_ok(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments);
+        assert!(
+            output.status.success(),
+            "ringfence {arguments:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.programs.join("ringfence-server"));
+        command.arg("--home").arg(self.path()).args(["--listen", "127.0.0.1:0", "--ready-file"]);
+        command.arg(self.folder.path().join("ready.json"));
+        if let Some(user) = &self.user {
+            command.args(["--user", user]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Starts the server and waits until it is ready.
+    pub fn start(&self) -> Server {
+        match self.try_start() {
+            Ok(server) => server,
+            Err(log) => panic!("the server did not start:\n{log}"),
+        }
+    }
+
+    /// Starts the server; the log if it ends instead of becoming ready.
+    pub fn try_start(&self) -> Result<Server, String> {
+        let ready = self.folder.path().join("ready.json");
+        drop(fs::remove_file(&ready));
+        let log = self.folder.path().join("server.log");
+        let mut child = self.command().stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let until = Instant::now() + WAIT_MAX;
+        loop {
+            if let Ok(text) = fs::read_to_string(&ready) {
+                let facts: Value = serde_json::from_str(&text).unwrap();
+                let home = self.path();
+                return Ok(Server { child, facts, home, log, keep: false });
+            }
+            if child.try_wait().unwrap().is_some() || Instant::now() > until {
+                drop(child.kill());
+                drop(child.wait());
+                return Err(fs::read_to_string(&log).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    pub child: Child,
+    pub facts: Value,
+    home: PathBuf,
+    log: PathBuf,
+    keep: bool,
+}
+
+impl Server {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn admin(&self) -> Target {
+        Target::Unix(self.home.join("run/admin.sock"))
+    }
+
+    pub fn api(&self) -> Target {
+        Target::Unix(self.home.join("run/api.sock"))
+    }
+
+    pub fn client(&self, name: &str) -> Target {
+        Target::Unix(self.home.join("clients").join(name).join("api.sock"))
+    }
+
+    pub fn tcp(&self) -> Target {
+        let url = self.facts["url"].as_str().unwrap();
+        Target::Tcp(url.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned())
+    }
+
+    pub fn status(&self) -> Value {
+        self.admin().get("/status").ok()
+    }
+
+    /// Asks until `wanted` says yes to a status.
+    pub fn await_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + WAIT_MAX;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < until, "{what} did not come to be: {status:#}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The pid of the only worker, once it is ready.
+    pub fn worker_pid(&self) -> i32 {
+        let status = self.await_status("a ready worker", |status| {
+            status["workers"].as_array().is_some_and(|workers| workers.len() == 1 && workers[0]["state"] == "ready")
+        });
+        i32::try_from(status["workers"][0]["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// SIGTERM, and the exit status.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        self.keep = true;
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let until = Instant::now() + WAIT_MAX;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "the server did not stop:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.keep {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// Where to send a request.
+#[derive(Clone, Debug)]
+pub enum Target {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// A stream of either kind.
+pub trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|_| panic!("{}: {}", self.status, String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The JSON of an answer that must be a success.
+    pub fn ok(&self) -> Value {
+        assert!((200..300).contains(&self.status), "{}: {}", self.status, String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or("").to_owned()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+impl Target {
+    pub fn connect(&self) -> Box<dyn Stream> {
+        match self {
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
+                Box::new(stream)
+            }
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).unwrap();
+                stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
+                Box::new(stream)
+            }
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], b"")
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+    }
+
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut stream = self.connect();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            head.push_str("host: localhost\r\n");
+        }
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // A server that refuses early closes before a large body is written.
+        drop(stream.write_all(body));
+        read_answer(&mut stream)
+    }
+
+    /// Embeds through the OpenAI route.
+    pub fn embed(&self, body: &Value) -> Answer {
+        self.post("/v1/embeddings", body)
+    }
+}
+
+pub fn read_answer(stream: &mut dyn Stream) -> Answer {
+    let mut bytes = Vec::new();
+    let mut block = [0; 16 * 1024];
+    loop {
+        match stream.read(&mut block) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&block[..count]),
+            Err(error) if bytes.is_empty() => panic!("no answer: {error}"),
+            Err(_) => break,
+        }
+    }
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer has a head");
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let mut body = bytes[end + 4..].to_vec();
+    if headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked") {
+        body = dechunk(&body);
+    }
+    Answer { status, headers, body }
+}
+
+fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&bytes[end + 2..end + 2 + size]);
+        bytes = &bytes[end + 4 + size..];
+    }
+    body
+}
+
+/// Whether a process is there and not a zombie.
+pub fn is_alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with('Z')))
+        .unwrap_or(false)
+}
