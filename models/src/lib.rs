@@ -1,1 +1,41 @@
-//! To be written.
+//! Model packages: manifest, signature bundle, trust file, catalog, digesting into sealed memfds.
+//!
+//! ```text
+//! models/NAME/...                the package; package.toml is its manifest
+//! models/NAME.oms/ed25519.sig    the bundle: every file's digest, signed
+//! trust.json                     whose signature counts for which packages, signed by the root key
+//! root.pub                       the root key's public half
+//! ```
+//!
+//! [`Store::load`] turns a package into sealed descriptors whose bytes are the signed ones, or says in a [`Refusal`]
+//! why it does not. Time and keys come in as values; only [`Store`] touches the disk.
+
+mod bundle;
+mod catalog;
+mod digest;
+mod dsse;
+mod json;
+mod keys;
+mod kind;
+mod manifest;
+mod name;
+mod refusal;
+mod store;
+mod trust;
+
+pub use bundle::{BUNDLE_BYTES_MAX, Bundle, FILES_MAX, Resource, Statement, sign};
+pub use catalog::{Archive, Catalog, CatalogEntry, CatalogFile, Registry};
+pub use digest::{Digest, DigestError, Hasher};
+pub use ed25519_dalek::SigningKey;
+pub use json::{Fault, FieldError};
+pub use keys::{KeyError, KeyId, PublicKey};
+pub use kind::{FileKind, FileName, FileNameError};
+pub use manifest::{
+    Architecture, MANIFEST_BYTES_MAX, MAX_TOKENS_MAX, Manifest, ManifestError, ManifestValues, Task,
+};
+pub use name::{NameError, PackageName};
+pub use refusal::{NotRegular, Refusal};
+pub use store::{
+    Draft, DraftError, LoadedPackage, PackageError, SealedFile, Store, StoreError, Verified, VerifiedFile,
+};
+pub use trust::{Glob, TRUST_BYTES_MAX, Trust, TrustError, TrustedKey};
