@@ -1,7 +1,22 @@
 //! How an exec'd program locks itself in: every layer but the last in `enter`, the system call filter in `seal`.
 
-use crate::{Denial, Policy};
+mod descriptors;
+mod landlock;
+mod namespaces;
+mod privileges;
+mod waiters;
+
+use crate::Policy;
+use crate::allocator::count_on;
+use rustix::io::Errno;
+use rustix::process::{Rlimit, setrlimit};
+use seccompiler::BpfProgram;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+
+pub(crate) use descriptors::{LINK, STATUS_PAGE};
+pub(crate) use landlock::{ABI_MIN, abi, missing};
+pub(crate) use namespaces::{INNER_ID, try_in_child};
 
 /// A layer of the sandbox, in the order in which they are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,27 +53,101 @@ pub enum Missing {
 }
 
 impl Missing {
-    /// A stable name for status pages, such as `landlock_tcp`.
+    /// A stable name for status pages.
     pub fn name(self) -> &'static str {
-        todo!()
+        match self {
+            Missing::LandlockTruncate => "landlock_truncate",
+            Missing::LandlockTcp => "landlock_tcp",
+            Missing::LandlockIoctlDevice => "landlock_ioctl_device",
+            Missing::LandlockScopes => "landlock_scopes",
+            Missing::LandlockUnixSockets => "landlock_unix_sockets",
+        }
     }
+
     /// What covers it, in a phrase.
     pub fn compensation(self) -> &'static str {
-        todo!()
+        match self {
+            Missing::LandlockTruncate => "the root is empty and read-only, and the filter denies truncate",
+            Missing::LandlockTcp => "the network namespace is empty, and the filter denies socket",
+            Missing::LandlockIoctlDevice => "the root has no devices, and the filter denies ioctl",
+            Missing::LandlockScopes => "the pid and network namespaces, and the filter denies socket and kill",
+            Missing::LandlockUnixSockets => "the root is empty, and the filter denies socket and connect",
+        }
     }
 }
 
 /// Why the sandbox could not be entered or sealed. The program must end.
 #[derive(Debug, thiserror::Error)]
 pub enum EnterError {
-    /// placeholder until filled
-    #[error("the environment holds a variable that the server does not set")]
-    Environment,
+    /// A variable outside the closed list, or with a value that is no number.
+    #[error("the environment holds `{}`: this program is started by the server only", .0.to_string_lossy())]
+    Environment(OsString),
+    /// A descriptor is not what it must be.
+    #[error("descriptor {number} must be {expected}: this program is started by the server only")]
+    Descriptor {
+        /// Which.
+        number: i32,
+        /// What belongs there.
+        expected: &'static str,
+    },
+    /// Threads run already: the layers would not cover them.
+    #[error("the sandbox must be entered before any thread is started")]
+    Threads,
+    /// The outer uid or gid is 0, or the process could become another.
+    #[error("no program is sandboxed with the uid or gid of root, nor with more than one: start it from a server that has dropped them")]
+    Ids,
+    /// The parent ended during the set-up.
+    #[error("the parent ended")]
+    ParentEnded,
+    /// The program did not become pid 2 of its namespace.
+    #[error("the program is pid {0} of its namespace and not 2")]
+    Pid(i32),
+    /// A layer can't be applied.
+    #[error("{layer:?}: {call} failed{}", advice(*layer, *source))]
+    Os {
+        /// Which layer.
+        layer: Layer,
+        /// Which system call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: Errno,
+    },
+    /// Landlock can't be applied in full.
+    #[error("Landlock can't be applied in full")]
+    Landlock(#[from] ::landlock::RulesetError),
+    /// Landlock is older than the floor, or off.
+    #[error("Landlock has ABI {0}, at least {ABI_MIN} is needed: Linux 5.19 or later, with `landlock` in the kernel's `lsm=` list")]
+    LandlockTooOld(u32),
+    /// The policy does not compile.
+    #[error("the policy does not compile to a filter")]
+    Policy(#[from] seccompiler::BackendError),
+    /// The filter can't be applied to every thread.
+    #[error("the filter can't be applied to every thread")]
+    Filter(#[from] seccompiler::Error),
+}
+
+fn advice(layer: Layer, error: Errno) -> &'static str {
+    match (layer, error) {
+        (Layer::Namespaces, Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS) => {
+            ": unprivileged user namespaces are restricted here; packaging/README.md says how to allow them"
+        }
+        _ => "",
+    }
+}
+
+pub(crate) fn os(layer: Layer, call: &'static str) -> impl Fn(Errno) -> EnterError {
+    move |source| EnterError::Os { layer, call, source }
 }
 
 /// Inside every layer but the filter, as pid 2 of its own namespaces.
 #[derive(Debug)]
-pub struct Entered {}
+pub struct Entered {
+    link: Option<OwnedFd>,
+    filter: BpfProgram,
+    landlock_abi: u32,
+    in_cgroup: bool,
+}
 
 /// Every layer is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,30 +166,47 @@ pub struct Sealed {
 /// # Errors
 /// Any layer that can't be applied. Nothing is left out.
 pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
-    let _ = policy;
-    todo!()
+    let filter = policy.filter()?;
+    let waiter_filter = Policy::waiter().filter()?;
+    let parent = privileges::parent();
+    descriptors::check_environment()?;
+    let pages = descriptors::take()?;
+    let in_cgroup = pages.in_cgroup();
+    namespaces::enter()?;
+    limit(policy)?;
+    privileges::drop_all()?;
+    privileges::die_with(parent)?;
+    let landlock_abi = landlock::restrict()?;
+    waiters::leave_behind(&pages, &waiter_filter)?;
+    let page = pages.into_program_page().map_err(os(Layer::Descriptors, "munmap"))?;
+    count_on(page);
+    Ok(Entered { link: Some(descriptors::link()), filter, landlock_abi, in_cgroup })
+}
+
+fn limit(policy: &Policy) -> Result<(), EnterError> {
+    for (resource, value) in policy.limits() {
+        let limit = Rlimit { current: Some(*value), maximum: Some(*value) };
+        setrlimit(*resource, limit).map_err(os(Layer::Rlimits, "setrlimit"))?;
+    }
+    Ok(())
 }
 
 impl Entered {
-    /// The link to the server (descriptor 3), a blocking `SOCK_SEQPACKET` socket.
+    /// The link to the server (descriptor 3), a `SOCK_SEQPACKET` socket.
     ///
     /// # Panics
     /// On the second call: the link has one owner.
     pub fn link(&mut self) -> OwnedFd {
-        todo!()
-    }
-
-    /// Sets `RLIMIT_DATA` (private writable memory, thread stacks included, in bytes): the backstop behind the
-    /// counting allocator. It must lie well above the lease.
-    pub fn limit_data(&mut self, bytes: u64) -> Result<(), EnterError> {
-        let _ = bytes;
-        let _: Option<Denial> = None;
-        todo!()
+        self.link.take().expect("the link is taken once")
     }
 
     /// Applies the system call filter to every thread. Call it when all pool threads have run a job: one that is
     /// still starting would be killed.
     pub fn seal(self) -> Result<Sealed, EnterError> {
-        todo!()
+        seccompiler::apply_filter_all_threads(&self.filter)?;
+        let mut layers = vec![Layer::Descriptors, Layer::Namespaces, Layer::Rlimits];
+        layers.extend(self.in_cgroup.then_some(Layer::Cgroup));
+        layers.extend([Layer::Privileges, Layer::Landlock, Layer::Seccomp]);
+        Ok(Sealed { layers, landlock_abi: self.landlock_abi, missing: missing(self.landlock_abi) })
     }
 }

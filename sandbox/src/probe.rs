@@ -1,18 +1,16 @@
-//! Every act that a sandboxed program must not get away with, and the probe that tries one under the real policy.
+//! The probe: a process that enters, seals, tries one forbidden act, and tells by its end what became of it.
 
-use crate::{Exit, Policy};
+mod acts;
+
+use crate::{Exit, Policy, enter};
 use rustix::io::Errno;
+use std::fmt;
 use std::process::ExitCode;
-use std::str::FromStr;
+use std::sync::mpsc;
 
-/// A forbidden act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Act {
-    /// Opens a file by path.
-    OpenFile,
-}
+pub use acts::{Act, UnknownAct};
 
-/// What became of an attempt that its program survived.
+/// What became of an attempt that its process survived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The system call did what it was asked.
@@ -26,7 +24,7 @@ pub enum Outcome {
 pub enum Expected {
     /// Death by SIGSYS: the filter does not let the call through.
     Killed,
-    /// The call gets through and the kernel refuses it with this error.
+    /// The filter lets the call through and the kernel refuses it with this error.
     Refused(Errno),
 }
 
@@ -41,54 +39,136 @@ pub struct ProbeFailure {
     pub exit: Exit,
 }
 
-impl std::fmt::Display for ProbeFailure {
-    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
-    }
-}
+/// The probe's code where the sandbox could not be entered or sealed; above every error number.
+const NOT_SEALED: u8 = 250;
 
-impl std::error::Error for ProbeFailure {}
-
-/// No act has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no act `{0}`")]
-pub struct UnknownAct(pub String);
-
-impl Act {
-    /// Every act.
-    pub const ALL: &[Act] = &[Act::OpenFile];
-
-    /// Its name on the command line, such as `open-file`.
-    pub fn name(self) -> &'static str {
-        todo!()
-    }
-    /// Tries it, here and now.
-    pub fn attempt(self) -> Outcome {
-        todo!()
-    }
-    /// What must become of it under this policy.
-    pub fn expected(self, policy: &Policy) -> Expected {
-        let _ = policy;
-        todo!()
-    }
-}
-
-impl FromStr for Act {
-    type Err = UnknownAct;
-    fn from_str(name: &str) -> Result<Act, UnknownAct> {
-        Err(UnknownAct(name.to_owned()))
-    }
-}
-
-/// The whole of `ringfence-worker probe ACT`: enters, seals, attempts. Code 0 says that the act succeeded, 1 to 133
-/// is the errno, 250 that the sandbox could not be entered (the reason is on standard error).
+/// The whole of `ringfence-worker probe ACT`: enters, seals, attempts. Code 0 says that the act succeeded, 1 to 249
+/// is the error number of the refusal, 250 that the sandbox could not be entered (the reason is on standard error).
 pub fn probe(policy: &Policy, act: Act) -> ExitCode {
-    let _ = (policy, act);
-    todo!()
+    match attempt_sealed(policy, act) {
+        Ok(Outcome::Succeeded) => ExitCode::SUCCESS,
+        Ok(Outcome::Refused(error)) => ExitCode::from(u8::try_from(error.raw_os_error()).unwrap_or(NOT_SEALED)),
+        Err(error) => {
+            eprintln!("{}", causes(&error));
+            ExitCode::from(NOT_SEALED)
+        }
+    }
+}
+
+fn attempt_sealed(policy: &Policy, act: Act) -> Result<Outcome, crate::EnterError> {
+    let entered = enter(policy)?;
+    act.prepare();
+    match act {
+        Act::OpenFileInOlderThread => {
+            let older = OlderThread::start();
+            entered.seal()?;
+            Ok(older.attempt(act))
+        }
+        act => {
+            entered.seal()?;
+            Ok(act.attempt())
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(|source| format!(": {}", causes(source)));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
+/// A thread from before the filter, which the filter must cover all the same.
+struct OlderThread {
+    acts: mpsc::Sender<Act>,
+    outcomes: mpsc::Receiver<Outcome>,
+}
+
+impl OlderThread {
+    fn start() -> OlderThread {
+        let (acts, to_do) = mpsc::channel::<Act>();
+        let (done, outcomes) = mpsc::channel();
+        let (begun, begins) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut alive = begun.send(()).is_ok();
+            while let (true, Ok(act)) = (alive, to_do.recv()) {
+                alive = done.send(act.attempt()).is_ok();
+            }
+        });
+        begins.recv().expect("the thread says that it has begun before it does anything else");
+        OlderThread { acts, outcomes }
+    }
+
+    fn attempt(&self, act: Act) -> Outcome {
+        self.acts.send(act).expect("the thread waits for acts");
+        self.outcomes.recv().expect("the thread answers, unless the process is killed")
+    }
 }
 
 /// Judges how a probe ended. The failure's text says which act, what happened and what to do.
 pub fn judge(policy: &Policy, act: Act, exit: Exit) -> Result<(), ProbeFailure> {
-    let _ = (policy, act, exit);
-    todo!()
+    let expected = act.expected(policy);
+    let stopped = match expected {
+        Expected::Killed => exit == Exit::Signal(libc::SIGSYS) || (act.is_32_bit() && exit == Exit::Signal(libc::SIGSEGV)),
+        Expected::Refused(error) => exit == Exit::Code(error.raw_os_error()),
+    };
+    if stopped { Ok(()) } else { Err(ProbeFailure { act, expected, exit }) }
+}
+
+impl std::error::Error for ProbeFailure {}
+
+impl fmt::Display for ProbeFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProbeFailure { act, expected, exit } = self;
+        write!(f, "the sandbox does not stop the act `{}`: ", act.name())?;
+        match expected {
+            Expected::Killed => f.write_str("it must end by SIGSYS")?,
+            Expected::Refused(error) => write!(f, "it must be refused ({error})")?,
+        }
+        match exit {
+            Exit::Code(0) => f.write_str(
+                " but succeeded. This kernel, or what runs instead of one, does not enforce the filter: run the server \
+                 on another host",
+            ),
+            Exit::Code(code) if *code == i32::from(NOT_SEALED) => f.write_str(
+                " but the probe could not enter the sandbox: its standard error says which layer failed and what to do",
+            ),
+            Exit::Code(code) => write!(
+                f,
+                " but the probe ended with code {code}. If that is an error number, another layer refused first: \
+                 install a server and a worker of one build",
+            ),
+            Exit::Signal(signal) => write!(
+                f,
+                " but the probe ended by signal {signal}: if that is SIGKILL, see whether the host is out of memory, \
+                 then start the server again",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_that_the_policy_names_is_accepted() {
+        let policy = Policy::worker_cpu();
+        let killed = Exit::Signal(libc::SIGSYS);
+        assert_eq!(judge(&policy, Act::OpenFile, killed), Ok(()));
+        for exit in [Exit::Code(0), Exit::Code(13), Exit::Code(250), Exit::Signal(9), Exit::Signal(libc::SIGSEGV)] {
+            let failure = judge(&policy, Act::OpenFile, exit).unwrap_err();
+            assert_eq!(failure.exit, exit);
+            assert!(failure.to_string().contains("`open-file`"), "{failure}");
+        }
+        assert_eq!(judge(&policy, Act::WriteSealedMap, Exit::Code(libc::EACCES)), Ok(()));
+        assert!(judge(&policy, Act::WriteSealedMap, killed).is_err());
+        assert!(judge(&policy, Act::WriteSealedMap, Exit::Code(0)).is_err());
+    }
+
+    #[test]
+    fn the_probe_s_own_failure_is_no_error_number() {
+        assert!(Act::ALL.iter().all(|act| match act.expected(&Policy::worker_cpu()) {
+            Expected::Killed => true,
+            Expected::Refused(error) => error.raw_os_error() < i32::from(NOT_SEALED),
+        }));
+    }
 }

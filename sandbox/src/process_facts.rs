@@ -1,5 +1,8 @@
 //! What the kernel says about a sandboxed program, so that the server need not believe the program.
 
+use crate::enter::INNER_ID;
+use std::io::Read;
+
 /// From `/proc/PID/status` and `uid_map`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessFacts {
@@ -60,15 +63,151 @@ pub enum ProcessFactsError {
     },
 }
 
-/// Reads them.
+/// Why a process is not taken for a sealed program.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The kernel says otherwise.
+    #[error("process {pid} is not sealed")]
+    Unsealed {
+        /// Whose.
+        pid: i32,
+        /// What is wrong with it.
+        #[source]
+        source: Unsealed,
+    },
+    /// The kernel can't be asked.
+    #[error(transparent)]
+    Facts(#[from] ProcessFactsError),
+}
+
+/// Asks the kernel whether a process is a sealed program.
+pub fn check_process(pid: i32) -> Result<(), CheckError> {
+    process_facts(pid)?.check_sealed().map_err(|source| CheckError::Unsealed { pid, source })
+}
+
+/// Reads the facts of a process.
 pub fn process_facts(pid: i32) -> Result<ProcessFacts, ProcessFactsError> {
-    let _ = pid;
-    todo!()
+    let unreadable = |source| ProcessFactsError::Unreadable { pid, source };
+    let status = read(&format!("/proc/{pid}/status")).map_err(unreadable)?;
+    let uid_map = read(&format!("/proc/{pid}/uid_map")).map_err(unreadable)?;
+    parse(&status, &uid_map).map_err(|field| ProcessFactsError::Field { pid, field })
 }
 
 impl ProcessFacts {
     /// Whether these are the facts of a sealed program.
     pub fn check_sealed(&self) -> Result<(), Unsealed> {
-        todo!()
+        if self.seccomp_mode != libc::SECCOMP_MODE_FILTER || self.filters == 0 {
+            return Err(Unsealed::NoFilter);
+        }
+        if !self.no_new_privs {
+            return Err(Unsealed::MayGainPrivileges);
+        }
+        if self.capabilities != [0; 5] {
+            return Err(Unsealed::Capabilities);
+        }
+        let own_pids = self.pids.len() == 2 && self.pids[1] == 2;
+        let own_ids = matches!(self.uid_map[..], [[INNER_ID, _, 1]]);
+        if !own_pids || !own_ids || self.uid == 0 {
+            return Err(Unsealed::Namespaces);
+        }
+        Ok(())
+    }
+}
+
+/// Far above what the kernel prints for a process.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+#[expect(clippy::disallowed_methods, reason = "the kernel's own files; no name comes from outside")]
+fn read(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn parse(status: &str, uid_map: &str) -> Result<ProcessFacts, &'static str> {
+    Ok(ProcessFacts {
+        seccomp_mode: number(status, "Seccomp")?,
+        filters: number(status, "Seccomp_filters")?,
+        no_new_privs: number(status, "NoNewPrivs")? == 1,
+        capabilities: [
+            set(status, "CapInh")?,
+            set(status, "CapPrm")?,
+            set(status, "CapEff")?,
+            set(status, "CapBnd")?,
+            set(status, "CapAmb")?,
+        ],
+        uid: number(status, "Uid")?,
+        uid_map: uid_map.lines().map(map_line).collect::<Option<_>>().ok_or("uid_map")?,
+        threads: number(status, "Threads")?,
+        pids: numbers(status, "NSpid").ok_or("NSpid")?,
+    })
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+fn numbers(status: &str, name: &str) -> Option<Vec<u32>> {
+    field(status, name)?.split_whitespace().map(|number| number.parse().ok()).collect()
+}
+
+/// The first number of a line.
+fn number(status: &str, name: &'static str) -> Result<u32, &'static str> {
+    numbers(status, name).and_then(|numbers| numbers.first().copied()).ok_or(name)
+}
+
+fn set(status: &str, name: &'static str) -> Result<u64, &'static str> {
+    field(status, name).and_then(|bits| u64::from_str_radix(bits, 16).ok()).ok_or(name)
+}
+
+fn map_line(line: &str) -> Option<[u32; 3]> {
+    let numbers: Vec<u32> = line.split_whitespace().map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    numbers.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed() -> ProcessFacts {
+        ProcessFacts {
+            seccomp_mode: 2,
+            filters: 1,
+            no_new_privs: true,
+            capabilities: [0; 5],
+            uid: 1000,
+            uid_map: vec![[65534, 1000, 1]],
+            threads: 3,
+            pids: vec![71, 2],
+        }
+    }
+
+    #[test]
+    fn each_fact_that_is_wrong_is_told() {
+        assert_eq!(sealed().check_sealed(), Ok(()));
+        let cases = [
+            (ProcessFacts { seccomp_mode: 0, ..sealed() }, Unsealed::NoFilter),
+            (ProcessFacts { filters: 0, ..sealed() }, Unsealed::NoFilter),
+            (ProcessFacts { no_new_privs: false, ..sealed() }, Unsealed::MayGainPrivileges),
+            (ProcessFacts { capabilities: [0, 0, 0, 1, 0], ..sealed() }, Unsealed::Capabilities),
+            (ProcessFacts { uid: 0, ..sealed() }, Unsealed::Namespaces),
+            (ProcessFacts { pids: vec![71], ..sealed() }, Unsealed::Namespaces),
+            (ProcessFacts { pids: vec![71, 3], ..sealed() }, Unsealed::Namespaces),
+            (ProcessFacts { uid_map: vec![[0, 0, u32::MAX]], ..sealed() }, Unsealed::Namespaces),
+        ];
+        for (facts, expected) in cases {
+            assert_eq!(facts.check_sealed(), Err(expected), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_not_taken_for_a_sealed_one() {
+        let pid = std::process::id().cast_signed();
+        assert!(matches!(check_process(pid), Err(CheckError::Unsealed { .. })));
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_told_as_such() {
+        assert!(matches!(process_facts(i32::MAX), Err(ProcessFactsError::Unreadable { .. })));
     }
 }

@@ -1,0 +1,221 @@
+//! A program that locks itself in, for the tests: what it does is its first argument, what it saw it says on the link.
+
+use ringfence_sandbox::{
+    CountingAllocator, Denial, Entered, Policy, SealedFile, check_headroom, clear_denial, enter, keep_freed_memory, probe,
+};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
+use std::collections::HashMap;
+use std::error::Error;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Barrier, mpsc};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const LEASE_BYTES: u64 = 64 << 20;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    let outcome = match words[..] {
+        ["probe", act] => return probe(&Policy::worker_cpu(), act.parse().expect("the test names an act")),
+        ["again-with-variable", name] => Err(again(Command::new("/proc/self/exe").env(name, "1"))),
+        ["again-with-leaks"] => again_with_leaks(),
+        ["again-without", number] => again_without(number),
+        ["threaded"] => threaded(),
+        ["serve"] => serve(),
+        _ => Err("no such role".into()),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(251)
+        }
+    }
+}
+
+/// Becomes `serve` once more, by way of a command that has something wrong with it.
+fn again(command: &mut Command) -> Box<dyn Error> {
+    command.arg("serve").exec().into()
+}
+
+fn again_with_leaks() -> Result<u8, Box<dyn Error>> {
+    for _ in 0..3 {
+        let leak = rustix::fs::open("/", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
+        std::mem::forget(leak);
+    }
+    Err(again(&mut Command::new("/proc/self/exe")))
+}
+
+fn again_without(number: &str) -> Result<u8, Box<dyn Error>> {
+    // The shell closes what the library refuses to.
+    Err(Command::new("/bin/sh")
+        .env_clear()
+        .arg("-c")
+        .arg(format!("exec {number}>&-; exec /usr/bin/env -i /proc/self/fd/9 serve 9<&-"))
+        .exec()
+        .into())
+}
+
+fn threaded() -> Result<u8, Box<dyn Error>> {
+    let (_end, waits) = mpsc::channel::<()>();
+    std::thread::spawn(move || waits.recv());
+    serve()
+}
+
+fn serve() -> Result<u8, Box<dyn Error>> {
+    keep_freed_memory();
+    let mut entered = enter(&Policy::worker_cpu())?;
+    let link = entered.link();
+    let before = report(&entered);
+    let pool = Pool::start(4);
+    CountingAllocator::set_lease(LEASE_BYTES);
+    say(&link, "unsealed")?;
+    let sealed = entered.seal()?;
+    say(&link, &format!("{before} layers={:?} abi={} missing={:?}", sealed.layers, sealed.landlock_abi, sealed.missing))?;
+    loop {
+        let (order, descriptors) = hear(&link)?;
+        let answer = match order.split_once(' ').unwrap_or((&order, "")) {
+            ("", _) => return Ok(0),
+            ("exit", code) => return Ok(code.parse()?),
+            ("abort", _) => std::process::abort(),
+            ("panic", _) => caught_panic(),
+            ("compute", _) => pool.compute().to_string(),
+            ("map", _) => mapped(descriptors),
+            ("try-reserve", bytes) => try_reserve(bytes.parse()?),
+            ("headroom", bytes) => said(check_headroom(bytes.parse()?)),
+            ("allocate", bytes) => allocate(bytes.parse()?),
+            ("allocate-on-all-threads", bytes) => pool.allocate(bytes.parse()?),
+            ("overflow-stack", _) => deeper(0).to_string(),
+            _ => return Err("no such order".into()),
+        };
+        say(&link, &answer)?;
+    }
+}
+
+/// What can only be looked at before the filter.
+fn report(_: &Entered) -> String {
+    let names = std::fs::read_dir("/").map_or(-1, |names| i64::try_from(names.count()).expect("few"));
+    let open = (3..64).filter(|number| is_open(*number)).count();
+    let uid = rustix::process::getuid().as_raw();
+    let planted = std::fs::write("/planted", "x").is_ok();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let interfaces = std::fs::read_dir("/sys/class/net").is_ok();
+    format!(
+        "pid={} uid={uid} names={names} open={open} planted={planted} net={interfaces} host={}",
+        std::process::id(),
+        host.len()
+    )
+}
+
+fn is_open(number: i32) -> bool {
+    // Duplicating a number is the one look at it that needs no owner and no path.
+    let Ok(number) = u32::try_from(number) else { return false };
+    rustix::fs::readlink(format!("/proc/self/fd/{number}"), Vec::new()).is_ok()
+}
+
+fn caught_panic() -> String {
+    std::panic::set_hook(Box::new(|_| eprintln!("a panic, caught")));
+    format!("{:?}", std::panic::catch_unwind(|| panic!("on order")).is_err())
+}
+
+fn mapped(descriptors: Vec<OwnedFd>) -> String {
+    let Some(descriptor) = descriptors.into_iter().next() else { return "no descriptor".to_owned() };
+    match SealedFile::from_descriptor(descriptor).and_then(|file| file.map()) {
+        Ok(map) => String::from_utf8_lossy(&map).into_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn try_reserve(bytes: usize) -> String {
+    let reserved = Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+    format!("{reserved} {}", clear_denial().map_or("no denial".to_owned(), |denial| denial.to_string()))
+}
+
+fn said(headroom: Result<(), Denial>) -> String {
+    headroom.map_or_else(|denial| denial.to_string(), |()| "it fits".to_owned())
+}
+
+fn allocate(bytes: usize) -> String {
+    let block = vec![1_u8; bytes];
+    format!("{} {}", block.len(), CountingAllocator::used() >= bytes as u64)
+}
+
+fn deeper(depth: u64) -> u64 {
+    let here = std::hint::black_box([depth; 512]);
+    if here[0] == u64::MAX { 0 } else { deeper(depth + 1) + here[511] }
+}
+
+/// Threads as a compute library has them: they wait on a channel, and all have run before the filter.
+struct Pool(Vec<(mpsc::Sender<usize>, Arc<Barrier>)>, mpsc::Receiver<u64>);
+
+impl Pool {
+    fn start(threads: usize) -> Pool {
+        let (answer, answers) = mpsc::channel();
+        let barrier = Arc::new(Barrier::new(threads + 1));
+        let workers = (0..threads).map(|_| Pool::thread(&barrier, answer.clone())).collect();
+        barrier.wait();
+        Pool(workers, answers)
+    }
+
+    fn thread(barrier: &Arc<Barrier>, answer: mpsc::Sender<u64>) -> (mpsc::Sender<usize>, Arc<Barrier>) {
+        let (order, orders) = mpsc::channel::<usize>();
+        let ready = barrier.clone();
+        std::thread::spawn(move || {
+            ready.wait();
+            while let Ok(bytes) = orders.recv() {
+                let block = vec![1_u8; bytes];
+                let names: HashMap<usize, u64> = (0..100).map(|name| (name, 1)).collect();
+                std::thread::yield_now();
+                std::thread::sleep(std::time::Duration::from_micros(50));
+                let sum = names.values().sum::<u64>() + block.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+                if answer.send(sum).is_err() {
+                    return;
+                }
+            }
+        });
+        (order, barrier.clone())
+    }
+
+    fn compute(&self) -> u64 {
+        self.run(1 << 20)
+    }
+
+    fn allocate(&self, bytes: usize) -> String {
+        self.run(bytes).to_string()
+    }
+
+    fn run(&self, bytes: usize) -> u64 {
+        for (order, _) in &self.0 {
+            order.send(bytes).expect("the thread waits for orders");
+        }
+        self.1.iter().take(self.0.len()).sum()
+    }
+}
+
+fn say(link: &OwnedFd, text: &str) -> rustix::io::Result<()> {
+    sendmsg(link, &[IoSlice::new(text.as_bytes())], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// An order and its descriptors; no order at all when the link is closed.
+fn hear(link: &OwnedFd) -> rustix::io::Result<(String, Vec<OwnedFd>)> {
+    let mut bytes = [0; 256];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut waits = [rustix::event::PollFd::from_borrowed_fd(link.as_fd(), rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut waits, None)?;
+    let packet = recvmsg(link, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    Ok((String::from_utf8_lossy(&bytes[..packet.bytes]).into_owned(), descriptors))
+}

@@ -1,0 +1,68 @@
+//! Landlock: every right that this kernel can take away is taken away, on everything.
+
+use super::{EnterError, Missing};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
+};
+
+/// The hard floor.
+pub(crate) const ABI_MIN: u32 = 2;
+
+/// From which ABI on each thing is there.
+const SINCE: [(u32, Missing); 5] = [
+    (3, Missing::LandlockTruncate),
+    (4, Missing::LandlockTcp),
+    (5, Missing::LandlockIoctlDevice),
+    (6, Missing::LandlockScopes),
+    (9, Missing::LandlockUnixSockets),
+];
+
+/// Landlock's ABI on this kernel; 0 where it is off.
+pub(crate) fn abi() -> u32 {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the call takes no memory and only returns the version.
+    let abi = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION)
+    };
+    u32::try_from(abi).unwrap_or(0)
+}
+
+/// What a kernel with this ABI lacks.
+pub(crate) fn missing(abi: u32) -> Vec<Missing> {
+    SINCE.iter().filter(|(since, _)| abi < *since).map(|(_, missing)| *missing).collect()
+}
+
+/// Takes every right away from this process and its later children; returns the ABI. Before ABI 8 other threads are
+/// not covered, so there must be none.
+pub(super) fn restrict() -> Result<u32, EnterError> {
+    let version = abi();
+    if version < ABI_MIN {
+        return Err(EnterError::LandlockTooOld(version));
+    }
+    // Exactly the rights of this ABI, all of them required: nothing is left out silently.
+    let abi = ABI::from(version.cast_signed());
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(abi))?;
+    if version >= 4 {
+        ruleset = ruleset.handle_access(AccessNet::from_all(abi))?;
+    }
+    if version >= 6 {
+        ruleset = ruleset.scope(Scope::from_all(abi))?;
+    }
+    let status = ruleset.create()?.restrict_self()?;
+    assert_eq!(status.ruleset, RulesetStatus::FullyEnforced, "a hard requirement is met or an error");
+    Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_abis_lack_what_came_later() {
+        assert_eq!(missing(2).len(), 5);
+        assert_eq!(missing(4), [Missing::LandlockIoctlDevice, Missing::LandlockScopes, Missing::LandlockUnixSockets]);
+        assert_eq!(missing(9), []);
+    }
+}

@@ -1,0 +1,78 @@
+//! The closed lists of names that a policy file may use.
+
+use rustix::process::Resource;
+
+/// A system call: its name, its number and the names of the arguments that a condition may look at.
+pub(crate) struct Call {
+    pub(crate) name: &'static str,
+    pub(crate) number: i64,
+    pub(crate) arguments: &'static [&'static str],
+}
+
+const fn plain(name: &'static str, number: i64) -> Call {
+    Call { name, number, arguments: &[] }
+}
+
+/// Calls that a policy may name. Those that no sandboxed program should ever make are not in it.
+pub(crate) const CALLS: &[Call] = &[
+    plain("brk", libc::SYS_brk),
+    plain("clock_gettime", libc::SYS_clock_gettime),
+    plain("clock_nanosleep", libc::SYS_clock_nanosleep),
+    plain("close", libc::SYS_close),
+    plain("exit", libc::SYS_exit),
+    plain("exit_group", libc::SYS_exit_group),
+    Call { name: "fcntl", number: libc::SYS_fcntl, arguments: &["descriptor", "command"] },
+    plain("fstat", libc::SYS_fstat),
+    plain("futex", libc::SYS_futex),
+    plain("getpid", libc::SYS_getpid),
+    plain("getrandom", libc::SYS_getrandom),
+    plain("gettid", libc::SYS_gettid),
+    Call { name: "ioctl", number: libc::SYS_ioctl, arguments: &["descriptor", "request"] },
+    Call { name: "madvise", number: libc::SYS_madvise, arguments: &["address", "length", "advice"] },
+    Call { name: "mmap", number: libc::SYS_mmap, arguments: &["address", "length", "protection", "flags"] },
+    Call { name: "mprotect", number: libc::SYS_mprotect, arguments: &["address", "length", "protection"] },
+    plain("mremap", libc::SYS_mremap),
+    plain("munmap", libc::SYS_munmap),
+    Call { name: "pidfd_send_signal", number: libc::SYS_pidfd_send_signal, arguments: &["pidfd", "signal"] },
+    plain("ppoll", libc::SYS_ppoll),
+    plain("read", libc::SYS_read),
+    plain("recvmsg", libc::SYS_recvmsg),
+    plain("restart_syscall", libc::SYS_restart_syscall),
+    plain("rseq", libc::SYS_rseq),
+    plain("rt_sigprocmask", libc::SYS_rt_sigprocmask),
+    plain("rt_sigreturn", libc::SYS_rt_sigreturn),
+    plain("sched_getaffinity", libc::SYS_sched_getaffinity),
+    plain("sched_yield", libc::SYS_sched_yield),
+    plain("sendmsg", libc::SYS_sendmsg),
+    plain("set_robust_list", libc::SYS_set_robust_list),
+    plain("sigaltstack", libc::SYS_sigaltstack),
+    Call { name: "tgkill", number: libc::SYS_tgkill, arguments: &["pid", "tid", "signal"] },
+    plain("wait4", libc::SYS_wait4),
+    plain("write", libc::SYS_write),
+    plain("writev", libc::SYS_writev),
+];
+
+/// Numbers that have a name.
+pub(crate) const NUMBERS: &[(&str, u64)] = &[
+    ("F_GET_SEALS", libc::F_GET_SEALS as u64),
+    ("MAP_PRIVATE", libc::MAP_PRIVATE as u64),
+    ("MAP_SHARED", libc::MAP_SHARED as u64),
+    ("MAP_TYPE", libc::MAP_TYPE as u64),
+    ("PROT_EXEC", libc::PROT_EXEC as u64),
+    ("PROT_READ", libc::PROT_READ as u64),
+    ("PROT_WRITE", libc::PROT_WRITE as u64),
+    ("SIGABRT", libc::SIGABRT as u64),
+    ("SIGKILL", libc::SIGKILL as u64),
+];
+
+/// Limits that a policy may set.
+pub(crate) const LIMITS: &[(&str, Resource)] = &[
+    ("CORE", Resource::Core),
+    ("FSIZE", Resource::Fsize),
+    ("MEMLOCK", Resource::Memlock),
+    ("MSGQUEUE", Resource::Msgqueue),
+    ("NOFILE", Resource::Nofile),
+    ("NPROC", Resource::Nproc),
+    ("RTPRIO", Resource::Rtprio),
+    ("STACK", Resource::Stack),
+];
