@@ -1,1 +1,21 @@
-//! To be written.
+//! CPU kernels for transformer models: matrix products with weights packed once, attention over ragged batches,
+//! normalisation and activations, on a small pool of threads that spin between the steps of one forward pass.
+//!
+//! Every kernel exists for AVX-512F, for AVX2 with FMA and in plain Rust; [`Isa`] says which one runs.
+#![allow(unsafe_code, reason = "vector instructions and the pool's shared job; each use under SAFETY")]
+
+mod attention;
+mod buffer;
+mod compute;
+mod isa;
+mod linear;
+mod pool;
+mod rows;
+mod tile;
+
+pub use attention::AttentionScratch;
+pub use buffer::{Matrix, OutOfMemory};
+pub use compute::Compute;
+pub use isa::{Isa, Level};
+pub use linear::{Activation, PackedLinear, Part};
+pub use pool::{Pool, THREADS_MAX};

@@ -1,0 +1,89 @@
+//! Which instructions the kernels use: what this CPU has, or less.
+
+use crate::rows;
+use crate::tile::{self, Tile};
+
+/// A level of instructions that this CPU has been seen to have. Only [`Isa::detect`] and [`Isa::available`] make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+/// The levels that there are kernels for, best last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Plain Rust: any x86-64.
+    Scalar,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 Foundation.
+    Avx512,
+}
+
+impl Isa {
+    /// The best level of this CPU.
+    pub fn detect() -> Self {
+        *Self::available().last().expect("there is always the scalar level")
+    }
+
+    /// Every level of this CPU, best last.
+    pub fn available() -> Vec<Self> {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        let mut levels = vec![Self(Level::Scalar)];
+        levels.extend(avx2.then_some(Self(Level::Avx2)));
+        levels.extend(avx512.then_some(Self(Level::Avx512)));
+        levels
+    }
+
+    /// Which one this is.
+    pub fn level(self) -> Level {
+        self.0
+    }
+
+    pub(crate) fn routines(self) -> &'static Routines {
+        match self.0 {
+            Level::Scalar => &SCALAR,
+            Level::Avx2 => &AVX2,
+            Level::Avx512 => &AVX512,
+        }
+    }
+}
+
+/// The kernels of one level. Calling one is safe only on a CPU that has the level, which an [`Isa`] witnesses.
+pub(crate) struct Routines {
+    /// Columns that a tile computes: the width of a packed panel.
+    pub(crate) panel: usize,
+    /// The most rows of a tile.
+    pub(crate) tile_rows: usize,
+    /// Computes this many rows of one panel.
+    pub(crate) tile: unsafe fn(usize, &Tile),
+    pub(crate) gelu: unsafe fn(&mut [f32]),
+    pub(crate) softmax: unsafe fn(&mut [f32], f32),
+    pub(crate) add_norm: unsafe fn(&mut [f32], &[f32], rows::Norm<'_>),
+}
+
+static SCALAR: Routines = Routines {
+    panel: tile::scalar::PANEL,
+    tile_rows: tile::scalar::ROWS,
+    tile: tile::scalar::tile,
+    gelu: rows::scalar::gelu,
+    softmax: rows::scalar::softmax,
+    add_norm: rows::scalar::add_norm,
+};
+
+static AVX2: Routines = Routines {
+    panel: tile::avx2::PANEL,
+    tile_rows: tile::avx2::ROWS,
+    tile: tile::avx2::tile,
+    gelu: rows::avx2::gelu,
+    softmax: rows::avx2::softmax,
+    add_norm: rows::avx2::add_norm,
+};
+
+static AVX512: Routines = Routines {
+    panel: tile::avx512::PANEL,
+    tile_rows: tile::avx512::ROWS,
+    tile: tile::avx512::tile,
+    gelu: rows::avx512::gelu,
+    softmax: rows::avx512::softmax,
+    add_norm: rows::avx512::add_norm,
+};

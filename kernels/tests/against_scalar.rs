@@ -1,0 +1,186 @@
+//! Every kernel at every level of this CPU against plain loops in f64, over random shapes, empty and odd ones included.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use proptest::prelude::*;
+use ringfence_kernels::{Activation, AttentionScratch, Compute, Isa, Matrix, PackedLinear, Part, Pool};
+
+/// A small generator, so that a failing case is its seed and shape.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn vector(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize) -> Matrix {
+        let mut matrix = Matrix::zeroed(rows, columns).unwrap();
+        for row in 0..rows {
+            matrix.row_mut(row).copy_from_slice(&self.vector(columns));
+        }
+        matrix
+    }
+}
+
+fn computes() -> impl Iterator<Item = Compute> {
+    Isa::available().into_iter().map(|isa| Compute::new(isa, Pool::new(2).unwrap()))
+}
+
+fn close(value: f32, exact: f64, tolerance: f64, what: &str) {
+    assert!((f64::from(value) - exact).abs() <= tolerance, "{what}: {value} instead of {exact}");
+}
+
+fn gelu(x: f64) -> f64 {
+    // Simpson's rule over the normal density.
+    let steps = 400;
+    let density = |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let width = x / f64::from(steps);
+    let sum: f64 = (0..steps)
+        .map(|i| {
+            let from = f64::from(i) * width;
+            (density(from) + 4.0 * density(from + width / 2.0) + density(from + width)) * width / 6.0
+        })
+        .sum();
+    x * (0.5 + sum)
+}
+
+fn check_linear(seed: u64, rows: usize, inputs: usize, outputs: &[usize], activation: Activation) {
+    let mut numbers = Numbers(seed);
+    let input = numbers.matrix(rows, inputs);
+    let parts: Vec<(Vec<f32>, Vec<f32>)> =
+        outputs.iter().map(|n| (numbers.vector(n * inputs), numbers.vector(*n))).collect();
+    let borrowed: Vec<Part<'_>> = parts.iter().map(|(weight, bias)| Part { weight, bias }).collect();
+    let all: Vec<(&[f32], f32)> = parts
+        .iter()
+        .flat_map(|(w, b)| b.iter().enumerate().map(move |(i, b)| (&w[i * inputs..][..inputs], *b)))
+        .collect();
+    for compute in computes() {
+        let packed = PackedLinear::pack(compute.isa(), inputs, &borrowed).unwrap();
+        let mut output = numbers.matrix(rows + 1, all.len());
+        let untouched = output.row(rows).to_vec();
+        compute.linear(&input, rows, &packed, activation, &mut output);
+        for row in 0..rows {
+            for (value, (weights, bias)) in output.row(row).iter().zip(&all) {
+                let products =
+                    input.row(row).iter().zip(*weights).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                let sum = products.sum::<f64>() + f64::from(*bias);
+                let exact = if activation == Activation::Gelu { gelu(sum) } else { sum };
+                close(*value, exact, 2e-6 * (inputs as f64 + 4.0), &format!("{:?}", compute.isa()));
+            }
+        }
+        assert_eq!(output.row(rows), untouched, "rows beyond the batch stay");
+    }
+}
+
+fn check_attention(seed: u64, lengths: &[usize], heads: usize, head: usize) {
+    let starts: Vec<usize> = std::iter::once(0)
+        .chain(lengths.iter().scan(0, |at, n| {
+            *at += n;
+            Some(*at)
+        }))
+        .collect();
+    let (rows, width) = (starts[lengths.len()], heads * head);
+    let mut numbers = Numbers(seed);
+    let qkv = numbers.matrix(rows, 3 * width);
+    for compute in computes() {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut scratch = AttentionScratch::new(compute.isa(), 2, longest + 3, head).unwrap();
+        let mut output = numbers.matrix(rows, width);
+        compute.attention(&qkv, &starts, &mut scratch, &mut output);
+        for span in starts.windows(2) {
+            for row in span[0]..span[1] {
+                for column in 0..width {
+                    let exact = attention_of(&qkv, span[0]..span[1], row, column, head);
+                    close(output.row(row)[column], exact, 3e-6, &format!("{:?} row {row}", compute.isa()));
+                }
+            }
+        }
+    }
+}
+
+fn attention_of(qkv: &Matrix, span: std::ops::Range<usize>, row: usize, column: usize, head: usize) -> f64 {
+    let width = qkv.columns() / 3;
+    let first = column / head * head;
+    let score = |key: usize| {
+        let queries = &qkv.row(row)[first..][..head];
+        let keys = &qkv.row(key)[width + first..][..head];
+        let product: f64 = queries.iter().zip(keys).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        (product / (head as f64).sqrt()).exp()
+    };
+    let total: f64 = span.clone().map(score).sum();
+    span.map(|key| score(key) / total * f64::from(qkv.row(key)[2 * width + column])).sum()
+}
+
+fn check_norm(seed: u64, rows: usize, columns: usize) {
+    let mut numbers = Numbers(seed);
+    let (start, added) = (numbers.matrix(rows, columns), numbers.matrix(rows, columns));
+    let (weight, bias) = (numbers.vector(columns), numbers.vector(columns));
+    for compute in computes() {
+        let mut x = Matrix::zeroed(rows, columns).unwrap();
+        for row in 0..rows {
+            x.row_mut(row).copy_from_slice(start.row(row));
+        }
+        compute.add_norm(&mut x, &added, rows, &weight, &bias, 1e-3);
+        for row in 0..rows {
+            let sums: Vec<f64> =
+                start.row(row).iter().zip(added.row(row)).map(|(a, b)| f64::from(a + b)).collect();
+            let mean = sums.iter().sum::<f64>() / columns as f64;
+            let variance = sums.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / columns as f64;
+            for i in 0..columns {
+                let unit = (sums[i] - mean) / (variance + 1e-3).sqrt();
+                let exact = unit * f64::from(weight[i]) + f64::from(bias[i]);
+                close(x.row(row)[i], exact, 2e-5, &format!("{:?}", compute.isa()));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+
+    #[test]
+    fn linear_is_the_sum_of_products(
+        seed: u64, rows in 0usize..40, inputs in 0usize..70, outputs in prop::collection::vec(0usize..50, 1..4),
+    ) {
+        check_linear(seed, rows, inputs, &outputs, Activation::None);
+    }
+
+    #[test]
+    fn linear_with_gelu(seed: u64, rows in 0usize..14, inputs in 1usize..40, outputs in 1usize..40) {
+        check_linear(seed, rows, inputs, &[outputs], Activation::Gelu);
+    }
+
+    #[test]
+    fn attention_stays_inside_each_sequence(
+        seed: u64, lengths in prop::collection::vec(0usize..40, 0..5), heads in 1usize..4, head in 1usize..70,
+    ) {
+        check_attention(seed, &lengths, heads, head);
+    }
+
+    #[test]
+    fn norm_is_mean_zero_and_variance_one(seed: u64, rows in 0usize..40, columns in 1usize..100) {
+        check_norm(seed, rows, columns);
+    }
+}
+
+#[test]
+fn linear_over_more_rows_than_a_block() {
+    check_linear(1, 300, 700, &[33], Activation::None);
+}
+
+#[test]
+fn huge_scores_saturate_instead_of_overflowing() {
+    for compute in computes() {
+        let mut qkv = Matrix::zeroed(2, 3).unwrap();
+        qkv.row_mut(0).copy_from_slice(&[1e15, 1e15, 1.0]);
+        qkv.row_mut(1).copy_from_slice(&[1e15, -1e15, 2.0]);
+        let mut scratch = AttentionScratch::new(compute.isa(), 2, 2, 1).unwrap();
+        let mut output = Matrix::zeroed(2, 1).unwrap();
+        compute.attention(&qkv, &[0, 2], &mut scratch, &mut output);
+        assert_eq!((output.row(0)[0], output.row(1)[0]), (1.0, 1.0));
+    }
+}
