@@ -38,7 +38,7 @@ impl Add<Duration> for Time {
     }
 }
 
-/// Whole microseconds of a duration, at most `u64::MAX`.
+/// Whole microseconds of a duration, at most `u64::MAX`. In 64 bits, since every step does this for every slot.
 pub(crate) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }

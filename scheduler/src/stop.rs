@@ -1,8 +1,9 @@
 //! What happens when a time has passed: deadlines and timeouts of jobs, limits of workers, idle time.
 
 use crate::action::{Action, Failure, KillReason, Outcome};
+use crate::config::ModelValues;
 use crate::explain::Rule;
-use crate::ids::{JobId, Time, WorkerId};
+use crate::ids::{JobId, Time, WorkerId, micros};
 use crate::state::{Blame, Model, Phase, Scheduler, Slot, Worker};
 use std::time::Duration;
 
@@ -18,6 +19,32 @@ enum Due {
     Exit,
     Timeout(JobId),
     Idle,
+}
+
+/// A model's limits, computed once for all slots of a worker.
+struct Limits {
+    step: Duration,
+    timeout_us: u64,
+    /// Of a job's time in its worker: each of its neighbours may have had the device for as long as it.
+    wall: Duration,
+}
+
+impl Limits {
+    fn new(values: &ModelValues) -> Self {
+        Self {
+            step: values.step_limit + GRACE,
+            timeout_us: micros(values.timeout),
+            wall: values.timeout.saturating_mul(u32::from(values.concurrency)),
+        }
+    }
+
+    fn of_slot(&self, job: JobId, slot: &Slot, now: Time) -> (Time, Due) {
+        match slot.cancelled {
+            Some(since) => (since + self.step, Due::CancelledSlot),
+            None if slot.charged_us >= self.timeout_us => (now, Due::Timeout(job)),
+            None => (slot.started + self.wall, Due::Timeout(job)),
+        }
+    }
 }
 
 impl Scheduler {
@@ -60,32 +87,17 @@ impl Scheduler {
     /// The first thing that becomes due for a worker.
     fn due(&self, worker: &Worker) -> Option<(Time, Due)> {
         let model = &self.models[&worker.model];
-        let step = model.config.step_limit + GRACE;
+        let limits = Limits::new(&model.config);
         match worker.phase {
             Phase::Loading => Some((worker.spawned + model.config.load_limit, Due::Load)),
             Phase::Ready | Phase::Retiring { .. } if !worker.slots.is_empty() => {
-                let slots = worker.slots.iter().map(|(job, slot)| self.slot_due(model, *job, slot));
-                slots.chain([(worker.heard + step, Due::Step)]).min()
+                let slots = worker.slots.iter().map(|(job, slot)| limits.of_slot(*job, slot, self.now));
+                slots.chain([(worker.heard + limits.step, Due::Step)]).min()
             }
             Phase::Ready => self.idle_due(worker, model),
             Phase::Retiring { .. } => None,
-            Phase::Stopping { since } => Some((since + step, Due::Exit)),
+            Phase::Stopping { since } => Some((since + limits.step, Due::Exit)),
             Phase::Killed { .. } => None,
-        }
-    }
-
-    fn slot_due(&self, model: &Model, job: JobId, slot: &Slot) -> (Time, Due) {
-        let values = &model.config;
-        match slot.cancelled {
-            Some(since) => (since + values.step_limit + GRACE, Due::CancelledSlot),
-            None if u128::from(slot.charged_us) >= values.timeout.as_micros() => {
-                (self.now, Due::Timeout(job))
-            }
-            // Each of its neighbours may have had the device for as long.
-            None => (
-                slot.started + values.timeout.saturating_mul(u32::from(values.concurrency)),
-                Due::Timeout(job),
-            ),
         }
     }
 

@@ -72,6 +72,7 @@ impl Oracle {
         self.check_admission(event, actions, full);
         self.check_times();
         self.check_snapshot(after);
+        self.check_workers_max(actions, after);
         self.check_work_conserved(after);
     }
 
@@ -222,7 +223,9 @@ impl Oracle {
             Outcome::Done => assert!(job.runs > 0),
             Outcome::Refused(_) => assert!(job.worker.is_none(), "a job that ran was refused"),
             Outcome::Failed(Failure::DeadlinePassed) => assert!(job.submit.deadline.unwrap() <= self.now),
-            Outcome::Failed(Failure::WorkerDied { suspect: true }) => assert!(job.deaths == 2),
+            Outcome::Failed(Failure::WorkerDied { suspect: true }) => {
+                assert!(job.deaths == 2, "a job is no suspect before its second death");
+            }
             Outcome::Failed(Failure::WorkerDied { suspect: false }) => {
                 assert!(job.submit.canary || job.runs > 4, "an innocent job was lost");
             }
@@ -328,6 +331,17 @@ impl Oracle {
             after.clients.iter().map(|client| (client.client, (client.waiting, client.running))).collect();
         assert_eq!(stated, clients);
         assert_eq!(after.draining, self.draining);
+    }
+
+    /// A worker is started only below the model's bound; those that are on their way out don't count.
+    fn check_workers_max(&self, actions: &[Action], after: &Snapshot) {
+        for action in actions {
+            let Action::Spawn { model, .. } = action else { continue };
+            let active = |state| matches!(state, WorkerState::Loading | WorkerState::Ready);
+            let workers =
+                after.workers.iter().filter(|worker| worker.model == *model && active(worker.state));
+            assert!(workers.count() <= usize::from(self.models[model].workers_max), "too many workers");
+        }
     }
 
     /// No job waits while a worker that is ready for it has a free slot.

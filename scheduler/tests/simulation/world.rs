@@ -116,7 +116,7 @@ impl World {
         }
         let mut at = 0;
         let (pace, length) = match self.crowded {
-            true => (8 * MS, 600),
+            true => (8 * MS, 800),
             false => (self.random.within(1, 40) * MS, self.random.within(20, 120)),
         };
         for _ in 0..length {
@@ -343,7 +343,8 @@ impl World {
 
     fn outside(&mut self) -> Event {
         let model = ModelId(self.random.within(0, 4) as u32);
-        match self.random.within(0, 999) {
+        let quiet_operator = self.crowded;
+        match self.random.within(0, if quiet_operator { 859 } else { 999 }) {
             0..680 => self.submit(model),
             680..860 => {
                 Event::Cancel { job: JobId(self.random.within(self.jobs.saturating_sub(12), self.jobs + 1)) }
