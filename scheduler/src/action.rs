@@ -38,12 +38,13 @@ pub enum Action {
         /// With what.
         outcome: Outcome,
     },
-    /// Tell a worker to exit. It has no job. Answered by `WorkerExited`.
+    /// Tell a worker to exit. It has no job. Answered by `WorkerExited`, or by `SpawnFailed` if it was not started yet.
     Stop {
         /// Which.
         worker: WorkerId,
     },
-    /// Kill a worker. Answered by `WorkerExited` once the kernel has confirmed it.
+    /// Kill a worker. Answered by `WorkerExited` once the kernel has confirmed it, or by `SpawnFailed` if it was not
+    /// started yet.
     Kill {
         /// Which.
         worker: WorkerId,

@@ -153,7 +153,8 @@ impl Scheduler {
         Some(victims)
     }
 
-    /// First those that need not stay loaded, then the idle, then by idle time over the cost to reload.
+    /// First those that need not stay loaded, then the idle; among these the longer idle and the cheaper to reload, by
+    /// the ratio of the two.
     fn compare_victims(&self, a: &Worker, b: &Worker) -> Ordering {
         let keep = |worker: &Worker| self.models[&worker.model].config.keep_loaded;
         let idle = |worker: &Worker| {
