@@ -70,7 +70,9 @@ impl Missing {
             Missing::LandlockTruncate => "the root is empty and read-only, and the filter denies truncate",
             Missing::LandlockTcp => "the network namespace is empty, and the filter denies socket",
             Missing::LandlockIoctlDevice => "the root has no devices, and the filter denies ioctl",
-            Missing::LandlockScopes => "the pid and network namespaces, and the filter denies socket and kill",
+            Missing::LandlockScopes => {
+                "the pid and network namespaces, and the filter denies socket and kill"
+            }
             Missing::LandlockUnixSockets => "the root is empty, and the filter denies socket and connect",
         }
     }
@@ -94,7 +96,9 @@ pub enum EnterError {
     #[error("the sandbox must be entered before any thread is started")]
     Threads,
     /// The outer uid or gid is 0, or the process could become another.
-    #[error("no program is sandboxed with the uid or gid of root, nor with more than one: start it from a server that has dropped them")]
+    #[error(
+        "no program is sandboxed with the uid or gid of root, nor with more than one: start it from a server that has dropped them"
+    )]
     Ids,
     /// The parent ended during the set-up.
     #[error("the parent ended")]
@@ -117,7 +121,9 @@ pub enum EnterError {
     #[error("Landlock can't be applied in full")]
     Landlock(#[from] ::landlock::RulesetError),
     /// Landlock is older than the floor, or off.
-    #[error("Landlock has ABI {0}, at least {ABI_MIN} is needed: Linux 5.19 or later, with `landlock` in the kernel's `lsm=` list")]
+    #[error(
+        "Landlock has ABI {0}, at least {ABI_MIN} is needed: Linux 5.19 or later, with `landlock` in the kernel's `lsm=` list"
+    )]
     LandlockTooOld(u32),
     /// The policy does not compile.
     #[error("the policy does not compile to a filter")]

@@ -54,6 +54,7 @@ pub(crate) const CALLS: &[Call] = &[
 
 /// Numbers that have a name.
 pub(crate) const NUMBERS: &[(&str, u64)] = &[
+    ("F_GETFD", libc::F_GETFD as u64),
     ("F_GET_SEALS", libc::F_GET_SEALS as u64),
     ("MAP_PRIVATE", libc::MAP_PRIVATE as u64),
     ("MAP_SHARED", libc::MAP_SHARED as u64),

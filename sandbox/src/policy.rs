@@ -98,7 +98,8 @@ impl Policy {
 
     /// Parses a policy file. Unknown names, rights that others cover and rights without a reason are refused.
     pub fn parse(text: &str) -> Result<Policy, PolicyError> {
-        let mut parser = Parser { policy: Policy { calls: BTreeMap::new(), limits: Vec::new() }, sections: vec![] };
+        let mut parser =
+            Parser { policy: Policy { calls: BTreeMap::new(), limits: Vec::new() }, sections: vec![] };
         let mut line = 0;
         for content in text.lines() {
             line += 1;
@@ -130,7 +131,8 @@ impl Policy {
             .iter()
             .map(|(number, rules)| Ok((*number, compiled(rules)?)))
             .collect::<Result<BTreeMap<_, _>, BackendError>>()?;
-        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?
+            .try_into()
     }
 }
 
@@ -200,7 +202,8 @@ impl Parser {
 
     fn limit(&mut self, right: &str) -> Result<(), PolicyFault> {
         let (name, value) = right.split_once(char::is_whitespace).ok_or(PolicyFault::Malformed)?;
-        let (_, resource) = LIMITS.iter().find(|(known, _)| *known == name).ok_or(PolicyFault::UnknownLimit)?;
+        let (_, resource) =
+            LIMITS.iter().find(|(known, _)| *known == name).ok_or(PolicyFault::UnknownLimit)?;
         let value = value.trim().parse().map_err(|_| PolicyFault::UnknownNumber)?;
         if self.policy.limits.iter().any(|(other, _)| other == resource) {
             return Err(PolicyFault::Redundant);
@@ -214,10 +217,10 @@ fn parse_rule(call: &Call, text: &str) -> Result<Rule, PolicyFault> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    let rule: Rule = text.split(',').map(|condition| parse_condition(call, condition)).collect::<Result<_, _>>()?;
-    let contradict = |a: &Condition, b: &Condition| {
-        a.argument == b.argument && (a.value ^ b.value) & a.mask & b.mask != 0
-    };
+    let rule: Rule =
+        text.split(',').map(|condition| parse_condition(call, condition)).collect::<Result<_, _>>()?;
+    let contradict =
+        |a: &Condition, b: &Condition| a.argument == b.argument && (a.value ^ b.value) & a.mask & b.mask != 0;
     if rule.iter().any(|a| a.value & !a.mask != 0 || rule.iter().any(|b| contradict(a, b))) {
         return Err(PolicyFault::NeverTrue);
     }

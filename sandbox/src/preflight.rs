@@ -68,9 +68,8 @@ pub fn preflight() -> Result<Host, PreflightError> {
 fn can_kill_by_filter() -> Result<(), Errno> {
     let action: u32 = libc::SECCOMP_RET_KILL_PROCESS;
     // SAFETY: the kernel reads one number from `action`.
-    let answer = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action)
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     if answer == 0 {
         return Ok(());
     }

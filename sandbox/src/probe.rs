@@ -47,7 +47,9 @@ const NOT_SEALED: u8 = 250;
 pub fn probe(policy: &Policy, act: Act) -> ExitCode {
     match attempt_sealed(policy, act) {
         Ok(Outcome::Succeeded) => ExitCode::SUCCESS,
-        Ok(Outcome::Refused(error)) => ExitCode::from(u8::try_from(error.raw_os_error()).unwrap_or(NOT_SEALED)),
+        Ok(Outcome::Refused(error)) => {
+            ExitCode::from(u8::try_from(error.raw_os_error()).unwrap_or(NOT_SEALED))
+        }
         Err(error) => {
             eprintln!("{}", causes(&error));
             ExitCode::from(NOT_SEALED)
@@ -56,8 +58,8 @@ pub fn probe(policy: &Policy, act: Act) -> ExitCode {
 }
 
 fn attempt_sealed(policy: &Policy, act: Act) -> Result<Outcome, crate::EnterError> {
-    let entered = enter(policy)?;
     act.prepare();
+    let entered = enter(policy)?;
     match act {
         Act::OpenFileInOlderThread => {
             let older = OlderThread::start();
@@ -107,7 +109,9 @@ impl OlderThread {
 pub fn judge(policy: &Policy, act: Act, exit: Exit) -> Result<(), ProbeFailure> {
     let expected = act.expected(policy);
     let stopped = match expected {
-        Expected::Killed => exit == Exit::Signal(libc::SIGSYS) || (act.is_32_bit() && exit == Exit::Signal(libc::SIGSEGV)),
+        Expected::Killed => {
+            exit == Exit::Signal(libc::SIGSYS) || (act.is_32_bit() && exit == Exit::Signal(libc::SIGSEGV))
+        }
         Expected::Refused(error) => exit == Exit::Code(error.raw_os_error()),
     };
     if stopped { Ok(()) } else { Err(ProbeFailure { act, expected, exit }) }
@@ -154,7 +158,9 @@ mod tests {
         let policy = Policy::worker_cpu();
         let killed = Exit::Signal(libc::SIGSYS);
         assert_eq!(judge(&policy, Act::OpenFile, killed), Ok(()));
-        for exit in [Exit::Code(0), Exit::Code(13), Exit::Code(250), Exit::Signal(9), Exit::Signal(libc::SIGSEGV)] {
+        for exit in
+            [Exit::Code(0), Exit::Code(13), Exit::Code(250), Exit::Signal(9), Exit::Signal(libc::SIGSEGV)]
+        {
             let failure = judge(&policy, Act::OpenFile, exit).unwrap_err();
             assert_eq!(failure.exit, exit);
             assert!(failure.to_string().contains("`open-file`"), "{failure}");

@@ -45,7 +45,9 @@ pub enum Unsealed {
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessFactsError {
     /// The process is gone, or /proc is hidden.
-    #[error("/proc/{pid} can't be read; if /proc is mounted with hidepid, the server needs `gid=` of its group there")]
+    #[error(
+        "/proc/{pid} can't be read; if /proc is mounted with hidepid, the server needs `gid=` of its group there"
+    )]
     Unreadable {
         /// Whose.
         pid: i32,
@@ -161,7 +163,8 @@ fn set(status: &str, name: &'static str) -> Result<u64, &'static str> {
 }
 
 fn map_line(line: &str) -> Option<[u32; 3]> {
-    let numbers: Vec<u32> = line.split_whitespace().map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    let numbers: Vec<u32> =
+        line.split_whitespace().map(|number| number.parse().ok()).collect::<Option<_>>()?;
     numbers.try_into().ok()
 }
 

@@ -185,7 +185,10 @@ mod tests {
             ("truncate", ftruncate(&file, 1)),
             ("grow", ftruncate(&file, 100)),
             ("punch a hole", fallocate(&file, hole, 0, 4)),
-            ("write through a new open", again.and_then(|file| rustix::io::pwrite(&file, b"x", 0)).map(|_| ())),
+            (
+                "write through a new open",
+                again.and_then(|file| rustix::io::pwrite(&file, b"x", 0)).map(|_| ()),
+            ),
             ("writable shared map", map_shared(&file, ProtFlags::READ | ProtFlags::WRITE)),
             ("another seal", fcntl_add_seals(&file, SealFlags::FUTURE_WRITE)),
         ];

@@ -13,7 +13,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 use std::ffi::{CString, NulError};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 /// What to start.
@@ -47,7 +47,10 @@ pub struct Child {
     pub pidfd: OwnedFd,
     /// Of the outer process; the program itself is pid 2 of its own namespace and states its pid by its first message.
     pub pid: i32,
-    output: Option<[OwnedFd; 2]>,
+    /// What it prints; blocking and bounded. At its end every process of it is gone.
+    pub stdout: OwnedFd,
+    /// The same for errors.
+    pub stderr: OwnedFd,
     pages: Arc<Pages>,
     exit: OnceLock<Exit>,
 }
@@ -84,7 +87,8 @@ const PIPE_BYTES: usize = 64 * 1024;
 /// Starts a program with descriptors 0 null, 1 and 2 bounded pipes, 3 the link, 4 the status page, and nothing else.
 /// It dies when the calling *thread* ends, so call it from one that never does.
 pub fn spawn(request: SpawnRequest<'_>) -> Result<Child, SpawnError> {
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(os("open of /dev/null"))?;
+    let null =
+        open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(os("open of /dev/null"))?;
     let (stdout, program_stdout) = pipe()?;
     let (stderr, program_stderr) = pipe()?;
     let cgroup = request.cgroup.map(processes_of).transpose()?;
@@ -104,7 +108,7 @@ pub fn spawn(request: SpawnRequest<'_>) -> Result<Child, SpawnError> {
     let plan = clone::Plan::new(&program, &arguments, &environment, &descriptors, cgroup.as_ref());
     let (pid, pidfd) = clone::run(plan)?;
     let pages = request.status_page.pages().clone();
-    Ok(Child { pidfd, pid, output: Some([stdout, stderr]), pages, exit: OnceLock::new() })
+    Ok(Child { pidfd, pid, stdout, stderr, pages, exit: OnceLock::new() })
 }
 
 fn os(call: &'static str) -> impl Fn(Errno) -> SpawnError {
@@ -142,12 +146,6 @@ fn variables(environment: Environment) -> Vec<CString> {
 }
 
 impl Child {
-    /// What it prints on standard output and error, blocking and bounded; empty from the second call on. A pipe that
-    /// is dropped makes the program's writes fail.
-    pub fn take_output(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
-        self.output.take().into_iter().flatten()
-    }
-
     /// Waits for the end. Callable again; the answer stays the same.
     pub fn wait(&self) -> Result<Exit, Errno> {
         let ended = self.reap(WaitIdOptions::EXITED)?;
@@ -210,6 +208,7 @@ const _: () = assert!(LINK == 3 && STATUS_PAGE == 4);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn copies_lie_above_the_numbers_that_the_child_fills() {

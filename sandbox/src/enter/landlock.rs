@@ -21,9 +21,8 @@ const SINCE: [(u32, Missing); 5] = [
 pub(crate) fn abi() -> u32 {
     const VERSION: u32 = 1;
     // SAFETY: with this flag the call takes no memory and only returns the version.
-    let abi = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION)
-    };
+    let abi =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
     u32::try_from(abi).unwrap_or(0)
 }
 
@@ -62,7 +61,10 @@ mod tests {
     #[test]
     fn older_abis_lack_what_came_later() {
         assert_eq!(missing(2).len(), 5);
-        assert_eq!(missing(4), [Missing::LandlockIoctlDevice, Missing::LandlockScopes, Missing::LandlockUnixSockets]);
+        assert_eq!(
+            missing(4),
+            [Missing::LandlockIoctlDevice, Missing::LandlockScopes, Missing::LandlockUnixSockets]
+        );
         assert_eq!(missing(9), []);
     }
 }

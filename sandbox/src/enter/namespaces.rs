@@ -53,8 +53,9 @@ fn answer_of(child: i32, reader: &std::os::fd::OwnedFd) -> Result<(), (&'static 
     let mut answer = [0; 4];
     let read = rustix::io::retry_on_intr(|| rustix::io::read(reader, &mut answer));
     let pid = rustix::process::Pid::from_raw(child).expect("fork returns positive pids");
-    let reaped =
-        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
+    let reaped = rustix::io::retry_on_intr(|| {
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
+    });
     reaped.map_err(|source| ("waitpid", source))?;
     match (read, i32::from_ne_bytes(answer)) {
         (Ok(4), 0) => Ok(()),

@@ -54,7 +54,8 @@ pub(super) fn die_with(parent: Option<Pid>) -> Result<(), EnterError> {
 
 fn prctl(call: &'static str, option: i32, argument: libc::c_ulong) -> Result<(), EnterError> {
     // SAFETY: every option used here takes numbers only.
-    let result = unsafe { libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) };
+    let result =
+        unsafe { libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) };
     returned(i64::from(result), Layer::Privileges, call)
 }
 

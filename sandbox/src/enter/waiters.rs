@@ -99,7 +99,11 @@ fn wait_for(child: Pid) -> i32 {
         if reaped == child.as_raw_nonzero().get() {
             return status;
         }
-        assert_eq!(last_errno(), rustix::io::Errno::INTR, "the child is ours, so waiting can only be interrupted");
+        assert_eq!(
+            last_errno(),
+            rustix::io::Errno::INTR,
+            "the child is ours, so waiting can only be interrupted"
+        );
     }
 }
 

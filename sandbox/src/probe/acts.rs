@@ -247,7 +247,7 @@ acts! {
 }
 
 impl Act {
-    /// Makes what the act needs and the filter forbids to make.
+    /// Makes what the act needs and the sandbox forbids to make. Leaves no descriptor and no thread.
     pub(super) fn prepare(self) {
         if self == Act::WriteSealedMap {
             sealed_map();
@@ -316,8 +316,8 @@ fn path(path: &'static std::ffi::CStr) -> u64 {
 
 /// Zeroes that the kernel may read or write, aligned as a page.
 fn buffer() -> u64 {
-    static BUFFER: OnceLock<Box<Page>> = OnceLock::new();
-    std::ptr::from_ref(&**BUFFER.get_or_init(|| Box::new(Page(std::cell::UnsafeCell::new([0; 4096]))))) as u64
+    static BUFFER: Page = Page(std::cell::UnsafeCell::new([0; 4096]));
+    BUFFER.0.get() as u64
 }
 
 #[repr(align(4096))]
@@ -325,14 +325,12 @@ struct Page(std::cell::UnsafeCell<[u8; 4096]>);
 
 // SAFETY: nothing in this program reads or writes the page; only the kernel does, for an act.
 unsafe impl Sync for Page {}
-// SAFETY: as above.
-unsafe impl Send for Page {}
 
 /// The address of a read-only map of a sealed file.
 fn sealed_map() -> u64 {
     static MAP: OnceLock<Map> = OnceLock::new();
     let map = MAP.get_or_init(|| {
-        let file = SealedFile::from_bytes("act", &[0; 4096]).expect("made before the filter");
+        let file = SealedFile::from_bytes("act", &[0; 4096]).expect("made before the sandbox is entered");
         file.map().expect("a sealed file maps")
     });
     map.as_ptr() as u64

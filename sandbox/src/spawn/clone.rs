@@ -53,9 +53,8 @@ pub(super) fn run(mut plan: Plan) -> Result<(i32, OwnedFd), SpawnError> {
     // SAFETY: the child gets a stack of its own. It shares this memory, but this thread stands still until it has
     // exec'd or ended, so `plan` and `stack` outlive it; it touches nothing else (see `child`). No handler runs in it:
     // signals are blocked until every handler is the default.
-    let pid = unsafe {
-        libc::clone(child, stack.top(), flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd)
-    };
+    let pid =
+        unsafe { libc::clone(child, stack.top(), flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd) };
     let error = last_errno();
     drop(blocked);
     if pid < 0 {
@@ -109,7 +108,14 @@ fn become_program(plan: &Plan) -> &'static str {
         }
         reset_signals();
         let (arguments, environment) = (plan.arguments.as_ptr(), plan.environment.as_ptr());
-        libc::syscall(libc::SYS_execveat, plan.program, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH);
+        libc::syscall(
+            libc::SYS_execveat,
+            plan.program,
+            c"".as_ptr(),
+            arguments,
+            environment,
+            libc::AT_EMPTY_PATH,
+        );
         "execveat"
     }
 }
@@ -138,7 +144,8 @@ impl Signals {
     fn block() -> Signals {
         // SAFETY: both sets are ours; with valid sets and a valid request the call can't fail.
         unsafe {
-            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
+                (std::mem::zeroed(), std::mem::zeroed());
             libc::sigfillset(&mut all);
             libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
             Signals(before)
@@ -163,8 +170,9 @@ impl Stack {
     fn new() -> Result<Stack, Errno> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new map at an address of the kernel's choice.
-        let start =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), GUARD_BYTES + STACK_BYTES, rights, MapFlags::PRIVATE) }?;
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), GUARD_BYTES + STACK_BYTES, rights, MapFlags::PRIVATE)
+        }?;
         let stack = Stack(start);
         // SAFETY: the first page of the map above, which nothing uses yet.
         unsafe { mprotect(start, GUARD_BYTES, MprotectFlags::empty()) }?;
