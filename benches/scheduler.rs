@@ -3,8 +3,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringfence_scheduler::{
-    Action, ClientId, Config, ConfigValues, DeviceConfig, Devices, Event, JobEnd, JobId, ModelConfig, ModelId,
-    ModelValues, Scheduler, Submit, Time, WorkerId,
+    Action, ClientId, Config, ConfigValues, DeviceConfig, Devices, Event, JobEnd, JobId, ModelConfig,
+    ModelId, ModelValues, Scheduler, Submit, Time, WorkerId,
 };
 use std::hint::black_box;
 use std::time::Duration;
