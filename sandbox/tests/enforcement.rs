@@ -2,6 +2,7 @@
 //!
 //! Each scenario of `examples/spawner.rs` runs as an ordinary user, and where the tests run as root also as root
 //! that is then dropped.
+#![allow(clippy::unwrap_used, reason = "what is not as it must be ends the test")]
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::io::{BufRead, BufReader};
