@@ -167,7 +167,7 @@ impl Worker {
     }
 
     fn raw(&self, bytes: &[u8]) {
-        drop(send(&self.raw, bytes, SendFlags::NOSIGNAL));
+        let _ = send(&self.raw, bytes, SendFlags::NOSIGNAL);
     }
 
     fn illegal(&self, name: &str, slot: u32) {

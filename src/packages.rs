@@ -1,66 +1,152 @@
 //! The packages of a home, through the `models` crate: what is there, and the verified bytes of one.
 
+use crate::clock;
 use crate::home::{Home, HomeError};
-use ringfence_protocol::Architecture;
+use ringfence_models::{LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, Trust, Verified};
+use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// The longest `root.pub`.
+const ROOT_BYTES_MAX: usize = 4 * 1024;
+
+/// The longest `trust.json`.
+const TRUST_BYTES_MAX: usize = 1024 * 1024;
+
 /// The folder of packages with the trust that applies to them.
 #[derive(Debug)]
-pub(crate) struct Packages {}
+pub(crate) struct Packages {
+    home: Arc<Home>,
+    store: Store,
+}
 
+/// Why packages can't be read or used. What is wrong with one package is its refusal, not this.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PackagesError {
+    /// A file or folder of the home.
     #[error(transparent)]
     Home(#[from] HomeError),
-}
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SurveyError {
+    /// A file that `ringfence init` makes is not there.
+    #[error("the home has no {file}; make it with `ringfence init`")]
+    Missing {
+        /// Which.
+        file: &'static str,
+    },
+    /// The trust file or the pinned root key; nothing is trusted without them.
+    #[error("{file}: {reason}")]
+    Trust {
+        /// Which.
+        file: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The folder of packages.
     #[error(transparent)]
-    Home(#[from] HomeError),
+    Store(#[from] StoreError),
+    /// One package.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// A name that no package can have.
+    #[error(transparent)]
+    Name(#[from] ringfence_models::NameError),
 }
 
 /// A package and whether it may be run.
 #[derive(Debug)]
 pub(crate) struct Survey {
+    /// Its name.
     pub(crate) name: String,
-    /// What its signed parts say, or why it is refused.
+    /// What it is, or why it is refused.
     pub(crate) verdict: Result<Surveyed, String>,
 }
 
-/// What is known of a package before its weights are read.
+/// What a verified package says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Surveyed {
+    /// SHA-256 over its files' digests, in hex.
     pub(crate) digest: String,
+    /// Id of the key that signed it.
     pub(crate) signer: String,
-    pub(crate) architecture: Architecture,
+    /// What a worker warms up for.
+    pub(crate) architecture: protocol::Architecture,
+    /// Longest input in tokens.
     pub(crate) max_tokens: u32,
+    /// Whether nobody had pinned the digest of its source.
     pub(crate) unverified_source: bool,
+    /// Bytes of its weight files.
     pub(crate) weight_bytes: u64,
+    /// Bytes of all files that a worker gets.
     pub(crate) package_bytes: u64,
 }
 
 /// Verified bytes in sealed memory.
 #[derive(Debug)]
 pub(crate) struct Package {
+    /// As in [`Surveyed`].
     pub(crate) digest: String,
     files: Vec<(String, Arc<OwnedFd>)>,
 }
 
 impl Package {
+    /// Names and descriptors, for the message that loads them.
     pub(crate) fn files(&self) -> (Vec<String>, Vec<Arc<OwnedFd>>) {
         self.files.iter().cloned().unzip()
     }
 }
 
 impl Packages {
-    pub(crate) fn open(_home: &Home) -> Result<Self, PackagesError> {
-        Ok(Self {})
+    /// Opens the folder of packages.
+    pub(crate) fn open(home: Arc<Home>) -> Result<Self, PackagesError> {
+        let store = Store::from_fd(home.existing_folder("models")?);
+        Ok(Self { home, store })
     }
-    pub(crate) fn survey(&self) -> Result<Vec<Survey>, SurveyError> {
-        Ok(Vec::new())
+
+    /// Verifies every package. Blocks, and reads all of their bytes.
+    pub(crate) fn survey(&self) -> Result<Vec<Survey>, PackagesError> {
+        let trust = self.trust()?;
+        let verify = |name: PackageName| {
+            let verdict = self.store.verify(&name, &trust, clock::unix_seconds());
+            let verdict = verdict.map(|verified| surveyed(&verified)).map_err(|error| error.to_string());
+            Survey { name: name.to_string(), verdict }
+        };
+        Ok(self.store.list()?.into_iter().map(verify).collect())
     }
-    pub(crate) fn load(&self, _name: &str) -> Result<Package, SurveyError> {
-        Ok(Package { digest: String::new(), files: Vec::new() })
+
+    /// Reads one package into sealed memory and verifies these very bytes. Blocks.
+    pub(crate) fn load(&self, name: &str) -> Result<Package, PackagesError> {
+        let name = PackageName::new(name)?;
+        let LoadedPackage { verified, files } = self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
+        let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
+        Ok(Package { digest: verified.digest.to_string(), files })
+    }
+
+    /// The trust file as it is now: an operator's change counts for the next load.
+    fn trust(&self) -> Result<Trust, PackagesError> {
+        let read = |file: &'static str, max| {
+            self.home.read(file, max)?.ok_or(PackagesError::Missing { file })
+        };
+        let root = read("root.pub", ROOT_BYTES_MAX)?;
+        let root = std::str::from_utf8(&root)
+            .map_err(|error| error.to_string())
+            .and_then(|text| PublicKey::from_pem(text).map_err(|error| error.to_string()))
+            .map_err(|reason| PackagesError::Trust { file: "root.pub", reason })?;
+        let trust = read("trust.json", TRUST_BYTES_MAX)?;
+        Trust::verify(&trust, &root)
+            .map_err(|error| PackagesError::Trust { file: "trust.json", reason: error.to_string() })
+    }
+}
+
+fn surveyed(verified: &Verified) -> Surveyed {
+    let architecture = match verified.manifest.architecture() {
+        ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
+    };
+    Surveyed {
+        digest: verified.digest.to_string(),
+        signer: verified.signer.to_string(),
+        architecture,
+        max_tokens: verified.manifest.max_tokens(),
+        unverified_source: verified.manifest.is_unverified_source(),
+        weight_bytes: verified.weight_bytes(),
+        package_bytes: verified.worker_bytes(),
     }
 }

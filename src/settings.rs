@@ -36,7 +36,7 @@ pub(crate) struct Devices {
 pub(crate) struct Cpu {
     /// Sum of all leases, in MiB. Default: half of the machine's memory.
     pub(crate) memory_mib: Option<u64>,
-    /// Sum of all workers' threads. Default: the machine's cores.
+    /// The most threads that one worker gets. Default: the machine's cores.
     pub(crate) cores: Option<u16>,
 }
 

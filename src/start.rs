@@ -191,7 +191,7 @@ struct Parts {
 }
 
 async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Running, StartError> {
-    let home = parts.home;
+    let home = Arc::new(parts.home);
     home.folder("run", 0o755)?;
     let lock = home.lock()?;
     let settings = match home.read("quotas.toml", settings::FILE_BYTES_MAX)? {
@@ -201,7 +201,7 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let scheduler = Scheduler::new(config(&settings, status::memory()?.total)?);
     let keys = Keys::load(&home)?;
     let clients = clients::load(&home)?;
-    let packages = Packages::open(&home)?;
+    let packages = Packages::open(home.clone())?;
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
     let sandbox = probe_all(&spawner, host).await?;

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 /// Everything that handlers reach.
 pub(crate) struct App {
     /// The server's files.
-    pub(crate) home: Home,
+    pub(crate) home: Arc<Home>,
     /// API keys.
     pub(crate) keys: Mutex<Keys>,
     /// Clients with a socket of their own.

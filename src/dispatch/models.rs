@@ -3,7 +3,7 @@
 use super::{Dispatcher, State};
 use crate::api::ApiError;
 use crate::clock;
-use crate::packages::{Package, Packages, Survey, SurveyError, Surveyed};
+use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings::{ModelSettings, Settings};
 use crate::workers::Ending;
 use axum::http::StatusCode;
@@ -26,7 +26,7 @@ const MODELS_MAX: usize = 1_024;
 pub(crate) enum ModelsError {
     /// The folder or the trust file.
     #[error(transparent)]
-    Survey(#[from] SurveyError),
+    Packages(#[from] PackagesError),
     /// Too many.
     #[error("there are more than {MODELS_MAX} packages in models/")]
     TooMany,
