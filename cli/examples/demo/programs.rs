@@ -21,8 +21,8 @@ pub(crate) const CLIENT: &str = "demo";
 
 /// How long the server may take to start, the probes of its sandbox included.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long the server may take to drain and end.
-const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the server may take to end: longer than it drains.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(40);
 /// How often we look whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Lines of the log that are shown after a failure.
