@@ -88,7 +88,7 @@ pub enum Refusal {
         bytes_max: u64,
     },
     /// Something else stands in place of a file.
-    #[error("{file} is not a plain file of its own: it is {found}")]
+    #[error("{file} is not the plain file or folder that it must be: it is {found}")]
     NotRegular {
         /// Which.
         file: String,
@@ -121,9 +121,9 @@ pub enum NotRegular {
     /// On another file system than its package.
     #[error("on another file system")]
     OtherFileSystem,
-    /// Something on the way is no folder.
-    #[error("below something that is no folder")]
-    BelowAFile,
+    /// Something else stands in place of a folder.
+    #[error("no folder, or below something that is none")]
+    NotAFolder,
 }
 
 impl Refusal {

@@ -51,7 +51,7 @@ impl Folder {
 
     /// Opens a folder below this one; it may be a mount of its own.
     pub(super) fn folder(&self, name: &str) -> Result<Self, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat2(&self.0, name, flags, Mode::empty(), BELOW).map(Self)
     }
 
@@ -203,13 +203,13 @@ impl AsFd for Folder {
     }
 }
 
-/// What the kernel's refusal to open a listed file says about it.
-fn opening(name: &str, error: Errno) -> PackageError {
+/// What the kernel's refusal to open something says about it.
+pub(super) fn opening(name: &str, error: Errno) -> PackageError {
     let not_regular = |found| Refusal::NotRegular { file: name.to_owned(), found }.into();
     match error {
         Errno::NOENT => Refusal::FileMissing(name.to_owned()).into(),
         Errno::LOOP => not_regular(NotRegular::Symlink),
-        Errno::NOTDIR => not_regular(NotRegular::BelowAFile),
+        Errno::NOTDIR => not_regular(NotRegular::NotAFolder),
         Errno::XDEV => not_regular(NotRegular::OtherFileSystem),
         Errno::NXIO | Errno::NODEV => not_regular(NotRegular::Special),
         source => StoreError::new(name, source).into(),

@@ -182,7 +182,7 @@ impl Store {
     ) -> Result<LoadedPackage, PackageError> {
         let folder = match self.folder.folder(name.as_str()) {
             Err(Errno::NOENT) => return Err(PackageError::Missing),
-            opened => opened.map_err(|source| StoreError::new(name, source))?,
+            opened => opened.map_err(|error| folder::opening(name.as_str(), error))?,
         };
         let statement = self.bundle(name)?.verify(name, trust, now)?;
         folder.refuse_unlisted(&statement.files).map_err(|error| error.named(name))?;

@@ -324,14 +324,14 @@ impl Models {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        fsync(self.dir.as_fd()).map_err(|source| StoreError::new("the models folder", source))
+        fsync(&self.folder).map_err(|source| StoreError::new("the models folder", source))
     }
 
     /// Makes the name of a file, and the name of its folder, durable.
     fn sync_parent(&self, path: &str) -> Result<(), StoreError> {
         let mut parent = path;
         while let Some((folder, _)) = parent.rsplit_once('/') {
-            let synced = self.dir.open_dir(folder).and_then(|dir| Ok(fsync(dir.as_fd())?));
+            let synced = self.folder.folder(folder).and_then(|opened| fsync(&opened));
             synced.map_err(|source| StoreError::new(folder, source))?;
             parent = folder;
         }
