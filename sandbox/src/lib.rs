@@ -10,6 +10,9 @@
 //! ```
 #![allow(unsafe_code, reason = "system calls, shared memory and the global allocator; each use under SAFETY")]
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("the sandbox exists on Linux x86-64 only, and nothing runs without it");
+
 mod allocator;
 mod enter;
 mod names;

@@ -8,7 +8,7 @@ use std::io::Read;
 pub struct ProcessFacts {
     /// 2 is filter mode.
     pub seccomp_mode: u32,
-    /// Filters installed.
+    /// System call filters that it has and the reader has not: a service manager may have put some on both.
     pub filters: u32,
     /// Whether exec can't gain privileges.
     pub no_new_privs: bool,
@@ -65,34 +65,17 @@ pub enum ProcessFactsError {
     },
 }
 
-/// Why a process is not taken for a sealed program.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckError {
-    /// The kernel says otherwise.
-    #[error("process {pid} is not sealed")]
-    Unsealed {
-        /// Whose.
-        pid: i32,
-        /// What is wrong with it.
-        #[source]
-        source: Unsealed,
-    },
-    /// The kernel can't be asked.
-    #[error(transparent)]
-    Facts(#[from] ProcessFactsError),
-}
-
-/// Asks the kernel whether a process is a sealed program.
-pub fn check_process(pid: i32) -> Result<(), CheckError> {
-    process_facts(pid)?.check_sealed().map_err(|source| CheckError::Unsealed { pid, source })
-}
-
 /// Reads the facts of a process.
 pub fn process_facts(pid: i32) -> Result<ProcessFacts, ProcessFactsError> {
     let unreadable = |source| ProcessFactsError::Unreadable { pid, source };
     let status = read(&format!("/proc/{pid}/status")).map_err(unreadable)?;
     let uid_map = read(&format!("/proc/{pid}/uid_map")).map_err(unreadable)?;
-    parse(&status, &uid_map).map_err(|field| ProcessFactsError::Field { pid, field })
+    let own_status = read("/proc/self/status").map_err(unreadable)?;
+    let parsed = parse(&status, &uid_map).and_then(|facts| {
+        let inherited: u32 = number(&own_status, "Seccomp_filters")?;
+        Ok(ProcessFacts { filters: facts.filters.saturating_sub(inherited), ..facts })
+    });
+    parsed.map_err(|field| ProcessFactsError::Field { pid, field })
 }
 
 impl ProcessFacts {
@@ -205,8 +188,8 @@ mod tests {
 
     #[test]
     fn this_process_is_not_taken_for_a_sealed_one() {
-        let pid = std::process::id().cast_signed();
-        assert!(matches!(check_process(pid), Err(CheckError::Unsealed { .. })));
+        let facts = process_facts(std::process::id().cast_signed()).unwrap();
+        assert_eq!(facts.check_sealed(), Err(Unsealed::NoFilter));
     }
 
     #[test]
