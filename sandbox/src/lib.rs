@@ -30,9 +30,7 @@ pub use enter::{EnterError, Entered, Layer, Missing, Sealed, enter};
 pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
 pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};
-pub use process_facts::{
-    CheckError, ProcessFacts, ProcessFactsError, Unsealed, check_process, process_facts,
-};
+pub use process_facts::{ProcessFacts, ProcessFactsError, Unsealed, process_facts};
 pub use sealed_file::{Map, SealedFile, SealedFileError};
 pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, spawn};
 pub use status_page::{Denial, Status, StatusPage};
