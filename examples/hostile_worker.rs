@@ -43,6 +43,7 @@ fn main() -> ExitCode {
     let digest = if mode == "other-protocol" { "0".repeat(64) } else { protocol::DIGEST.to_owned() };
     worker.say(&FromWorker::Hello { digest });
     let ToWorker::Start(start) = worker.hear().message else { panic!("Start comes first") };
+    CountingAllocator::set_lease(start.lease_bytes);
     if mode == "never-ready" {
         std::thread::sleep(Duration::from_secs(3600));
     }
@@ -221,19 +222,25 @@ fn misbehave(name: &str) {
         "abort" => std::process::abort(),
         "panic" => panic!("as asked"),
         "exit" => std::process::exit(7),
-        "take-memory" => {
-            let mut held = Vec::new();
-            loop {
-                held.push(vec![1_u8; 1 << 20]);
-                std::hint::black_box(&held);
-            }
+        "take-memory" => take_memory(),
+        "take-memory-uncounted" => {
+            CountingAllocator::set_lease(u64::MAX);
+            take_memory();
         }
         "log-bomb" => {
-            for _ in 0..200_000 {
-                eprintln!("{}", "x".repeat(100));
+            for _ in 0..2_000 {
+                eprintln!("{}", "x".repeat(1_000));
             }
         }
         "slow" => std::thread::sleep(Duration::from_millis(300)),
         other => panic!("no misbehaviour {other}"),
+    }
+}
+
+fn take_memory() {
+    let mut held = Vec::new();
+    loop {
+        held.push(vec![1_u8; 1 << 20]);
+        std::hint::black_box(&held);
     }
 }

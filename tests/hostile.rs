@@ -101,6 +101,8 @@ fn a_worker_that_hangs_dies_or_takes_memory_costs_its_own_job_only() {
         ("panic", vec!["worker_died", "model_broken"]),
         ("exit", vec!["worker_died", "model_broken"]),
         ("take-memory", vec!["out_of_memory"]),
+        // Past every hook of the worker's own: the kernel's limit ends it, and nobody left word.
+        ("take-memory-uncounted", vec!["worker_died", "model_broken"]),
     ];
     for (what, codes) in cases {
         assert_recovers(&server, "the one before");
