@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "one half of a test: what is not as it must be ends it")]
 
 use ringfence_sandbox::{
-    Act, Child, Environment, Exit, Layer, Policy, SealedFile, SpawnRequest, StatusPage, check_process,
-    drop_to_user, judge, preflight, process_facts, raise_nofile, spawn,
+    Act, Child, Environment, Exit, Layer, Policy, SealedFile, SpawnRequest, StatusPage, drop_to_user, judge,
+    preflight, process_facts, raise_nofile, spawn,
 };
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::net::{
