@@ -13,6 +13,7 @@ use rustix::process::{Rlimit, setrlimit};
 use seccompiler::BpfProgram;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use descriptors::{LINK, STATUS_PAGE};
 pub(crate) use landlock::{ABI_MIN, abi, missing};
@@ -146,6 +147,13 @@ pub(crate) fn os(layer: Layer, call: &'static str) -> impl Fn(Errno) -> EnterErr
     move |source| EnterError::Os { layer, call, source }
 }
 
+/// Whether this process is sealed. Asking the kernel is one of the things that the filter denies.
+static SEALED: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_sealed() -> bool {
+    SEALED.load(Ordering::Acquire)
+}
+
 /// Inside every layer but the filter, as pid 2 of its own namespaces.
 #[derive(Debug)]
 pub struct Entered {
@@ -210,6 +218,7 @@ impl Entered {
     /// still starting would be killed.
     pub fn seal(self) -> Result<Sealed, EnterError> {
         seccompiler::apply_filter_all_threads(&self.filter)?;
+        SEALED.store(true, Ordering::Release);
         let mut layers = vec![Layer::Descriptors, Layer::Namespaces, Layer::Rlimits];
         layers.extend(self.in_cgroup.then_some(Layer::Cgroup));
         layers.extend([Layer::Privileges, Layer::Landlock, Layer::Seccomp]);

@@ -27,7 +27,6 @@ pub(crate) const CALLS: &[Call] = &[
     plain("getpid", libc::SYS_getpid),
     plain("getrandom", libc::SYS_getrandom),
     plain("gettid", libc::SYS_gettid),
-    Call { name: "ioctl", number: libc::SYS_ioctl, arguments: &["descriptor", "request"] },
     Call { name: "madvise", number: libc::SYS_madvise, arguments: &["address", "length", "advice"] },
     Call { name: "mmap", number: libc::SYS_mmap, arguments: &["address", "length", "protection", "flags"] },
     Call { name: "mprotect", number: libc::SYS_mprotect, arguments: &["address", "length", "protection"] },
@@ -49,7 +48,6 @@ pub(crate) const CALLS: &[Call] = &[
     Call { name: "tgkill", number: libc::SYS_tgkill, arguments: &["pid", "tid", "signal"] },
     plain("wait4", libc::SYS_wait4),
     plain("write", libc::SYS_write),
-    plain("writev", libc::SYS_writev),
 ];
 
 /// Numbers that have a name.
@@ -61,7 +59,6 @@ pub(crate) const NUMBERS: &[(&str, u64)] = &[
     ("MAP_TYPE", libc::MAP_TYPE as u64),
     ("PROT_EXEC", libc::PROT_EXEC as u64),
     ("PROT_READ", libc::PROT_READ as u64),
-    ("PROT_WRITE", libc::PROT_WRITE as u64),
     ("SIGABRT", libc::SIGABRT as u64),
     ("SIGKILL", libc::SIGKILL as u64),
 ];
@@ -75,5 +72,4 @@ pub(crate) const LIMITS: &[(&str, Resource)] = &[
     ("NOFILE", Resource::Nofile),
     ("NPROC", Resource::Nproc),
     ("RTPRIO", Resource::Rtprio),
-    ("STACK", Resource::Stack),
 ];

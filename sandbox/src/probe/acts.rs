@@ -1,6 +1,7 @@
 //! Every act that a sandboxed program must not get away with, each as the one system call that does it.
 
 use super::{Expected, Outcome};
+use crate::enter::is_sealed;
 use crate::{Map, Policy, SealedFile};
 use rustix::io::Errno;
 use std::str::FromStr;
@@ -255,13 +256,17 @@ impl Act {
     }
 
     /// Tries it, here and now.
+    ///
+    /// # Panics
+    /// Outside a sealed process, where some acts would do great harm.
     pub fn attempt(self) -> Outcome {
+        assert!(is_sealed(), "acts are tried in a sealed process only");
         if self.is_32_bit() {
             return call_32();
         }
         let Call { number, arguments: [a, b, c, d, e, f] } = self.call();
-        // SAFETY: under a policy none of these calls does anything. Outside one they act on null, on a buffer of
-        // ours that outlives the process, or on this process, which a probe is the last thing to do.
+        // SAFETY: the filter is on, so none of these calls does anything. If one did in spite of it, it would act on
+        // null, on a buffer of ours that outlives the process, or on this process, whose last deed this is.
         let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
         if result != -1 {
             return Outcome::Succeeded;
@@ -361,6 +366,12 @@ mod tests {
             assert_eq!(act.name().parse(), Ok(*act));
         }
         assert_eq!("open-sesame".parse::<Act>(), Err(UnknownAct("open-sesame".to_owned())));
+    }
+
+    #[test]
+    #[should_panic(expected = "sealed process only")]
+    fn no_act_is_tried_outside_a_sealed_process() {
+        Act::Stat.attempt();
     }
 
     #[test]
