@@ -1,1 +1,20 @@
-//! To be written.
+//! One model on one device: loads a package strictly, batches the jobs that wait, and answers over the link.
+//!
+//! ```text
+//! serve     the state machine of the link: start, load, jobs            (shell.rs: what the sandbox gives it)
+//! jobs      slots, their items, what comes next; batch.rs chooses
+//! text      texts and token arrays to token ids within the model's length
+//! models    model code, written once over `device`'s operations
+//! package   every byte that a stranger wrote: strict, bounded parsers
+//! ```
+
+pub mod batch;
+pub mod device;
+pub mod jobs;
+pub mod memory;
+pub mod models;
+pub mod package;
+pub mod serve;
+pub mod shell;
+mod stopwatch;
+pub mod text;

@@ -1,0 +1,53 @@
+//! Times the forward pass on a real package, told by lines on standard input: `run TOKENS BATCH ROUNDS` prints the
+//! median in milliseconds as JSON. The peer in `benches/peers/candle` speaks the same, so that rounds can alternate.
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
+
+use ringfence_kernels::{Compute, Isa, Pool};
+use ringfence_protocol::Architecture;
+use ringfence_sandbox::{CountingAllocator, keep_freed_memory};
+use ringfence_worker::memory::Lease;
+use ringfence_worker::models::{Batch, Embedder, load};
+use ringfence_worker::package::Files;
+use std::error::Error;
+use std::io::BufRead;
+use std::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    keep_freed_memory();
+    let folder = std::env::args().nth(1).ok_or("usage: forward FOLDER [THREADS]")?;
+    let threads = std::env::args().nth(2).map_or(Ok(2), |threads| threads.parse())?;
+    let files = Files::from_folder(folder.as_ref())?;
+    let compute = Compute::new(Isa::detect(), Pool::new(threads)?);
+    let start = Instant::now();
+    let mut loaded = load(&files, Architecture::Bert, compute, 512, &Lease)?;
+    eprintln!("loaded in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["run", tokens, batch, rounds] = words[..] else { return Err("run TOKENS BATCH ROUNDS".into()) };
+        let (tokens, batch, rounds) = (tokens.parse()?, batch.parse()?, rounds.parse()?);
+        let median = median_ms(&mut *loaded.model, tokens, batch, rounds)?;
+        println!(r#"{{"tokens":{tokens},"batch":{batch},"median_ms":{median:.4}}}"#);
+    }
+    Ok(())
+}
+
+fn median_ms(model: &mut dyn Embedder, tokens: usize, count: usize, rounds: usize) -> Result<f64, Box<dyn Error>> {
+    let mut batch = Batch::default();
+    for item in 0..count {
+        let ids: Vec<u32> = (0..tokens).map(|i| 1000 + ((i * 37 + item * 101) % 20_000) as u32).collect();
+        batch.push(&ids);
+    }
+    model.reserve(batch.tokens(), &Lease)?;
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let start = Instant::now();
+        model.embed(&batch);
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,118 @@
+//! The operations that models are written over, and the devices that implement them.
+//!
+//! A batch is ragged: its sequences' tokens are rows one after another, sequence i from `starts[i]` to `starts[i + 1]`.
+//! Nothing is padded, so a mixed batch costs what its tokens cost.
+
+mod cpu;
+
+pub use cpu::Cpu;
+pub use ringfence_kernels::{Activation, OutOfMemory};
+
+use crate::package::FileBytes;
+use crate::package::modules::Pooling;
+use std::ops::Range;
+
+/// Weights `outputs x inputs`, row-major, and a bias for each output.
+pub struct LinearWeights {
+    /// Row-major, one row for each output.
+    pub weight: Vec<f32>,
+    /// One for each output.
+    pub bias: Vec<f32>,
+}
+
+/// Scale and shift of a layer normalisation.
+pub struct NormWeights {
+    /// One for each column.
+    pub weight: Vec<f32>,
+    /// One for each column.
+    pub bias: Vec<f32>,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// How the floats of a table are stored, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+}
+
+/// Rows that are looked up by number.
+pub enum TableSource {
+    /// Left in the package's file: a device may read them there.
+    File {
+        /// The file.
+        file: FileBytes,
+        /// The rows in it, one after another.
+        bytes: Range<usize>,
+        /// Their form.
+        stored: Stored,
+    },
+    /// Computed at load.
+    Floats(Vec<f32>),
+}
+
+/// A device. Tensors are matrices of f32, allocated once for a number of rows and reused.
+pub trait Device {
+    /// Weights of one or several linear layers over the same input, in the device's own order.
+    type Linear;
+    /// Weights of a layer normalisation.
+    type Norm;
+    /// Rows that are looked up by number.
+    type Table;
+    /// A matrix of activations.
+    type Tensor;
+    /// Working memory of attention.
+    type Scratch;
+
+    /// Takes weights; several parts read the same input and write their outputs one after another.
+    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, OutOfMemory>;
+
+    /// Takes weights.
+    fn norm_weights(&self, weights: NormWeights) -> Self::Norm;
+
+    /// Takes a table whose rows have this many columns.
+    fn table(&self, columns: usize, source: TableSource) -> Result<Self::Table, OutOfMemory>;
+
+    /// Zeros.
+    fn tensor(&self, rows: usize, columns: usize) -> Result<Self::Tensor, OutOfMemory>;
+
+    /// Bytes that a row of a tensor takes.
+    fn row_bytes(&self, columns: usize) -> usize;
+
+    /// Working memory for sequences of at most `tokens` tokens and heads of `head` floats.
+    fn scratch(&self, tokens: usize, head: usize) -> Result<Self::Scratch, OutOfMemory>;
+
+    /// Bytes that [`Device::scratch`] takes.
+    fn scratch_bytes(&self, tokens: usize, head: usize) -> usize;
+
+    /// to[i] = table[ids[i]]
+    fn lookup(&self, table: &Self::Table, ids: &[u32], to: &mut Self::Tensor);
+
+    /// to = activation(input * weights^T + bias), for the first `rows` rows.
+    fn linear(
+        &self,
+        input: &Self::Tensor,
+        rows: usize,
+        weights: &Self::Linear,
+        activation: Activation,
+        to: &mut Self::Tensor,
+    );
+
+    /// x = norm(x + added), for the first `rows` rows.
+    fn add_norm(&self, x: &mut Self::Tensor, added: &Self::Tensor, rows: usize, weights: &Self::Norm);
+
+    /// Each sequence attends to itself; a row of `qkv` is a token's queries, keys and values.
+    fn attention(&self, qkv: &Self::Tensor, starts: &[usize], scratch: &mut Self::Scratch, to: &mut Self::Tensor);
+
+    /// to[i] = the vectors of sequence i as one.
+    fn pool(&self, x: &Self::Tensor, starts: &[usize], pooling: Pooling, to: &mut Self::Tensor);
+
+    /// Scales the first `rows` rows to length 1.
+    fn normalize(&self, x: &mut Self::Tensor, rows: usize);
+
+    /// Appends the first `rows` rows to a vector with room for them.
+    fn read(&self, x: &Self::Tensor, rows: usize, to: &mut Vec<f32>);
+}

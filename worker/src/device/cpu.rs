@@ -1,0 +1,226 @@
+//! The CPU by our own kernels.
+//!
+//! candle's tensors are not used on this path: each of its operations allocates its result, infallibly, and its products
+//! pack both sides at every call, which is most of the time of a small model. Here weights are packed once, activations
+//! live in buffers that are reused, and every allocation can be refused. candle's BERT is the oracle in the tests.
+
+use super::{Device, LinearWeights, NormWeights, Stored, TableSource};
+use crate::package::FileBytes;
+use crate::package::modules::Pooling;
+use ringfence_kernels::{Activation, AttentionScratch, Compute, Matrix, OutOfMemory, PackedLinear, Part};
+use std::ops::Range;
+
+/// A vector shorter than this isn't scaled up, as in PyTorch's `normalize`.
+const LENGTH_MIN: f32 = 1e-12;
+
+/// The CPU.
+#[derive(Debug)]
+pub struct Cpu {
+    compute: Compute,
+}
+
+impl Cpu {
+    /// The CPU with these kernels and threads.
+    pub fn new(compute: Compute) -> Self {
+        Self { compute }
+    }
+
+    /// The kernels.
+    pub fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
+    /// The kernels, for another use.
+    pub fn into_compute(self) -> Compute {
+        self.compute
+    }
+}
+
+/// Rows that are looked up by number.
+pub struct Table {
+    columns: usize,
+    rows: Rows,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Table(_ x {})", self.columns)
+    }
+}
+
+enum Rows {
+    /// In the map that all workers of a model share; widened when a row is read.
+    File { file: FileBytes, bytes: Range<usize>, stored: Stored },
+    Floats(Vec<f32>),
+}
+
+impl Table {
+    fn copy_row(&self, row: usize, to: &mut [f32]) {
+        match &self.rows {
+            Rows::Floats(floats) => to.copy_from_slice(&floats[row * self.columns..][..self.columns]),
+            Rows::File { file, bytes, stored } => {
+                let length = self.columns * stored.bytes();
+                stored.widen(&file[bytes.clone()][row * length..][..length], to);
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// Bytes of a float.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Stored::F32 => 4,
+            Stored::F16 => 2,
+        }
+    }
+
+    /// Reads as many floats as `to` has places.
+    pub(crate) fn widen(self, from: &[u8], to: &mut [f32]) {
+        match self {
+            Stored::F32 => {
+                for (float, bytes) in to.iter_mut().zip(from.as_chunks::<4>().0) {
+                    *float = f32::from_le_bytes(*bytes);
+                }
+            }
+            Stored::F16 => {
+                for (float, bytes) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                    *float = widen_half(u16::from_le_bytes(*bytes));
+                }
+            }
+        }
+    }
+}
+
+/// An IEEE half as a single; exact.
+fn widen_half(half: u16) -> f32 {
+    // The smallest normal half is 2^-14, and 2^-24 a unit of the subnormal ones.
+    const UNIT: f32 = 1.0 / 16_777_216.0;
+    let sign = u32::from(half & 0x8000) << 16;
+    let exponent = u32::from(half >> 10 & 0x1f);
+    let fraction = u32::from(half & 0x3ff);
+    let magnitude = match exponent {
+        0 => (fraction as f32 * UNIT).to_bits(),
+        0x1f => 0x7f80_0000 | fraction << 13,
+        _ => (exponent + 112) << 23 | fraction << 13,
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+impl Device for Cpu {
+    type Linear = PackedLinear;
+    type Norm = NormWeights;
+    type Table = Table;
+    type Tensor = Matrix;
+    type Scratch = AttentionScratch;
+
+    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, OutOfMemory> {
+        let parts: Vec<Part<'_>> = parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
+        PackedLinear::pack(self.compute.isa(), inputs, &parts)
+    }
+
+    fn norm_weights(&self, weights: NormWeights) -> NormWeights {
+        weights
+    }
+
+    fn table(&self, columns: usize, source: TableSource) -> Result<Table, OutOfMemory> {
+        let rows = match source {
+            TableSource::File { file, bytes, stored } => Rows::File { file, bytes, stored },
+            TableSource::Floats(floats) => Rows::Floats(floats),
+        };
+        Ok(Table { columns, rows })
+    }
+
+    fn tensor(&self, rows: usize, columns: usize) -> Result<Matrix, OutOfMemory> {
+        Matrix::zeroed(rows, columns)
+    }
+
+    fn row_bytes(&self, columns: usize) -> usize {
+        Matrix::bytes(1, columns)
+    }
+
+    fn scratch(&self, tokens: usize, head: usize) -> Result<AttentionScratch, OutOfMemory> {
+        AttentionScratch::new(self.compute.isa(), self.compute.pool().threads(), tokens, head)
+    }
+
+    fn scratch_bytes(&self, tokens: usize, head: usize) -> usize {
+        AttentionScratch::bytes(self.compute.isa(), self.compute.pool().threads(), tokens, head)
+    }
+
+    fn lookup(&self, table: &Table, ids: &[u32], to: &mut Matrix) {
+        for (row, id) in ids.iter().enumerate() {
+            table.copy_row(*id as usize, to.row_mut(row));
+        }
+    }
+
+    fn linear(&self, input: &Matrix, rows: usize, weights: &PackedLinear, activation: Activation, to: &mut Matrix) {
+        self.compute.linear(input, rows, weights, activation, to);
+    }
+
+    fn add_norm(&self, x: &mut Matrix, added: &Matrix, rows: usize, weights: &NormWeights) {
+        self.compute.add_norm(x, added, rows, &weights.weight, &weights.bias, weights.epsilon);
+    }
+
+    fn attention(&self, qkv: &Matrix, starts: &[usize], scratch: &mut AttentionScratch, to: &mut Matrix) {
+        self.compute.attention(qkv, starts, scratch, to);
+    }
+
+    fn pool(&self, x: &Matrix, starts: &[usize], pooling: Pooling, to: &mut Matrix) {
+        for (row, span) in starts.windows(2).enumerate() {
+            match pooling {
+                Pooling::Cls => to.row_mut(row).copy_from_slice(x.row(span[0])),
+                Pooling::Mean => mean(x, span[0]..span[1], to.row_mut(row)),
+            }
+        }
+    }
+
+    fn normalize(&self, x: &mut Matrix, rows: usize) {
+        for row in 0..rows {
+            let row = x.row_mut(row);
+            let length = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32;
+            row.iter_mut().for_each(|x| *x /= length.max(LENGTH_MIN));
+        }
+    }
+
+    fn read(&self, x: &Matrix, rows: usize, to: &mut Vec<f32>) {
+        for row in 0..rows {
+            to.extend_from_slice(x.row(row));
+        }
+    }
+}
+
+fn mean(x: &Matrix, rows: Range<usize>, to: &mut [f32]) {
+    let count = rows.len() as f32;
+    to.fill(0.0);
+    for row in rows {
+        for (sum, value) in to.iter_mut().zip(x.row(row)) {
+            *sum += value;
+        }
+    }
+    to.iter_mut().for_each(|sum| *sum /= count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_widened_exactly() {
+        for (half, single) in [
+            (0x0000, 0.0),
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0400, 6.103_515_6e-5),
+            (0x0001, 5.960_464_5e-8),
+            (0x03ff, 6.097_555e-5),
+            (0x7c00, f32::INFINITY),
+            (0xfc00, f32::NEG_INFINITY),
+            (0x3555, 0.333_251_95),
+        ] {
+            assert_eq!(widen_half(half), single, "{half:#06x}");
+        }
+        assert!(widen_half(0x7e00).is_nan());
+        assert!(widen_half(0x8000).is_sign_negative());
+    }
+}

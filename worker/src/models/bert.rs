@@ -1,0 +1,237 @@
+//! BERT as a sentence embedder: Devlin et al. 2018, pooled as in Reimers and Gurevych 2019.
+
+use super::{Batch, Embedder, Weights};
+use crate::device::{Activation, Cpu, Device, LinearWeights, NormWeights, OutOfMemory, TableSource};
+use crate::memory::{Memory, load_error};
+use crate::package::config::BertConfig;
+use crate::package::modules::Head;
+use ringfence_protocol::LoadError;
+use ringfence_sandbox::Denial;
+
+/// What a token costs beside its tensors' rows: its id and position, a bound of its sequence, and rounding.
+const TOKEN_BYTES: usize = 64;
+
+/// The network on a device.
+pub struct Bert<D: Device> {
+    device: D,
+    config: BertConfig,
+    head: Head,
+    words: D::Table,
+    /// Position embeddings, each with the embedding of token type 0 added.
+    positions: D::Table,
+    norm: D::Norm,
+    layers: Vec<Layer<D>>,
+    scratch: D::Scratch,
+    buffers: Option<Buffers<D>>,
+}
+
+struct Layer<D: Device> {
+    /// Queries, keys and values in one product.
+    qkv: D::Linear,
+    attention_out: D::Linear,
+    attention_norm: D::Norm,
+    up: D::Linear,
+    down: D::Linear,
+    norm: D::Norm,
+}
+
+/// Activations of one batch.
+struct Buffers<D: Device> {
+    /// Tokens that there is room for.
+    tokens: usize,
+    position_ids: Vec<u32>,
+    /// What goes from layer to layer.
+    x: D::Tensor,
+    /// What is added to it.
+    y: D::Tensor,
+    qkv: D::Tensor,
+    context: D::Tensor,
+    inner: D::Tensor,
+    pooled: D::Tensor,
+    output: Vec<f32>,
+}
+
+impl<D: Device> Bert<D> {
+    /// Builds the network for sequences of at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// A tensor is missing or of another shape, or the weights don't fit in memory.
+    pub fn new(
+        device: D,
+        config: &BertConfig,
+        head: Head,
+        max_tokens: usize,
+        weights: &dyn Weights,
+        memory: &dyn Memory,
+    ) -> Result<Self, LoadError> {
+        let source = Source { device: &device, config, weights, memory };
+        memory.check(source.weight_bytes(max_tokens)).map_err(load_error)?;
+        let words = weights.table("embeddings.word_embeddings.weight", [config.vocabulary, config.hidden])?;
+        let words = device.table(config.hidden, words).map_err(source.refused())?;
+        let positions = source.positions()?;
+        let norm = source.norm("embeddings.LayerNorm")?;
+        let layers = (0..config.layers).map(|index| source.layer(index)).collect::<Result<_, _>>()?;
+        let scratch = device.scratch(max_tokens, config.head()).map_err(source.refused())?;
+        let config = config.clone();
+        Ok(Self { device, config, head, words, positions, norm, layers, scratch, buffers: None })
+    }
+
+    fn layer(&mut self, index: usize, batch: &Batch) {
+        let (device, layer, rows) = (&self.device, &self.layers[index], batch.tokens());
+        let b = self.buffers.as_mut().expect("reserved");
+        device.linear(&b.x, rows, &layer.qkv, Activation::None, &mut b.qkv);
+        device.attention(&b.qkv, batch.starts(), &mut self.scratch, &mut b.context);
+        device.linear(&b.context, rows, &layer.attention_out, Activation::None, &mut b.y);
+        device.add_norm(&mut b.x, &b.y, rows, &layer.attention_norm);
+        device.linear(&b.x, rows, &layer.up, Activation::Gelu, &mut b.inner);
+        device.linear(&b.inner, rows, &layer.down, Activation::None, &mut b.y);
+        device.add_norm(&mut b.x, &b.y, rows, &layer.norm);
+    }
+
+    fn embed_tokens(&mut self, batch: &Batch) {
+        let b = self.buffers.as_mut().expect("reserved");
+        b.position_ids.clear();
+        for span in batch.starts().windows(2) {
+            b.position_ids.extend(0..(span[1] - span[0]) as u32);
+        }
+        self.device.lookup(&self.words, batch.ids(), &mut b.x);
+        self.device.lookup(&self.positions, &b.position_ids, &mut b.y);
+        self.device.add_norm(&mut b.x, &b.y, batch.tokens(), &self.norm);
+    }
+
+    fn pool(&mut self, batch: &Batch) {
+        let b = self.buffers.as_mut().expect("reserved");
+        self.device.pool(&b.x, batch.starts(), self.head.pooling, &mut b.pooled);
+        if self.head.normalize {
+            self.device.normalize(&mut b.pooled, batch.sequences());
+        }
+        b.output.clear();
+        self.device.read(&b.pooled, batch.sequences(), &mut b.output);
+    }
+
+    fn allocate(&self, tokens: usize) -> Result<Buffers<D>, OutOfMemory> {
+        let BertConfig { hidden, intermediate, .. } = self.config;
+        let tensor = |columns| self.device.tensor(tokens, columns);
+        Ok(Buffers {
+            tokens,
+            position_ids: reserve(tokens)?,
+            x: tensor(hidden)?,
+            y: tensor(hidden)?,
+            qkv: tensor(3 * hidden)?,
+            context: tensor(hidden)?,
+            inner: tensor(intermediate)?,
+            pooled: tensor(hidden)?,
+            output: reserve(tokens * hidden)?,
+        })
+    }
+}
+
+impl Bert<Cpu> {
+    /// Lets the weights go and keeps the device.
+    pub fn into_device(self) -> Cpu {
+        self.device
+    }
+}
+
+impl<D: Device> Embedder for Bert<D> {
+    fn dimensions(&self) -> usize {
+        self.config.hidden
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        let BertConfig { hidden, intermediate, .. } = self.config;
+        let columns = [hidden, hidden, 3 * hidden, hidden, intermediate, hidden];
+        let tensors: usize = columns.iter().map(|columns| self.device.row_bytes(*columns)).sum();
+        (tensors + hidden * size_of::<f32>() + TOKEN_BYTES) as u64
+    }
+
+    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Denial> {
+        if self.buffers.as_ref().is_some_and(|buffers| buffers.tokens >= tokens) {
+            return Ok(());
+        }
+        // The old ones first, so that there is room where they were.
+        self.buffers = None;
+        memory.check(self.bytes_per_token().saturating_mul(tokens as u64))?;
+        self.buffers = Some(self.allocate(tokens).map_err(|refusal| memory.denied(refusal))?);
+        Ok(())
+    }
+
+    fn embed(&mut self, batch: &Batch) -> &[f32] {
+        self.embed_tokens(batch);
+        for index in 0..self.layers.len() {
+            self.layer(index, batch);
+        }
+        self.pool(batch);
+        &self.buffers.as_ref().expect("reserved").output
+    }
+}
+
+fn reserve<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
+    let mut vector = Vec::new();
+    vector.try_reserve_exact(count).map_err(|_| OutOfMemory { bytes: count.saturating_mul(size_of::<T>()) })?;
+    Ok(vector)
+}
+
+/// What the network is built from.
+struct Source<'a, D: Device> {
+    device: &'a D,
+    config: &'a BertConfig,
+    weights: &'a dyn Weights,
+    memory: &'a dyn Memory,
+}
+
+impl<D: Device> Source<'_, D> {
+    /// Bytes of the weights on the device, less what is rounded; before anything is allocated.
+    fn weight_bytes(&self, max_tokens: usize) -> u64 {
+        let BertConfig { hidden, intermediate, layers, positions, .. } = *self.config;
+        let layer = hidden.saturating_mul(4 * hidden + 2 * intermediate).saturating_mul(layers);
+        let floats = layer.saturating_add(positions.saturating_mul(hidden));
+        let scratch = self.device.scratch_bytes(max_tokens, self.config.head());
+        floats.saturating_mul(size_of::<f32>()).saturating_add(scratch) as u64
+    }
+
+    fn refused(&self) -> impl Fn(OutOfMemory) -> LoadError + use<'_, D> {
+        |refusal| load_error(self.memory.denied(refusal))
+    }
+
+    fn positions(&self) -> Result<D::Table, LoadError> {
+        let BertConfig { hidden, positions, types, .. } = *self.config;
+        let mut rows = self.weights.floats("embeddings.position_embeddings.weight", &[positions, hidden])?;
+        let types = self.weights.floats("embeddings.token_type_embeddings.weight", &[types, hidden])?;
+        for row in rows.chunks_exact_mut(hidden) {
+            row.iter_mut().zip(&types).for_each(|(x, y)| *x += y);
+        }
+        self.device.table(hidden, TableSource::Floats(rows)).map_err(self.refused())
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer<D>, LoadError> {
+        let BertConfig { hidden, intermediate, .. } = *self.config;
+        let name = |part: &str| format!("encoder.layer.{index}.{part}");
+        let own = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
+        Ok(Layer {
+            qkv: self.linear(&own, hidden, hidden)?,
+            attention_out: self.linear(&[name("attention.output.dense")], hidden, hidden)?,
+            attention_norm: self.norm(&name("attention.output.LayerNorm"))?,
+            up: self.linear(&[name("intermediate.dense")], hidden, intermediate)?,
+            down: self.linear(&[name("output.dense")], intermediate, hidden)?,
+            norm: self.norm(&name("output.LayerNorm"))?,
+        })
+    }
+
+    fn linear(&self, names: &[String], inputs: usize, outputs: usize) -> Result<D::Linear, LoadError> {
+        let part = |name: &String| -> Result<LinearWeights, LoadError> {
+            Ok(LinearWeights {
+                weight: self.weights.floats(&format!("{name}.weight"), &[outputs, inputs])?,
+                bias: self.weights.floats(&format!("{name}.bias"), &[outputs])?,
+            })
+        };
+        let parts = names.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        self.device.linear_weights(inputs, &parts).map_err(self.refused())
+    }
+
+    fn norm(&self, name: &str) -> Result<D::Norm, LoadError> {
+        let floats = |part: &str| self.weights.floats(&format!("{name}.{part}"), &[self.config.hidden]);
+        let (weight, bias) = (floats("weight")?, floats("bias")?);
+        Ok(self.device.norm_weights(NormWeights { weight, bias, epsilon: self.config.epsilon }))
+    }
+}

@@ -1,0 +1,113 @@
+//! Where a model's weights come from: a package, or nowhere for the warm-up.
+
+use crate::device::{Stored, TableSource};
+use crate::memory::{Memory, load_error};
+use crate::package::Files;
+use crate::package::safetensors::{Dtype, Entry, Tensors};
+use ringfence_kernels::OutOfMemory;
+use ringfence_protocol::LoadError;
+
+/// Tensors by name, each with the shape that the model needs.
+pub trait Weights {
+    /// All floats of a tensor.
+    ///
+    /// # Errors
+    /// The tensor is missing, of another shape or type, or does not fit in memory.
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError>;
+
+    /// A tensor of two dimensions, to look up rows in.
+    ///
+    /// # Errors
+    /// As for [`Weights::floats`].
+    fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError>;
+}
+
+/// The weights of a package.
+pub struct PackageWeights<'a> {
+    tensors: Tensors,
+    /// What some packages put before every name.
+    prefix: &'static str,
+    memory: &'a dyn Memory,
+}
+
+/// A list of positions that old packages carry; nothing reads it.
+const POSITION_IDS: &str = "embeddings.position_ids";
+
+impl<'a> PackageWeights<'a> {
+    /// Reads the header of a package's weights.
+    ///
+    /// # Errors
+    /// The file is malformed, or a tensor is neither F32 nor F16.
+    pub fn read(files: &Files, memory: &'a dyn Memory) -> Result<Self, LoadError> {
+        let tensors = Tensors::read(files)?;
+        for (name, entry) in tensors.entries() {
+            if stored(entry.dtype).is_none() && !name.ends_with(POSITION_IDS) {
+                return Err(wrong(name, "its type is neither F32 nor F16"));
+            }
+        }
+        let prefix = if tensors.entries().keys().any(|name| name.starts_with("bert.")) { "bert." } else { "" };
+        Ok(Self { tensors, prefix, memory })
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Stored), LoadError> {
+        let name = format!("{}{name}", self.prefix);
+        let entry = self.tensors.entries().get(&name).ok_or_else(|| wrong(&name, "it is missing"))?;
+        if entry.shape != shape {
+            let reason = format!("its shape is {:?}, `config.json` says {shape:?}", entry.shape);
+            return Err(wrong(&name, reason));
+        }
+        let stored = stored(entry.dtype).ok_or_else(|| wrong(&name, "its type is neither F32 nor F16"))?;
+        Ok((entry, stored))
+    }
+}
+
+impl Weights for PackageWeights<'_> {
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let (entry, stored) = self.entry(name, shape)?;
+        let count = entry.bytes.len() / stored.bytes();
+        let mut floats = Vec::new();
+        let refused = |_| OutOfMemory { bytes: count * size_of::<f32>() };
+        floats.try_reserve_exact(count).map_err(refused).map_err(|e| load_error(self.memory.denied(e)))?;
+        floats.resize(count, 0.0);
+        stored.widen(&self.tensors.bytes()[entry.bytes.clone()], &mut floats);
+        Ok(floats)
+    }
+
+    fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
+        let (entry, stored) = self.entry(name, &shape)?;
+        let file = self.tensors.bytes().clone();
+        Ok(TableSource::File { file, bytes: entry.bytes.clone(), stored })
+    }
+}
+
+fn stored(dtype: Dtype) -> Option<Stored> {
+    match dtype {
+        Dtype::F32 => Some(Stored::F32),
+        Dtype::F16 => Some(Stored::F16),
+        Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::U16 | Dtype::I16 | Dtype::Bf16 => None,
+        Dtype::U32 | Dtype::I32 | Dtype::U64 | Dtype::I64 | Dtype::F64 => None,
+    }
+}
+
+fn wrong(tensor: &str, reason: impl Into<String>) -> LoadError {
+    LoadError::Tensor { tensor: tensor.to_owned(), reason: reason.into() }
+}
+
+/// Numbers between -0.1 and 0.1 for any name and shape, the same ones every time.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomWeights;
+
+impl Weights for RandomWeights {
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let mut state = name.len() as u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) / 10.0
+        };
+        Ok((0..shape.iter().product()).map(|_| next()).collect())
+    }
+
+    fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
+        self.floats(name, &shape).map(TableSource::Floats)
+    }
+}

@@ -1,0 +1,135 @@
+//! `tokenizer.json`: checked to be a BERT WordPiece tokeniser before the tokeniser library sees it, so that no regular
+//! expression and no other component of a stranger's choosing ever runs.
+
+use super::{Files, json, malformed};
+use ringfence_protocol::LoadError;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::Tokenizer;
+
+/// Its name.
+pub const FILE: &str = "tokenizer.json";
+const BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The most tokens that are matched before words are split.
+const ADDED_TOKENS_MAX: usize = 1024;
+/// The longest word that is split into pieces; splitting takes its square.
+const WORD_CHARACTERS_MAX: usize = 512;
+
+/// What is read of the file before the library reads all of it.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    #[serde(rename = "normalizer")]
+    _normalizer: Option<Normalizer>,
+    #[serde(rename = "pre_tokenizer")]
+    _pre_tokenizer: PreTokenizer,
+    post_processor: Option<PostProcessor>,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum Normalizer {
+    BertNormalizer {},
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum PreTokenizer {
+    BertPreTokenizer {},
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum PostProcessor {
+    TemplateProcessing { special_tokens: HashMap<String, SpecialToken> },
+    BertProcessing { sep: (String, u32), cls: (String, u32) },
+}
+
+#[derive(Deserialize)]
+struct SpecialToken {
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    // Old files leave the type out; the other fields are WordPiece's own.
+    #[serde(default, rename = "type")]
+    _type: ModelType,
+    unk_token: String,
+    #[serde(rename = "continuing_subword_prefix")]
+    _continuing_subword_prefix: String,
+    max_input_chars_per_word: usize,
+    vocab: HashMap<String, u32>,
+    #[serde(default)]
+    merges: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+enum ModelType {
+    #[default]
+    WordPiece,
+}
+
+/// Reads the tokeniser of a package whose model knows `vocabulary` tokens. Its own truncation and padding are off.
+///
+/// # Errors
+/// The file is missing or malformed, isn't a BERT tokeniser, or has token ids that the model doesn't know.
+pub fn read(files: &Files, vocabulary: usize) -> Result<Tokenizer, LoadError> {
+    let bytes = files.require(FILE, BYTES_MAX)?;
+    let outline: Outline = json::parse(FILE, bytes)?;
+    check(&outline, vocabulary)?;
+    drop(outline);
+    let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&***bytes)));
+    let Ok(Ok(mut tokenizer)) = parsed else {
+        return Err(malformed(FILE, "the tokeniser library refuses it"));
+    };
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|_| malformed(FILE, "its truncation can't be switched off"))?;
+    Ok(tokenizer)
+}
+
+fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
+    let refuse = |reason: &str| Err(malformed(FILE, reason));
+    let Outline { added_tokens, post_processor, model, .. } = outline;
+    if model.merges.is_some() {
+        return refuse("only WordPiece tokenisers are known");
+    }
+    if model.max_input_chars_per_word > WORD_CHARACTERS_MAX {
+        return refuse("`max_input_chars_per_word` is too large");
+    }
+    if !model.vocab.contains_key(&model.unk_token) {
+        return refuse("the vocabulary lacks the unknown token");
+    }
+    if added_tokens.len() > ADDED_TOKENS_MAX {
+        return refuse("too many added tokens");
+    }
+    // Long texts are cut at white space, which must not change what is found.
+    if added_tokens.iter().any(|token| token.content.is_empty() || token.content.contains(char::is_whitespace)) {
+        return refuse("an added token is empty or contains white space");
+    }
+    let mut ids = model.vocab.values().chain(added_tokens.iter().map(|token| &token.id)).chain(special(post_processor));
+    if ids.any(|id| usize::try_from(*id).map_or(true, |id| id >= vocabulary)) {
+        return refuse("a token's id is outside the vocabulary of `config.json`");
+    }
+    Ok(())
+}
+
+fn special(processor: &Option<PostProcessor>) -> Box<dyn Iterator<Item = &u32> + '_> {
+    match processor {
+        None => Box::new(std::iter::empty()),
+        Some(PostProcessor::TemplateProcessing { special_tokens }) => {
+            Box::new(special_tokens.values().flat_map(|token| &token.ids))
+        }
+        Some(PostProcessor::BertProcessing { sep, cls }) => Box::new([&sep.1, &cls.1].into_iter()),
+    }
+}

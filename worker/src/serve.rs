@@ -1,0 +1,343 @@
+//! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
+
+use crate::jobs::{Jobs, SlotFault};
+use crate::memory::{Memory, job_error};
+use crate::models::{self, Batch, Loaded};
+use crate::package::{FileBytes, Files};
+use crate::shell::{Shell, layer};
+use crate::stopwatch::Stopwatch;
+use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
+use ringfence_protocol::{
+    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, INPUT_BYTES_MAX, Item,
+    JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
+};
+use ringfence_sandbox::{EnterError, SealedFile, SealedFileError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Bytes of input that are tokenised between two looks at the link.
+const TOKENISE_BYTES: usize = 64 * 1024;
+
+/// Decoded items take at most this many times their encoding: a token id is one byte there and four here, and the list
+/// may have grown to twice its length.
+const DECODED_FACTOR: u64 = 9;
+
+/// Why a worker ends otherwise than by `Stop`.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The link is closed, or what came over it is no message.
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    /// A message that is not legal now.
+    #[error("illegal message: {0}")]
+    Illegal(&'static str),
+    /// A message about a slot that can't be.
+    #[error("illegal message: {0}")]
+    Slot(#[from] SlotFault),
+    /// A job's descriptor is not what it must be.
+    #[error("a job's input: {0}")]
+    Input(#[from] SealedFileError),
+    /// The filter can't be applied.
+    #[error("{0}")]
+    Seal(#[from] EnterError),
+    /// The system starts no more threads.
+    #[error("no compute threads: {0}")]
+    Threads(#[from] std::io::Error),
+    /// There is no memory for the warm-up.
+    #[error("the warm-up failed: {0}")]
+    WarmUp(LoadError),
+    /// The package can't be run; the server knows.
+    #[error("the package can't be run: {0}")]
+    Load(LoadError),
+}
+
+/// Serves one link from `Hello` to `Stop`.
+///
+/// # Errors
+/// Whatever else ends the worker.
+pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
+    send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
+    let start = receive_start(link)?;
+    let compute = seal(link, shell, &start, memory)?;
+    let files = receive_files(link)?;
+    let loaded = files.and_then(|files| {
+        models::load(&files, start.architecture, compute, start.max_tokens as usize, memory)
+    });
+    match loaded {
+        Ok(loaded) => Server { link, memory, loaded, step_tokens: start.step_tokens as usize, jobs: Jobs::default() }.run(),
+        Err(error) => {
+            send(link, FromWorker::LoadFailed { error: error.clone() })?;
+            Err(End::Load(error))
+        }
+    }
+}
+
+fn send(link: &WorkerSideLink, message: FromWorker) -> Result<(), End> {
+    Ok(link.send(&message, &[])?)
+}
+
+fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
+    let Received { message, descriptors, .. } = link.receive()?;
+    match message {
+        ToWorker::Start(start) if descriptors.is_empty() => legal_start(start),
+        ToWorker::Start(_) => Err(End::Illegal("descriptors with a start")),
+        ToWorker::Load { .. } | ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop => {
+            Err(End::Illegal("something before the start"))
+        }
+    }
+}
+
+fn legal_start(start: Start) -> Result<Start, End> {
+    if !(1..=THREADS_MAX).contains(&usize::from(start.threads)) {
+        return Err(End::Illegal("a number of threads out of bounds"));
+    }
+    if start.max_tokens == 0 || start.step_tokens == 0 {
+        return Err(End::Illegal("a bound of no tokens"));
+    }
+    Ok(start)
+}
+
+/// Starts the threads, runs everything once, and turns on the filter.
+fn seal(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Memory) -> Result<Compute, End> {
+    let setup = Stopwatch::start();
+    shell.set_lease(start.lease_bytes);
+    let pool = Pool::new(usize::from(start.threads))?;
+    let warm_up = Stopwatch::start();
+    let compute = Compute::new(Isa::detect(), pool);
+    let compute = models::warm_up(start.architecture, compute, memory).map_err(End::WarmUp)?;
+    let warm_up_us = warm_up.micros();
+    let entered_us = shell.entered_us();
+    let sealed = shell.seal()?;
+    let setup_us = entered_us + setup.micros() - warm_up_us;
+    let layers = sealed.layers.into_iter().map(layer).collect();
+    send(link, FromWorker::Sealed { layers, landlock_abi: sealed.landlock_abi, setup_us, warm_up_us })?;
+    Ok(compute)
+}
+
+/// The inner error is the package's, the outer one the server's.
+fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End> {
+    let Received { message, descriptors, .. } = link.receive()?;
+    match message {
+        ToWorker::Load { files } if files.len() == descriptors.len() && are_distinct(&files) => {
+            Ok(files.into_iter().zip(descriptors).map(map_file).collect())
+        }
+        ToWorker::Load { .. } => Err(End::Illegal("a package whose names and descriptors don't pair")),
+        ToWorker::Start(_) | ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop => {
+            Err(End::Illegal("something before the package"))
+        }
+    }
+}
+
+fn are_distinct(names: &[String]) -> bool {
+    let mut seen = std::collections::BTreeSet::new();
+    names.iter().all(|name| seen.insert(name))
+}
+
+fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes), LoadError> {
+    let map = SealedFile::from_descriptor(descriptor).and_then(|file| file.map());
+    match map {
+        Ok(map) => Ok((name, Arc::new(map))),
+        Err(_) => Err(LoadError::NotSealed { file: name }),
+    }
+}
+
+/// A loaded package and its jobs.
+struct Server<'a> {
+    link: &'a WorkerSideLink,
+    memory: &'a dyn Memory,
+    loaded: Loaded,
+    step_tokens: usize,
+    jobs: Jobs,
+}
+
+/// Whether to go on.
+enum Next {
+    Go,
+    Stop,
+}
+
+impl Server<'_> {
+    fn run(mut self) -> Result<(), End> {
+        self.send_ready()?;
+        loop {
+            while self.jobs.is_empty() || self.message_waits()? {
+                match self.handle(self.link.receive()?)? {
+                    Next::Go => {}
+                    Next::Stop => return Ok(()),
+                }
+            }
+            match self.jobs.tokenise(&self.loaded.text, TOKENISE_BYTES) {
+                Ok(()) => self.step()?,
+                Err((slot, error)) => self.fail(slot, error)?,
+            }
+        }
+    }
+
+    fn send_ready(&self) -> Result<(), End> {
+        let Loaded { model, text } = &self.loaded;
+        let narrow = |n: usize| u32::try_from(n).expect("the configuration bounds it");
+        let ready = FromWorker::Ready {
+            dimensions: narrow(model.dimensions()),
+            bytes_per_token: model.bytes_per_token(),
+            used_bytes: self.memory.used(),
+            max_tokens: narrow(text.max_tokens()),
+            vocabulary: text.vocabulary(),
+        };
+        send(self.link, ready)
+    }
+
+    /// Whether the link can be read without waiting; its end counts.
+    fn message_waits(&self) -> Result<bool, End> {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            match poll(&mut [PollFd::new(self.link, PollFlags::IN)], Some(&now)) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(LinkError::Os(error).into()),
+            }
+        }
+    }
+
+    fn handle(&mut self, received: Received<ToWorker>) -> Result<Next, End> {
+        let Received { message, mut descriptors, .. } = received;
+        match (message, descriptors.len()) {
+            (ToWorker::Run { slot, domain: _, input: Data::Inline(input) }, 0) => self.run_inline(slot, input)?,
+            (ToWorker::Run { slot, domain: _, input: Data::Descriptor { bytes } }, 1) => {
+                self.run_descriptor(slot, bytes, descriptors.remove(0))?;
+            }
+            (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
+            (ToWorker::Stop, 0) => return Ok(Next::Stop),
+            (ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop, _) => {
+                return Err(End::Illegal("descriptors that don't belong to the message"));
+            }
+            (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
+                return Err(End::Illegal("a second start or package"));
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    fn run_inline(&mut self, slot: u32, input: EmbedInput) -> Result<(), End> {
+        self.jobs.free(slot)?;
+        let bytes: usize = input.items.iter().map(least_encoding).sum();
+        if !input.is_legal() || bytes > INLINE_INPUT_BYTES_MAX {
+            return Err(End::Illegal("an inline input out of bounds"));
+        }
+        self.jobs.add(slot, input);
+        Ok(())
+    }
+
+    fn run_descriptor(&mut self, slot: u32, bytes: u64, descriptor: OwnedFd) -> Result<(), End> {
+        self.jobs.free(slot)?;
+        let file = SealedFile::from_descriptor(descriptor)?;
+        if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
+            return Err(End::Illegal("an input of another length, or out of bounds"));
+        }
+        if let Err(denial) = self.memory.check(bytes * DECODED_FACTOR) {
+            return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
+        }
+        let input = EmbedInput::decode(&file.map()?).ok_or(End::Illegal("an input that doesn't decode"))?;
+        self.jobs.add(slot, input);
+        Ok(())
+    }
+
+    fn cancel(&mut self, slot: u32) -> Result<(), End> {
+        if self.jobs.cancel(slot)? {
+            send(self.link, FromWorker::Failed { slot, error: JobError::Cancelled })?;
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, slot: u32, error: JobError) -> Result<(), End> {
+        self.jobs.remove(slot);
+        send(self.link, FromWorker::Failed { slot, error })
+    }
+
+    fn step(&mut self) -> Result<(), End> {
+        let mut chosen = self.jobs.choose(self.step_tokens);
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        if let Err((slot, error)) = self.reserve(&mut chosen) {
+            return self.fail(slot, error);
+        }
+        let (batch, tokens) = self.take(&chosen);
+        let watch = Stopwatch::start();
+        let output = self.loaded.model.embed(&batch).to_vec();
+        let busy_us = watch.micros();
+        send(self.link, FromWorker::Step { busy_us, tokens: tokens.clone() })?;
+        let mut rest = &output[..];
+        for ((slot, items), (_, tokens)) in chosen.into_iter().zip(tokens) {
+            let (own, others) = rest.split_at(items * self.loaded.model.dimensions());
+            rest = others;
+            let share = busy_us * u64::from(tokens) / batch.tokens() as u64;
+            self.deliver(slot, own, share)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for what was chosen; if there is none, for the first item alone; if not even for that, its job fails.
+    fn reserve(&mut self, chosen: &mut Vec<(u32, usize)>) -> Result<(), (u32, JobError)> {
+        let tokens = chosen.iter().map(|(slot, items)| self.jobs.tokens_of(*slot, *items)).sum();
+        if self.loaded.model.reserve(tokens, self.memory).is_ok() {
+            return Ok(());
+        }
+        chosen.truncate(1);
+        chosen[0].1 = 1;
+        let (slot, tokens) = (chosen[0].0, self.jobs.tokens_of(chosen[0].0, 1));
+        self.loaded.model.reserve(tokens, self.memory).map_err(|denial| (slot, job_error(denial)))
+    }
+
+    /// The chosen items as a batch, with the tokens of each slot.
+    fn take(&mut self, chosen: &[(u32, usize)]) -> (Batch, Vec<(u32, u32)>) {
+        let mut batch = Batch::default();
+        let mut tokens = Vec::with_capacity(chosen.len());
+        for (slot, items) in chosen {
+            let before = batch.tokens();
+            let job = self.jobs.get_mut(*slot);
+            (0..*items).for_each(|_| batch.push(&job.take().ids));
+            tokens.push((*slot, (batch.tokens() - before) as u32));
+        }
+        (batch, tokens)
+    }
+
+    /// Sends the vectors of a slot's items, and its end if they were the last.
+    fn deliver(&mut self, slot: u32, floats: &[f32], share_us: u64) -> Result<(), End> {
+        let dimensions = self.loaded.model.dimensions();
+        let job = self.jobs.get_mut(slot);
+        job.compute_us += share_us;
+        if let Some(at) = floats.iter().position(|float| !float.is_finite()) {
+            let item = job.finished + (at / dimensions) as u32;
+            return self.fail(slot, JobError::NotFinite { item });
+        }
+        for part in floats.chunks(CHUNK_BYTES_MAX / size_of::<f32>()) {
+            let data = ChunkBytes(part.iter().flat_map(|float| float.to_le_bytes()).collect());
+            send(self.link, FromWorker::Chunk { slot, sequence: job.sequence, data })?;
+            job.sequence += 1;
+        }
+        job.finished += (floats.len() / dimensions) as u32;
+        if job.is_finished() { self.finish(slot) } else { Ok(()) }
+    }
+
+    fn finish(&mut self, slot: u32) -> Result<(), End> {
+        let job = self.jobs.get_mut(slot);
+        let done = FromWorker::Done {
+            slot,
+            tokens: job.tokens,
+            truncated: job.truncated,
+            compute_us: job.compute_us,
+            peak_bytes: self.memory.peak(),
+        };
+        self.jobs.remove(slot);
+        send(self.link, done)
+    }
+}
+
+/// A lower bound of an item's encoded bytes.
+fn least_encoding(item: &Item) -> usize {
+    match item {
+        Item::Text(text) => text.len(),
+        Item::Tokens(ids) => ids.len(),
+    }
+}
