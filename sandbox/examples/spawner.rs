@@ -298,6 +298,8 @@ fn joins(program: &OwnedFd, folder: &str) {
     assert!(report.contains("Cgroup"), "{report}");
     let processes = std::fs::read_to_string(format!("{folder}/cgroup.procs")).unwrap();
     assert!(processes.lines().any(|line| line == pid.to_string()), "{processes}");
+    running.child.kill().unwrap();
+    running.end();
 }
 
 /// Prints the medians of spawn, of the way to the filter, and of a probe; no test.
