@@ -110,7 +110,8 @@ fn a_kill_ends_all_and_is_told_when_all_is_gone() {
 #[test]
 fn a_program_joins_the_cgroup_that_the_server_was_given() {
     if is_root() && Path::new("/sys/fs/cgroup/pids/cgroup.procs").exists() {
-        let mut spawner = Programs::new().spawner(As::RootThenDropped, "cgroup");
+        let programs = Programs::new();
+        let mut spawner = programs.spawner(As::RootThenDropped, "cgroup");
         let spawner = spawner.stderr(Stdio::piped()).spawn().unwrap();
         let made = format!("/sys/fs/cgroup/pids/ringfence-test-{}", spawner.id());
         let output = spawner.wait_with_output().unwrap();
