@@ -1,9 +1,14 @@
 //! The one place of this program that reads the clock.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Now.
 #[expect(clippy::disallowed_methods, reason = "commands stamp what they do; nothing here is simulated")]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// Unix seconds; 0 where the clock stands before 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -182,14 +182,14 @@ impl Draft {
         self.add(FileName::manifest().as_str(), &mut manifest.to_toml().as_bytes())
     }
 
+    /// The package's name.
+    pub fn name(&self) -> &PackageName {
+        &self.name
+    }
+
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// Names of the files written so far, in that order.
-    pub fn files(&self) -> impl Iterator<Item = &FileName> {
-        self.files.iter().map(|file| &file.name)
     }
 
     /// Signs the package and puts it, durably, in the place of the old one.

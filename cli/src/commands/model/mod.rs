@@ -1,0 +1,160 @@
+//! `ringfence model`: adds, lists, verifies, signs and removes packages.
+
+mod add;
+mod archive;
+mod fetch;
+mod folder;
+mod show;
+mod trusted;
+
+use crate::error::CliError;
+use crate::home::Home;
+use crate::http::{Address, Ask, ask_once};
+use crate::operator::{KeyFile, OperatorArgs};
+use crate::output::Output;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use ringfence_models::{DraftError, PackageName};
+use serde::Serialize;
+use std::io;
+use trusted::Trusted;
+
+/// Add, list, verify and sign models
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  ringfence model add minilm
+  ringfence model list
+  ringfence model verify minilm")]
+pub struct ModelArgs {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Add models: by name from the catalog, or from folders in the Hugging Face layout
+    Add(add::AddArgs),
+    /// List the models, each with what its signature says now
+    #[command(after_help = "Examples:\n  ringfence model list\n  ringfence model list --json")]
+    List,
+    /// Show a model's manifest, signer and files
+    #[command(after_help = "Examples:\n  ringfence model show minilm")]
+    Show {
+        /// The model
+        name: PackageName,
+    },
+    /// Read every file of one or all models and compare them with what was signed; exit code 3 if one does not hold
+    #[command(after_help = "Examples:\n  ringfence model verify\n  ringfence model verify minilm --json")]
+    Verify {
+        /// The model [default: all]
+        name: Option<PackageName>,
+    },
+    /// Sign what lies in a model's folder now with the operator's key: you vouch for it
+    #[command(after_help = "Examples:\n  ringfence model sign minilm --passphrase-file pass.txt")]
+    Sign {
+        /// The model
+        name: PackageName,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Remove a model and its signature
+    #[command(after_help = "Examples:\n  ringfence model remove minilm")]
+    Remove {
+        /// The model
+        name: PackageName,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// [`CliError::Verification`] where a signature, digest or the trust file does not hold; others as they are named.
+pub fn run(args: ModelArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    match args.command {
+        ModelCommand::Add(args) => add::run(args, home, output),
+        ModelCommand::List => show::list(&Trusted::open(home)?, output),
+        ModelCommand::Show { name } => show::show(&Trusted::open(home)?, &name, output),
+        ModelCommand::Verify { name } => show::verify(&Trusted::open(home)?, name, output),
+        ModelCommand::Sign { name, operator } => sign(home, &name, &operator, output),
+        ModelCommand::Remove { name } => remove(home, &name, output),
+    }
+}
+
+fn sign(home: &Home, name: &PackageName, operator: &OperatorArgs, output: &Output) -> Result<(), CliError> {
+    let trusted = Trusted::open(home)?;
+    let key = operator.config()?.open(KeyFile::Operator, &operator.passphrase()?)?;
+    trusted.store.sign(name, &key).map_err(|error| writing(name, error))?;
+    let verified = trusted.verify(name)?;
+    let server = tell_server(home);
+    let signed = show::Line::new(name, &Ok(verified));
+    output.answer(&signed, |_| format!("{} ({})", signed.summary(), describe(&server)))?;
+    server.map(drop)
+}
+
+fn remove(home: &Home, name: &PackageName, output: &Output) -> Result<(), CliError> {
+    #[derive(Serialize)]
+    struct Removed<'a> {
+        removed: &'a str,
+    }
+    trusted::store(home)?.remove(name).map_err(|error| writing(name, error))?;
+    let server = tell_server(home);
+    output
+        .answer(&Removed { removed: name.as_str() }, |_| format!("removed {name} ({})", describe(&server)))?;
+    server.map(drop)
+}
+
+/// What a change of the packages meant to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Told {
+    /// It has read the packages again.
+    Reloaded,
+    /// None runs on this home.
+    NotRunning,
+}
+
+/// Has a running server read the packages again.
+fn tell_server(home: &Home) -> Result<Told, CliError> {
+    match ask_once(&Address::Unix(home.admin_socket()), &Ask::plain(Method::POST, "/models/reload")) {
+        Ok(_) => Ok(Told::Reloaded),
+        Err(CliError::Unreachable { source, .. })
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Ok(Told::NotRunning)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn describe(server: &Result<Told, CliError>) -> &'static str {
+    match server {
+        Ok(Told::Reloaded) => "the server has read it",
+        Ok(Told::NotRunning) => "no server is running; it reads the models when it starts",
+        Err(_) => "the server could not be told",
+    }
+}
+
+/// What could not be written, for people.
+fn writing(name: &PackageName, error: DraftError) -> CliError {
+    let subject = format!("model {name}");
+    let (code, advice) = match &error {
+        DraftError::Busy => ("models_busy", ""),
+        DraftError::Missing => ("model_unknown", "list the models: ringfence model list"),
+        DraftError::FileName { .. } => ("file_refused", "take the file out of the folder"),
+        DraftError::Refused(_) => ("file_refused", "put a plain file of its own there"),
+        DraftError::Twice(_) | DraftError::TooLarge { .. } | DraftError::TooMany => ("file_refused", ""),
+        DraftError::Incomplete(_) => ("package_incomplete", "a model needs its manifest and its weights"),
+        DraftError::System(error) => {
+            return CliError::io(format!("{subject}: {}", error.what), clone(&error.source));
+        }
+    };
+    CliError::Failed { subject, code, source: error.into(), advice: advice.to_owned() }
+}
+
+/// The same error once more: the original stays where it is borrowed from.
+fn clone(error: &io::Error) -> io::Error {
+    error
+        .raw_os_error()
+        .map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
+}
