@@ -168,6 +168,7 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
     let serving = tokio::spawn(api::serve(api::router(&app), running.tcp, running.new_listeners, stopped));
     tokio::spawn(app.dispatcher.clone().keep_time());
     tokio::spawn(app.dispatcher.clone().keep_asking());
+    bind(&app).await?;
     announce(&app, ready_file)?;
 
     tokio::select! {
@@ -181,6 +182,16 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
         tracing::error!("the listening task panicked");
     }
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Binds the sockets of the home and of every client, which the listening task takes over.
+async fn bind(app: &App) -> Result<(), StartError> {
+    app.listeners.bind_home(&app.home).await?;
+    let clients = app.clients.lock().expect("no thread panics with this lock").clone();
+    for client in clients {
+        app.listeners.bind_client(&app.home, &client).await?;
+    }
     Ok(())
 }
 
@@ -213,7 +224,6 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
         Some(address) => Some(api::bind_tcp(address).await?),
         None => None,
     };
-    listeners.bind_home(&home).await?;
     let mut run_id = [0; 8];
     getrandom::fill(&mut run_id)?;
     let facts = Facts {
@@ -226,7 +236,7 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let app = Arc::new(App {
         home,
         keys: Mutex::new(keys),
-        clients: Mutex::new(clients.clone()),
+        clients: Mutex::new(clients),
         dispatcher,
         facts,
         metrics,

@@ -26,7 +26,7 @@ fn embeddings_equal_the_numbers_of_the_reference_implementation() {
     let server = home.start();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-bert.expected.json");
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let cases = expected["cases"].as_array().expect("the file has cases");
+    let cases = expected.as_array().expect("the file is a list of cases");
     assert!(cases.len() >= 10);
     let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
     let answer = server.api().embed(&json!({ "model": "tiny-bert", "input": texts, "truncate": true })).ok();

@@ -5,12 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Builds the programs that `cargo bench` of this package does not.
-pub fn build_programs(extra: &[&str]) {
+pub(crate) fn build_programs(extra: &[&str]) {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--release", "--quiet", "-p", "ringfence", "-p", "ringfence-worker", "--bins"])
         .args(extra)
@@ -21,7 +21,7 @@ pub fn build_programs(extra: &[&str]) {
 }
 
 /// The folder of MiniLM's files, fetched where `make test` has not done it already.
-pub fn minilm() -> PathBuf {
+pub(crate) fn minilm() -> PathBuf {
     let folder = root().join(".cache/minilm");
     if !folder.join("model.safetensors").exists() {
         let script = root().join("scripts/fetch-minilm");
@@ -31,18 +31,18 @@ pub fn minilm() -> PathBuf {
     folder
 }
 
-pub fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
 /// Load of the machine over the last minute, as the kernel says.
-pub fn load() -> String {
+pub(crate) fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("?").to_owned()
 }
 
 /// Whether a floor holds, for people.
-pub fn verdict(holds: bool) -> &'static str {
+pub(crate) fn verdict(holds: bool) -> &'static str {
     if holds { "holds" } else { "MISSED" }
 }

@@ -12,27 +12,27 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Folder of the built programs.
-pub fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_ringfence-server")).parent().expect("a program lies in a folder").to_owned()
 }
 
-pub fn tiny_package() -> PathBuf {
+pub(crate) fn tiny_package() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert")
 }
 
 /// A home with keys and packages.
-pub struct Home {
-    pub folder: TempDir,
+pub(crate) struct Home {
+    pub(crate) folder: TempDir,
     programs: PathBuf,
     user: Option<String>,
 }
 
 impl Home {
     /// An initialised home, for the user `nobody` where the test runs as root.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
         let home = Self { folder, programs: programs(), user };
@@ -47,13 +47,13 @@ impl Home {
     }
 
     /// One with the tiny package under the name `tiny`.
-    pub fn with_tiny() -> Self {
+    pub(crate) fn with_tiny() -> Self {
         let home = Self::new();
         home.add_tiny("tiny-bert");
         home
     }
 
-    pub fn add_tiny(&self, name: &str) {
+    pub(crate) fn add_tiny(&self, name: &str) {
         let folder = self.folder.path().join("source").join(name);
         copy(&tiny_package(), &folder);
         let manifest = fs::read_to_string(folder.join("package.toml")).unwrap();
@@ -61,29 +61,29 @@ impl Home {
         self.cli_ok(&["model", "add", folder.to_str().unwrap(), "--accept-unverified-source"]);
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("home")
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("config")
     }
 
-    pub fn passphrase(&self) -> PathBuf {
+    pub(crate) fn passphrase(&self) -> PathBuf {
         self.folder.path().join("passphrase")
     }
 
     /// Uses copies of the programs that a test has put elsewhere.
-    pub fn use_programs(&mut self, folder: PathBuf) {
+    pub(crate) fn use_programs(&mut self, folder: PathBuf) {
         self.programs = folder;
     }
 
-    pub fn quotas(&self, text: &str) {
+    pub(crate) fn quotas(&self, text: &str) {
         fs::write(self.path().join("quotas.toml"), text).unwrap();
     }
 
     /// Runs `ringfence` with the options that lead it to this home.
-    pub fn cli(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(programs().join("ringfence"));
         command.args(arguments).arg("--home").arg(self.path());
         if matches!(arguments, ["init", ..] | ["model", "add" | "sign", ..]) {
@@ -92,7 +92,7 @@ impl Home {
         command.stdin(Stdio::null()).output().unwrap()
     }
 
-    pub fn cli_ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn cli_ok(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
         assert!(
             output.status.success(),
@@ -116,7 +116,7 @@ impl Home {
     }
 
     /// Starts the server and waits until it is ready.
-    pub fn start(&self) -> Server {
+    pub(crate) fn start(&self) -> Server {
         match self.try_start() {
             Ok(server) => server,
             Err(log) => panic!("the server did not start:\n{log}"),
@@ -124,7 +124,7 @@ impl Home {
     }
 
     /// Starts the server; the log if it ends instead of becoming ready.
-    pub fn try_start(&self) -> Result<Server, String> {
+    pub(crate) fn try_start(&self) -> Result<Server, String> {
         let ready = self.folder.path().join("ready.json");
         drop(fs::remove_file(&ready));
         let log = self.folder.path().join("server.log");
@@ -159,46 +159,46 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A running server.
-pub struct Server {
-    pub child: Child,
-    pub facts: Value,
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) facts: Value,
     home: PathBuf,
     log: PathBuf,
     keep: bool,
 }
 
 impl Server {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn admin(&self) -> Target {
+    pub(crate) fn admin(&self) -> Target {
         Target::Unix(self.home.join("run/admin.sock"))
     }
 
-    pub fn api(&self) -> Target {
+    pub(crate) fn api(&self) -> Target {
         Target::Unix(self.home.join("run/api.sock"))
     }
 
-    pub fn client(&self, name: &str) -> Target {
+    pub(crate) fn client(&self, name: &str) -> Target {
         Target::Unix(self.home.join("clients").join(name).join("api.sock"))
     }
 
-    pub fn tcp(&self) -> Target {
+    pub(crate) fn tcp(&self) -> Target {
         let url = self.facts["url"].as_str().unwrap();
         Target::Tcp(url.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned())
     }
 
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.admin().get("/status").ok()
     }
 
     /// Asks until `wanted` says yes to a status.
-    pub fn await_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn await_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + WAIT_MAX;
         loop {
             let status = self.status();
@@ -211,7 +211,7 @@ impl Server {
     }
 
     /// The pid of the only worker, once it is ready.
-    pub fn worker_pid(&self) -> i32 {
+    pub(crate) fn worker_pid(&self) -> i32 {
         let status = self.await_status("a ready worker", |status| {
             status["workers"].as_array().is_some_and(|workers| workers.len() == 1 && workers[0]["state"] == "ready")
         });
@@ -219,7 +219,7 @@ impl Server {
     }
 
     /// SIGTERM, and the exit status.
-    pub fn stop(mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
         self.keep = true;
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -245,46 +245,46 @@ impl Drop for Server {
 
 /// Where to send a request.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub(crate) enum Target {
     Unix(PathBuf),
     Tcp(String),
 }
 
 /// A stream of either kind.
-pub trait Stream: Read + Write {}
+pub(crate) trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|_| panic!("{}: {}", self.status, String::from_utf8_lossy(&self.body)))
     }
 
     /// The JSON of an answer that must be a success.
-    pub fn ok(&self) -> Value {
+    pub(crate) fn ok(&self) -> Value {
         assert!((200..300).contains(&self.status), "{}: {}", self.status, String::from_utf8_lossy(&self.body));
         self.json()
     }
 
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or("").to_owned()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 impl Target {
-    pub fn connect(&self) -> Box<dyn Stream> {
+    pub(crate) fn connect(&self) -> Box<dyn Stream> {
         match self {
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -299,15 +299,15 @@ impl Target {
         }
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], b"")
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
     }
 
-    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut stream = self.connect();
         let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
         if !headers.iter().any(|(name, _)| *name == "host") {
@@ -324,12 +324,12 @@ impl Target {
     }
 
     /// Embeds through the OpenAI route.
-    pub fn embed(&self, body: &Value) -> Answer {
+    pub(crate) fn embed(&self, body: &Value) -> Answer {
         self.post("/v1/embeddings", body)
     }
 }
 
-pub fn read_answer(stream: &mut dyn Stream) -> Answer {
+pub(crate) fn read_answer(stream: &mut dyn Stream) -> Answer {
     let mut bytes = Vec::new();
     let mut block = [0; 16 * 1024];
     loop {
@@ -369,7 +369,7 @@ fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Whether a process is there and not a zombie.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with('Z')))
