@@ -45,7 +45,18 @@ fn programs_depend_on_leaves_and_leaves_on_nothing_of_ours() {
 #[test]
 fn the_server_links_no_model_runtime() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", "ringfence-server", "-e", "normal", "--prefix", "none", "-f", "{p}"])
+        .args([
+            "tree",
+            "--offline",
+            "-p",
+            "ringfence-server",
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");

@@ -111,7 +111,8 @@ fn a_full_queue_refuses_with_a_time_to_come_back() {
     let home = Home::with_tiny();
     home.quotas("[queues]\nper_client = 1\n[models.default]\nconcurrency = 1\n");
     let server = home.start();
-    let texts: Vec<String> = (0..2_000).map(|index| format!("text {index} of many words that take a while")).collect();
+    let texts: Vec<String> =
+        (0..2_000).map(|index| format!("text {index} of many words that take a while")).collect();
     let answers: Vec<_> = std::thread::scope(|scope| {
         let jobs: Vec<_> = (0..8)
             .map(|_| {
@@ -136,7 +137,8 @@ fn a_client_that_goes_away_takes_its_job_with_it() {
     let home = Home::with_tiny();
     let server = home.start();
     assert_eq!(good(&server), 200);
-    let texts: Vec<String> = (0..2_000).map(|index| format!("text {index} of many words that take a while")).collect();
+    let texts: Vec<String> =
+        (0..2_000).map(|index| format!("text {index} of many words that take a while")).collect();
     let body = json!({ "model": "tiny-bert", "input": texts }).to_string();
     for _ in 0..8 {
         let mut stream = server.api().connect();

@@ -40,7 +40,10 @@ fn assert_recovers(server: &Server, after: &str) {
         if answer.status == 200 {
             return;
         }
-        assert!(answer.status == 503 && answer.header("retry-after-ms").is_some(), "after {after}: {answer:?}");
+        assert!(
+            answer.status == 503 && answer.header("retry-after-ms").is_some(),
+            "after {after}: {answer:?}"
+        );
         assert!(std::time::Instant::now() < until, "no good job after {after}");
         let pause = answer.header("retry-after-ms").unwrap().parse().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(pause));
@@ -52,8 +55,12 @@ fn every_forbidden_act_kills_the_worker_or_is_refused_by_the_kernel() {
     let home = hostile("", QUOTAS);
     let server = home.start();
     let status = server.status();
-    let acts: Vec<String> =
-        status["sandbox"]["probes"].as_array().unwrap().iter().map(|act| act.as_str().unwrap().to_owned()).collect();
+    let acts: Vec<String> = status["sandbox"]["probes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|act| act.as_str().unwrap().to_owned())
+        .collect();
     assert!(acts.len() >= 20, "{acts:?}");
     for act in acts {
         let answer = ask(&server, &format!("act:{act}"));
@@ -75,10 +82,26 @@ fn every_illegal_message_kills_the_worker() {
     let home = hostile("", QUOTAS);
     let server = home.start();
     let messages = [
-        "garbage", "one-byte", "too-long", "trailing", "descriptors", "hello-again", "sealed-again", "ready-again",
-        "chunk-free-slot", "chunk-out-of-order", "chunk-empty", "chunk-too-much", "done-without-output",
-        "done-free-slot", "done-too-many-tokens", "step-free-slot", "step-twice", "failed-other-item",
-        "failed-free-slot", "cancelled-unasked",
+        "garbage",
+        "one-byte",
+        "too-long",
+        "trailing",
+        "descriptors",
+        "hello-again",
+        "sealed-again",
+        "ready-again",
+        "chunk-free-slot",
+        "chunk-out-of-order",
+        "chunk-empty",
+        "chunk-too-much",
+        "done-without-output",
+        "done-free-slot",
+        "done-too-many-tokens",
+        "step-free-slot",
+        "step-twice",
+        "failed-other-item",
+        "failed-free-slot",
+        "cancelled-unasked",
     ];
     for message in messages {
         assert_recovers(&server, "the one before");
@@ -129,7 +152,15 @@ fn a_deadline_is_kept_even_if_the_worker_ignores_the_cancel() {
 
 #[test]
 fn a_worker_that_lies_before_it_serves_never_gets_a_job() {
-    for mode in ["other-protocol", "unsealed", "layer-missing", "ready-at-once", "dies-at-load", "width-zero", "never-ready"] {
+    for mode in [
+        "other-protocol",
+        "unsealed",
+        "layer-missing",
+        "ready-at-once",
+        "dies-at-load",
+        "width-zero",
+        "never-ready",
+    ] {
         let home = hostile(mode, "[models.default]\nload_limit_ms = 500\n");
         let server = home.start();
         let answer = ask(&server, "good");

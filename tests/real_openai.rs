@@ -38,7 +38,8 @@ print(json.dumps(result))
 
 #[test]
 fn the_openai_package_embeds_over_tcp_and_sees_typed_errors() {
-    let python = std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
+    let python =
+        std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
     let home = support::Home::with_tiny();
     let server = home.start();
     let key = home.cli_ok(&["key", "add", "python"]);

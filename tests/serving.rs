@@ -70,7 +70,8 @@ fn a_long_text_is_refused_or_cut_as_the_client_says() {
     let long = "a ".repeat(5_000);
     let refused = server.api().embed(&json!({ "model": "tiny-bert", "input": ["a", long] }));
     assert_eq!((refused.status, refused.code().as_str()), (400, "input_too_long"));
-    let cut = server.api().embed(&json!({ "model": "tiny-bert", "input": ["a", long], "truncate": true })).ok();
+    let cut =
+        server.api().embed(&json!({ "model": "tiny-bert", "input": ["a", long], "truncate": true })).ok();
     assert_eq!(cut["usage"]["truncated"], 1);
     assert_eq!(embed(&server.api(), json!("a"))["usage"].get("truncated"), None);
 }
@@ -93,10 +94,25 @@ fn wrong_bodies_get_their_own_codes_and_the_next_job_succeeds() {
         ("a list as body", b"[1]".to_vec(), 400, "invalid_request"),
         ("an empty text", br#"{"model":"tiny-bert","input":""}"#.to_vec(), 400, "input_empty"),
         ("an empty list", br#"{"model":"tiny-bert","input":[]}"#.to_vec(), 400, "input_empty"),
-        ("an empty text in a list", br#"{"model":"tiny-bert","input":["a",""]}"#.to_vec(), 400, "input_empty"),
+        (
+            "an empty text in a list",
+            br#"{"model":"tiny-bert","input":["a",""]}"#.to_vec(),
+            400,
+            "input_empty",
+        ),
         ("an unknown token", br#"{"model":"tiny-bert","input":[99999999]}"#.to_vec(), 400, "token_unknown"),
-        ("another width", br#"{"model":"tiny-bert","input":"a","dimensions":7}"#.to_vec(), 400, "dimensions_unsupported"),
-        ("another format", br#"{"model":"tiny-bert","input":"a","encoding_format":"int8"}"#.to_vec(), 400, "invalid_request"),
+        (
+            "another width",
+            br#"{"model":"tiny-bert","input":"a","dimensions":7}"#.to_vec(),
+            400,
+            "dimensions_unsupported",
+        ),
+        (
+            "another format",
+            br#"{"model":"tiny-bert","input":"a","encoding_format":"int8"}"#.to_vec(),
+            400,
+            "invalid_request",
+        ),
         ("an unknown model", br#"{"model":"absent","input":"a"}"#.to_vec(), 404, "model_unknown"),
         ("a path as model", br#"{"model":"../tiny-bert","input":"a"}"#.to_vec(), 404, "model_unknown"),
         ("a long model", long_model.into_bytes(), 404, "model_unknown"),
@@ -108,11 +124,16 @@ fn wrong_bodies_get_their_own_codes_and_the_next_job_succeeds() {
         let answer = server.api().send("POST", "/v1/embeddings", &json_type, &body);
         let got = answer.code();
         let deep_is_also_no_json = what == "deep JSON" && got == "invalid_json";
-        assert!(answer.status == status && (got == code || deep_is_also_no_json), "{what}: {} {got}", answer.status);
+        assert!(
+            answer.status == status && (got == code || deep_is_also_no_json),
+            "{what}: {} {got}",
+            answer.status
+        );
         let next = server.api().send("POST", "/v1/embeddings", &json_type, good.as_bytes());
         assert_eq!(next.status, 200, "after {what}");
     }
-    let plain = server.api().send("POST", "/v1/embeddings", &[("content-type", "text/plain")], good.as_bytes());
+    let plain =
+        server.api().send("POST", "/v1/embeddings", &[("content-type", "text/plain")], good.as_bytes());
     assert_eq!((plain.status, plain.code().as_str()), (415, "content_type_unsupported"));
     for deadline in ["0", "-1", "x", "999999999999"] {
         let headers = [("content-type", "application/json"), ("ringfence-deadline", deadline)];
@@ -237,7 +258,9 @@ fn status_names_the_lease_the_tier_and_every_layer_of_a_worker() {
     assert!(hard >= lease && hard < lease + (128 << 20), "{data}");
     assert_eq!(status["devices"][0]["promised_bytes"].as_u64(), Some(lease));
     let text = String::from_utf8(server.admin().get("/metrics").body).unwrap();
-    for name in ["ringfence_jobs_total", "ringfence_worker_lease_bytes", "ringfence_device_microseconds_total"] {
+    for name in
+        ["ringfence_jobs_total", "ringfence_worker_lease_bytes", "ringfence_device_microseconds_total"]
+    {
         assert!(text.contains(name), "{name} is missing in:\n{text}");
     }
     let document = server.tcp().get("/openapi.json").ok();
@@ -275,7 +298,8 @@ fn many_clients_at_once_all_get_their_own_answers() {
     let home = Home::with_tiny();
     let server = home.start();
     let words = ["a", "hello", "zebra", "one two three", "x y z"];
-    let alone: Vec<Vec<f64>> = words.iter().map(|word| embedding(&embed(&server.api(), json!(word)), 0)).collect();
+    let alone: Vec<Vec<f64>> =
+        words.iter().map(|word| embedding(&embed(&server.api(), json!(word)), 0)).collect();
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let (api, alone) = (server.api(), &alone);
@@ -306,9 +330,37 @@ fn packages_that_are_refused_say_why_and_do_not_stop_the_others() {
     let answer = server.api().embed(&json!({ "model": "second", "input": "a" }));
     assert_eq!(answer.status, 503, "{answer:?}");
     let models = server.admin().get("/models").ok();
-    let second = models["models"].as_array().unwrap().iter().find(|model| model["name"] == "second").unwrap().clone();
+    let second =
+        models["models"].as_array().unwrap().iter().find(|model| model["name"] == "second").unwrap().clone();
     assert!(second["reason"].as_str().unwrap().contains("model.safetensors"), "{second}");
     embed(&server.api(), json!("a"));
+}
+
+#[test]
+fn an_ordinary_user_can_run_everything_and_status_says_what_identity_is_worth() {
+    let home = Home::of_an_ordinary_user();
+    let server = home.start();
+    embed(&server.api(), json!("a"));
+    let status = server.status();
+    assert_eq!(status["identity"], "advisory");
+    assert_eq!(status["workers"][0]["tier"], "kernel");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_server_started_as_root_serves_as_another_user() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let home = Home::with_tiny();
+    let server = home.start();
+    embed(&server.api(), json!("a"));
+    assert_eq!(server.status()["identity"], "enforced");
+    for pid in [i32::try_from(server.pid()).unwrap(), server.worker_pid()] {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let uids = text.lines().find(|line| line.starts_with("Uid:")).unwrap();
+        assert!(uids.split_whitespace().skip(1).all(|uid| uid != "0"), "{uids}");
+    }
 }
 
 #[test]

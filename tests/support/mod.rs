@@ -12,6 +12,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// Of `nobody` on Debian; any uid but root's does.
+const ORDINARY_UID: u32 = 65_534;
+
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Folder of the built programs.
@@ -28,6 +31,8 @@ pub(crate) struct Home {
     pub(crate) folder: TempDir,
     programs: PathBuf,
     user: Option<String>,
+    /// Run every program as this uid, which is not ours.
+    as_uid: Option<u32>,
 }
 
 impl Home {
@@ -35,7 +40,28 @@ impl Home {
     pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
-        let home = Self { folder, programs: programs(), user };
+        Self { folder, programs: programs(), user, as_uid: None }.init()
+    }
+
+    /// A home of an ordinary user, whatever user the test runs as, with the tiny package.
+    pub(crate) fn of_an_ordinary_user() -> Self {
+        if !rustix::process::getuid().is_root() {
+            return Self::with_tiny();
+        }
+        let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
+        let programs = folder.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        for name in ["ringfence", "ringfence-server", "ringfence-worker"] {
+            fs::copy(self::programs().join(name), programs.join(name)).unwrap();
+        }
+        std::os::unix::fs::chown(folder.path(), Some(ORDINARY_UID), Some(ORDINARY_UID)).unwrap();
+        let home = Self { folder, programs, user: None, as_uid: Some(ORDINARY_UID) }.init();
+        home.add_tiny("tiny-bert");
+        home
+    }
+
+    fn init(self) -> Self {
+        let home = self;
         fs::write(home.passphrase(), "correct horse battery staple").unwrap();
         let mut arguments = vec!["init".to_owned()];
         if let Some(user) = &home.user {
@@ -57,7 +83,8 @@ impl Home {
         let folder = self.folder.path().join("source").join(name);
         copy(&tiny_package(), &folder);
         let manifest = fs::read_to_string(folder.join("package.toml")).unwrap();
-        fs::write(folder.join("package.toml"), manifest.replace("tiny-bert\"", &format!("{name}\""))).unwrap();
+        fs::write(folder.join("package.toml"), manifest.replace("tiny-bert\"", &format!("{name}\"")))
+            .unwrap();
         self.cli_ok(&["model", "add", folder.to_str().unwrap(), "--accept-unverified-source"]);
     }
 
@@ -84,7 +111,7 @@ impl Home {
 
     /// Runs `ringfence` with the options that lead it to this home.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(programs().join("ringfence"));
+        let mut command = self.program("ringfence");
         command.args(arguments).arg("--home").arg(self.path());
         if matches!(arguments, ["init", ..] | ["model", "add" | "sign", ..]) {
             command.arg("--config").arg(self.config()).arg("--passphrase-file").arg(self.passphrase());
@@ -104,8 +131,19 @@ impl Home {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// A program of this home's folder, as the user whose home it is. The command line is never a copy.
+    fn program(&self, name: &str) -> Command {
+        let copied = self.as_uid.is_some() || name == "ringfence-server";
+        let path = if copied { self.programs.join(name) } else { programs().join(name) };
+        let Some(uid) = self.as_uid else { return Command::new(path) };
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={uid}")).arg(format!("--regid={uid}")).arg("--clear-groups").arg(path);
+        command.env("HOME", self.folder.path());
+        command
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new(self.programs.join("ringfence-server"));
+        let mut command = self.program("ringfence-server");
         command.arg("--home").arg(self.path()).args(["--listen", "127.0.0.1:0", "--ready-file"]);
         command.arg(self.folder.path().join("ready.json"));
         if let Some(user) = &self.user {
@@ -213,7 +251,9 @@ impl Server {
     /// The pid of the only worker, once it is ready.
     pub(crate) fn worker_pid(&self) -> i32 {
         let status = self.await_status("a ready worker", |status| {
-            status["workers"].as_array().is_some_and(|workers| workers.len() == 1 && workers[0]["state"] == "ready")
+            status["workers"]
+                .as_array()
+                .is_some_and(|workers| workers.len() == 1 && workers[0]["state"] == "ready")
         });
         i32::try_from(status["workers"][0]["pid"].as_i64().unwrap()).unwrap()
     }
@@ -270,7 +310,12 @@ impl Answer {
 
     /// The JSON of an answer that must be a success.
     pub(crate) fn ok(&self) -> Value {
-        assert!((200..300).contains(&self.status), "{}: {}", self.status, String::from_utf8_lossy(&self.body));
+        assert!(
+            (200..300).contains(&self.status),
+            "{}: {}",
+            self.status,
+            String::from_utf8_lossy(&self.body)
+        );
         self.json()
     }
 
@@ -287,7 +332,8 @@ impl Target {
     pub(crate) fn connect(&self) -> Box<dyn Stream> {
         match self {
             Self::Unix(path) => {
-                let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let stream =
+                    UnixStream::connect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
                 Box::new(stream)
             }
@@ -309,7 +355,8 @@ impl Target {
 
     pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut stream = self.connect();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
         if !headers.iter().any(|(name, _)| *name == "host") {
             head.push_str("host: localhost\r\n");
         }
