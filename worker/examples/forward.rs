@@ -35,7 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn median_ms(model: &mut dyn Embedder, tokens: usize, count: usize, rounds: usize) -> Result<f64, Box<dyn Error>> {
+fn median_ms(
+    model: &mut dyn Embedder,
+    tokens: usize,
+    count: usize,
+    rounds: usize,
+) -> Result<f64, Box<dyn Error>> {
     let mut batch = Batch::default();
     for item in 0..count {
         let ids: Vec<u32> = (0..tokens).map(|i| 1000 + ((i * 37 + item * 101) % 20_000) as u32).collect();

@@ -105,7 +105,13 @@ pub trait Device {
     fn add_norm(&self, x: &mut Self::Tensor, added: &Self::Tensor, rows: usize, weights: &Self::Norm);
 
     /// Each sequence attends to itself; a row of `qkv` is a token's queries, keys and values.
-    fn attention(&self, qkv: &Self::Tensor, starts: &[usize], scratch: &mut Self::Scratch, to: &mut Self::Tensor);
+    fn attention(
+        &self,
+        qkv: &Self::Tensor,
+        starts: &[usize],
+        scratch: &mut Self::Scratch,
+        to: &mut Self::Tensor,
+    );
 
     /// to[i] = the vectors of sequence i as one.
     fn pool(&self, x: &Self::Tensor, starts: &[usize], pooling: Pooling, to: &mut Self::Tensor);

@@ -15,7 +15,8 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["serve"] => run(),
@@ -27,7 +28,9 @@ fn main() -> ExitCode {
             println!("ringfence-worker {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        _ => say(&"usage: ringfence-worker serve | probe ACT | --version (started by ringfence-server)", USAGE),
+        _ => {
+            say(&"usage: ringfence-worker serve | probe ACT | --version (started by ringfence-server)", USAGE)
+        }
     }
 }
 

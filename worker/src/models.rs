@@ -102,7 +102,12 @@ pub fn load(
     }
 }
 
-fn load_bert(files: &Files, compute: Compute, max_tokens: usize, memory: &dyn Memory) -> Result<Loaded, LoadError> {
+fn load_bert(
+    files: &Files,
+    compute: Compute,
+    max_tokens: usize,
+    memory: &dyn Memory,
+) -> Result<Loaded, LoadError> {
     let config = BertConfig::read(files)?;
     let head = Head::read(files, config.hidden)?;
     let max_tokens = max_tokens.min(config.positions).min(head.max_tokens.unwrap_or(usize::MAX));
@@ -117,7 +122,11 @@ fn load_bert(files: &Files, compute: Compute, max_tokens: usize, memory: &dyn Me
 ///
 /// # Errors
 /// There is no memory even for that.
-pub fn warm_up(architecture: Architecture, compute: Compute, memory: &dyn Memory) -> Result<Compute, LoadError> {
+pub fn warm_up(
+    architecture: Architecture,
+    compute: Compute,
+    memory: &dyn Memory,
+) -> Result<Compute, LoadError> {
     match architecture {
         Architecture::Bert => warm_up_bert(compute, memory),
     }

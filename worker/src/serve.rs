@@ -8,8 +8,8 @@ use crate::shell::{Shell, layer};
 use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
-    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, INPUT_BYTES_MAX, Item,
-    JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
+    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
+    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{EnterError, SealedFile, SealedFileError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -65,7 +65,10 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
         models::load(&files, start.architecture, compute, start.max_tokens as usize, memory)
     });
     match loaded {
-        Ok(loaded) => Server { link, memory, loaded, step_tokens: start.step_tokens as usize, jobs: Jobs::default() }.run(),
+        Ok(loaded) => {
+            Server { link, memory, loaded, step_tokens: start.step_tokens as usize, jobs: Jobs::default() }
+                .run()
+        }
         Err(error) => {
             send(link, FromWorker::LoadFailed { error: error.clone() })?;
             Err(End::Load(error))
@@ -99,7 +102,12 @@ fn legal_start(start: Start) -> Result<Start, End> {
 }
 
 /// Starts the threads, runs everything once, and turns on the filter.
-fn seal(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Memory) -> Result<Compute, End> {
+fn seal(
+    link: &WorkerSideLink,
+    shell: impl Shell,
+    start: &Start,
+    memory: &dyn Memory,
+) -> Result<Compute, End> {
     let setup = Stopwatch::start();
     shell.set_lease(start.lease_bytes);
     let pool = Pool::new(usize::from(start.threads))?;
@@ -202,7 +210,9 @@ impl Server<'_> {
     fn handle(&mut self, received: Received<ToWorker>) -> Result<Next, End> {
         let Received { message, mut descriptors, .. } = received;
         match (message, descriptors.len()) {
-            (ToWorker::Run { slot, domain: _, input: Data::Inline(input) }, 0) => self.run_inline(slot, input)?,
+            (ToWorker::Run { slot, domain: _, input: Data::Inline(input) }, 0) => {
+                self.run_inline(slot, input)?
+            }
             (ToWorker::Run { slot, domain: _, input: Data::Descriptor { bytes } }, 1) => {
                 self.run_descriptor(slot, bytes, descriptors.remove(0))?;
             }

@@ -102,7 +102,8 @@ impl Text {
                 break;
             }
             let (window, after) = rest.split_at(window_end(rest));
-            let encoding = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(window, false))).ok()?.ok()?;
+            let encoding =
+                catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(window, false))).ok()?.ok()?;
             ids.extend_from_slice(encoding.get_ids());
             rest = after;
         }

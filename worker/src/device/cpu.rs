@@ -50,7 +50,11 @@ impl std::fmt::Debug for Table {
 
 enum Rows {
     /// In the map that all workers of a model share; widened when a row is read.
-    File { file: FileBytes, bytes: Range<usize>, stored: Stored },
+    File {
+        file: FileBytes,
+        bytes: Range<usize>,
+        stored: Stored,
+    },
     Floats(Vec<f32>),
 }
 
@@ -115,7 +119,8 @@ impl Device for Cpu {
     type Scratch = AttentionScratch;
 
     fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, OutOfMemory> {
-        let parts: Vec<Part<'_>> = parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
+        let parts: Vec<Part<'_>> =
+            parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
         PackedLinear::pack(self.compute.isa(), inputs, &parts)
     }
 
@@ -153,7 +158,14 @@ impl Device for Cpu {
         }
     }
 
-    fn linear(&self, input: &Matrix, rows: usize, weights: &PackedLinear, activation: Activation, to: &mut Matrix) {
+    fn linear(
+        &self,
+        input: &Matrix,
+        rows: usize,
+        weights: &PackedLinear,
+        activation: Activation,
+        to: &mut Matrix,
+    ) {
         self.compute.linear(input, rows, weights, activation, to);
     }
 

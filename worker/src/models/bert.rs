@@ -168,7 +168,9 @@ impl<D: Device> Embedder for Bert<D> {
 
 fn reserve<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
     let mut vector = Vec::new();
-    vector.try_reserve_exact(count).map_err(|_| OutOfMemory { bytes: count.saturating_mul(size_of::<T>()) })?;
+    vector
+        .try_reserve_exact(count)
+        .map_err(|_| OutOfMemory { bytes: count.saturating_mul(size_of::<T>()) })?;
     Ok(vector)
 }
 

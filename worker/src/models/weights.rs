@@ -45,7 +45,8 @@ impl<'a> PackageWeights<'a> {
                 return Err(wrong(name, "its type is neither F32 nor F16"));
             }
         }
-        let prefix = if tensors.entries().keys().any(|name| name.starts_with("bert.")) { "bert." } else { "" };
+        let prefix =
+            if tensors.entries().keys().any(|name| name.starts_with("bert.")) { "bert." } else { "" };
         Ok(Self { tensors, prefix, memory })
     }
 

@@ -55,7 +55,12 @@ impl Head {
         let normalize = match kinds[..] {
             [Kind::Transformer, Kind::Pooling] => false,
             [Kind::Transformer, Kind::Pooling, Kind::Normalize] => true,
-            _ => return Err(malformed(FILE, "the modules must be Transformer, Pooling and perhaps Normalize")),
+            _ => {
+                return Err(malformed(
+                    FILE,
+                    "the modules must be Transformer, Pooling and perhaps Normalize",
+                ));
+            }
         };
         if !modules[0].path.is_empty() || modules[1].path != "1_Pooling" {
             return Err(malformed(FILE, "the modules' paths must be empty and `1_Pooling`"));

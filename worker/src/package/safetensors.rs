@@ -126,7 +126,8 @@ fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     if header.first() != Some(&b'{') {
         return Err("the header doesn't start with `{`".to_owned());
     }
-    let header: Header = serde_json::from_slice(header).map_err(|error| format!("header: {}", describe(&error)))?;
+    let header: Header =
+        serde_json::from_slice(header).map_err(|error| format!("header: {}", describe(&error)))?;
     check_cover(&header.0, data.len())?;
     let entry = |raw: RawEntry| {
         let [begin, end] = raw.data_offsets;
@@ -203,7 +204,8 @@ fn read_entries<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, R
             continue;
         }
         let entry = map.next_value::<RawEntry>()?;
-        let legal = is_legal_name(&name) && entry.shape.len() <= DIMENSIONS_MAX && entries.len() < TENSORS_MAX;
+        let legal =
+            is_legal_name(&name) && entry.shape.len() <= DIMENSIONS_MAX && entries.len() < TENSORS_MAX;
         if !legal || entries.insert(name, entry).is_some() {
             return Err(A::Error::custom("an illegal or doubled tensor"));
         }

@@ -114,10 +114,14 @@ fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
         return refuse("too many added tokens");
     }
     // Long texts are cut at white space, which must not change what is found.
-    if added_tokens.iter().any(|token| token.content.is_empty() || token.content.contains(char::is_whitespace)) {
+    if added_tokens
+        .iter()
+        .any(|token| token.content.is_empty() || token.content.contains(char::is_whitespace))
+    {
         return refuse("an added token is empty or contains white space");
     }
-    let mut ids = model.vocab.values().chain(added_tokens.iter().map(|token| &token.id)).chain(special(post_processor));
+    let mut ids =
+        model.vocab.values().chain(added_tokens.iter().map(|token| &token.id)).chain(special(post_processor));
     if ids.any(|id| usize::try_from(*id).map_or(true, |id| id >= vocabulary)) {
         return refuse("a token's id is outside the vocabulary of `config.json`");
     }

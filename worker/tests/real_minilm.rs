@@ -1,0 +1,59 @@
+//! MiniLM's real weights against what sentence-transformers computed from them in f32.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use ringfence_protocol::{Architecture, Item};
+use ringfence_worker::memory::Lease;
+use ringfence_worker::models::{Loaded, load};
+use ringfence_worker::package::Files;
+use serde_json::Value;
+use support::{cosine, data, embed, floats};
+
+fn minilm() -> Loaded {
+    let folder = std::env::var("RINGFENCE_MINILM").expect(
+        "RINGFENCE_MINILM must name the folder with the unpacked MiniLM weights; `make test` fetches them",
+    );
+    let files = Files::from_folder(folder.as_ref()).unwrap();
+    load(&files, Architecture::Bert, support::compute(), 512, &Lease).unwrap()
+}
+
+fn expected() -> Vec<Value> {
+    serde_json::from_slice(&std::fs::read(data("minilm.expected.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn fifty_sentences_are_within_a_millionth_of_sentence_transformers() {
+    let mut loaded = minilm();
+    assert_eq!(loaded.text.max_tokens(), 256, "the package's own bound");
+    let cases = expected();
+    assert_eq!(cases.len(), 50);
+    let mut batch = Vec::new();
+    for case in &cases {
+        let item = Item::Text(case["text"].as_str().unwrap().to_owned());
+        let tokens = loaded.text.tokens(0, &item, true).unwrap();
+        assert_eq!(tokens.ids.len() as u64, case["tokens"].as_u64().unwrap(), "{case}");
+        assert_eq!(tokens.truncated, case["truncated"].as_bool().unwrap());
+        batch.push(tokens.ids);
+    }
+    let together = embed(&mut loaded, &batch);
+    for ((case, ids), vector) in cases.iter().zip(batch).zip(together) {
+        let exact = floats(&case["embedding"]);
+        let alone = embed(&mut loaded, &[ids]).remove(0);
+        for found in [vector, alone] {
+            let cosine = cosine(&found, &exact);
+            assert!(cosine >= 0.999_999, "{cosine} for {}", case["text"]);
+        }
+    }
+}
+
+#[test]
+fn related_texts_are_closer_than_unrelated_ones() {
+    let mut loaded = minilm();
+    let texts =
+        ["The cat sat on the mat.", "A feline rested on a rug.", "Stock markets fell sharply on Monday."];
+    let ids: Vec<Vec<u32>> = texts.iter().map(|text| support::tokens(&loaded, text)).collect();
+    let vectors = embed(&mut loaded, &ids);
+    assert!(cosine(&vectors[0], &vectors[1]) > 0.4);
+    assert!(cosine(&vectors[0], &vectors[2]) < 0.2);
+}
