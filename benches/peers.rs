@@ -54,11 +54,15 @@ impl Drop for Side {
 fn main() {
     let folder = bench::minilm();
     let build = |arguments: &[&str], folder: &Path| {
-        let status = Command::new(env!("CARGO")).args(arguments).current_dir(folder).status().expect("cargo runs");
+        let status =
+            Command::new(env!("CARGO")).args(arguments).current_dir(folder).status().expect("cargo runs");
         assert!(status.success(), "cargo {arguments:?} in {}", folder.display());
     };
     let peer = bench::root().join("benches/peers/candle");
-    build(&["build", "--release", "--quiet", "-p", "ringfence-worker", "--example", "forward"], bench::root());
+    build(
+        &["build", "--release", "--quiet", "-p", "ringfence-worker", "--example", "forward"],
+        bench::root(),
+    );
     build(&["build", "--release", "--quiet", "--locked", "--target-dir", "target"], &peer);
     let profile = Path::new(env!("CARGO_BIN_EXE_ringfence-server")).parent().expect("a folder");
     let mut ours = Side::start(&profile.join("examples/forward"), &folder);
@@ -76,7 +80,11 @@ fn main() {
         let (here, there) = (median(&mut here), median(&mut there));
         let floor = if shape.0 == 64 && shape.1 == 8 { 1.5 } else { 1.0 };
         let name = format!("{}x{}", shape.0, shape.1);
-        println!("{name:>10} {here:>12.2} {there:>12.2} {:>8.2} (floor {floor}: {})", there / here, verdict(there / here >= floor));
+        println!(
+            "{name:>10} {here:>12.2} {there:>12.2} {:>8.2} (floor {floor}: {})",
+            there / here,
+            verdict(there / here >= floor)
+        );
         if there / here < floor {
             slower.push(name);
         }

@@ -28,7 +28,13 @@ fn main() {
     let folder = bench::minilm();
     let home = Home::new();
     let cache = bench::root().join(".cache");
-    home.cli_ok(&["model", "add", "minilm", "--cache", cache.to_str().expect("a path of the repository is text")]);
+    home.cli_ok(&[
+        "model",
+        "add",
+        "minilm",
+        "--cache",
+        cache.to_str().expect("a path of the repository is text"),
+    ]);
     println!("load at the start: {}", load());
     throughput(&home, &folder);
     idle(&home);
@@ -65,7 +71,8 @@ fn in_process(folder: &std::path::Path) -> Loaded {
     let files = Files::from_folder(folder).expect("MiniLM's files");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let compute = Compute::new(Isa::detect(), Pool::new(threads).expect("threads"));
-    ringfence_worker::models::load(&files, Architecture::Bert, compute, MAX_TOKENS, &Lease).expect("MiniLM loads")
+    ringfence_worker::models::load(&files, Architecture::Bert, compute, MAX_TOKENS, &Lease)
+        .expect("MiniLM loads")
 }
 
 /// Tokenises and embeds like a worker, for one round.
@@ -129,7 +136,9 @@ fn starts(home: &Home) {
         let process = rustix::process::Pid::from_raw(pid).expect("a pid");
         rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
         server.await_status("the worker's end", |status| {
-            status["workers"].as_array().is_some_and(|workers| workers.iter().all(|worker| worker["pid"] != pid))
+            status["workers"]
+                .as_array()
+                .is_some_and(|workers| workers.iter().all(|worker| worker["pid"] != pid))
         });
         ask(&server);
         let worker = server.status()["workers"][0].clone();

@@ -2,8 +2,8 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringfence_models::{
-    Architecture, Glob, Hasher, Manifest, ManifestValues, PackageName, PublicKey, SigningKey, Store, Task, Trust,
-    TrustedKey,
+    Architecture, Glob, Hasher, Manifest, ManifestValues, PackageName, PublicKey, SigningKey, Store, Task,
+    Trust, TrustedKey,
 };
 use std::io::Read;
 use std::path::{Path, PathBuf};

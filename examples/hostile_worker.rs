@@ -128,7 +128,10 @@ impl Worker {
             match self.hear().message {
                 ToWorker::Run { slot, input: Data::Inline(input), .. } => self.run(slot, &input),
                 ToWorker::Stop => return,
-                ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Start(_) | ToWorker::Load { .. } => {}
+                ToWorker::Run { .. }
+                | ToWorker::Cancel { .. }
+                | ToWorker::Start(_)
+                | ToWorker::Load { .. } => {}
             }
         }
     }

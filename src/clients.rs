@@ -18,7 +18,9 @@ pub(crate) struct ClientName(String);
 
 /// A name that no client can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no client name: 1 to 64 of a-z 0-9 . _ -, beginning with a letter or digit, and not `system`")]
+#[error(
+    "{0:?} is no client name: 1 to 64 of a-z 0-9 . _ -, beginning with a letter or digit, and not `system`"
+)]
 pub(crate) struct ClientNameError(String);
 
 /// A client that has a folder.
@@ -46,7 +48,9 @@ pub(crate) enum ClientsError {
     #[error("there are {CLIENTS_MAX} clients already")]
     Full,
     /// The file system keeps no access control lists.
-    #[error("can't let uid {uid} into the folder of client {name:?}: {source}; the home's file system must keep POSIX access control lists")]
+    #[error(
+        "can't let uid {uid} into the folder of client {name:?}: {source}; the home's file system must keep POSIX access control lists"
+    )]
     Access {
         /// Whom.
         uid: u32,
@@ -72,7 +76,8 @@ impl ClientName {
     /// Checks the grammar.
     pub(crate) fn new(name: &str) -> Result<Self, ClientNameError> {
         let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let first =
+            name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if first && name.len() <= 64 && name.bytes().all(legal) && name != Self::SYSTEM {
             Ok(Self(name.to_owned()))
         } else {

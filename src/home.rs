@@ -1,6 +1,8 @@
 //! The server's home folder: every file of ours is opened below one descriptor of it.
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, fsync, mkdirat, openat2, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, fsync, mkdirat, openat2, renameat, unlinkat,
+};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -94,7 +96,8 @@ impl Home {
         let folder = self.open_below(name, DIRECTORY, Mode::empty())?;
         if made {
             // The umask, which keeps sockets closed between bind and chmod, has had its say in mkdir.
-            rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode)).map_err(|error| self.failed(name, error))?;
+            rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode))
+                .map_err(|error| self.failed(name, error))?;
         }
         Ok(folder)
     }
@@ -124,11 +127,12 @@ impl Home {
 
     /// The bytes of a file of at most `max` bytes; `None` if there is none.
     pub(crate) fn read(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, HomeError> {
-        let file = match openat2(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(self.failed(name, error)),
-        };
+        let file =
+            match openat2(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
+                Ok(file) => File::from(file),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(self.failed(name, error)),
+            };
         let mut bytes = Vec::new();
         let limit = u64::try_from(max).expect("a bound fits in 64 bits") + 1;
         file.take(limit).read_to_end(&mut bytes).map_err(|source| self.io(name, source))?;

@@ -123,8 +123,15 @@ impl Keys {
         let id = hex(&random::<ID_BYTES>()?);
         let key = format!("{PREFIX}{id}_{}", URL_SAFE_NO_PAD.encode(random::<SECRET_BYTES>()?));
         let expires_at = expires_in.map(|seconds| now.saturating_add(seconds));
-        let record =
-            KeyRecord { id, client, scope, sha256: hash(&key), created_at: now, expires_at, revoked_at: None };
+        let record = KeyRecord {
+            id,
+            client,
+            scope,
+            sha256: hash(&key),
+            created_at: now,
+            expires_at,
+            revoked_at: None,
+        };
         self.keys.push(record.clone());
         if let Err(error) = self.save(home) {
             self.keys.pop();

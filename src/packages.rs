@@ -2,7 +2,9 @@
 
 use crate::clock;
 use crate::home::{Home, HomeError};
-use ringfence_models::{LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, Trust, Verified};
+use ringfence_models::{
+    LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, Trust, Verified,
+};
 use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -115,16 +117,16 @@ impl Packages {
     /// Reads one package into sealed memory and verifies these very bytes. Blocks.
     pub(crate) fn load(&self, name: &str) -> Result<Package, PackagesError> {
         let name = PackageName::new(name)?;
-        let LoadedPackage { verified, files } = self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
+        let LoadedPackage { verified, files } =
+            self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
         Ok(Package { digest: verified.digest.to_string(), files })
     }
 
     /// The trust file as it is now: an operator's change counts for the next load.
     fn trust(&self) -> Result<Trust, PackagesError> {
-        let read = |file: &'static str, max| {
-            self.home.read(file, max)?.ok_or(PackagesError::Missing { file })
-        };
+        let read =
+            |file: &'static str, max| self.home.read(file, max)?.ok_or(PackagesError::Missing { file });
         let root = read("root.pub", ROOT_BYTES_MAX)?;
         let root = std::str::from_utf8(&root)
             .map_err(|error| error.to_string())

@@ -117,8 +117,7 @@ pub(crate) fn serve(options: &Options) -> Result<(), StartError> {
     ringfence_sandbox::raise_nofile().map_err(std::io::Error::from)?;
     let opened = open_and_drop(options)?;
     let host = ringfence_sandbox::preflight()?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     runtime.block_on(run(options, opened, &host))
 }
 

@@ -29,13 +29,13 @@ const BANNED: &[(&str, &str)] = &[
 fn programs_depend_on_leaves_and_leaves_on_nothing_of_ours() {
     let metadata = metadata();
     let packages = metadata["packages"].as_array().expect("metadata has packages");
-    let ours: BTreeSet<&str> = packages.iter().map(|package| name(package)).collect();
+    let ours: BTreeSet<&str> = packages.iter().map(name).collect();
     let expected: BTreeSet<&str> = ALLOWED.iter().map(|(name, _)| *name).collect();
     assert_eq!(ours, expected, "a package is missing from the table or from the workspace");
     for package in packages {
         let (_, allowed) = ALLOWED.iter().find(|(of, _)| *of == name(package)).expect("compared above");
         let normal = package["dependencies"].as_array().expect("a list").iter();
-        let normal = normal.filter(|dependency| dependency["kind"].is_null()).map(|edge| name(edge));
+        let normal = normal.filter(|dependency| dependency["kind"].is_null()).map(name);
         let edges: BTreeSet<&str> = normal.filter(|edge| ours.contains(edge)).collect();
         let allowed: BTreeSet<&str> = allowed.iter().copied().collect();
         assert_eq!(edges, allowed, "{}", name(package));

@@ -1,4 +1,9 @@
 //! Faults of the machine and of other programs: killed workers, killed servers, swapped files, jobs over their limits.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
 
 mod support;
 

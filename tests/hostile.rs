@@ -1,4 +1,9 @@
 //! A worker that tries everything: each attempt ends in its death or in nothing, and the next good job succeeds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
 
 mod support;
 

@@ -1,4 +1,9 @@
 //! The server as its clients and its operator see it: routes, identity, answers and typed errors, with a real worker.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
 
 mod support;
 

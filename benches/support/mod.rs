@@ -1,5 +1,10 @@
 //! What the comparing benches need: programs, real weights, medians, and the machine's load.
 #![allow(dead_code, reason = "each bench uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
 #![allow(missing_docs, reason = "support for benches")]
 
 use std::path::{Path, PathBuf};

@@ -50,9 +50,10 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
 /// `POST /models/reload`: reads packages and the trust file again.
 #[utoipa::path(post, path = "/models/reload", responses((status = 200, body = Models)))]
 pub(super) async fn reload_models(State(app): State<Arc<App>>) -> Result<Json<Models>, ApiError> {
-    app.dispatcher.reload_models().await.map_err(|error| {
-        ApiError::new(StatusCode::CONFLICT, "models_unreadable", error.to_string())
-    })?;
+    app.dispatcher
+        .reload_models()
+        .await
+        .map_err(|error| ApiError::new(StatusCode::CONFLICT, "models_unreadable", error.to_string()))?;
     Ok(Json(Models { models: app.dispatcher.models() }))
 }
 
@@ -135,7 +136,9 @@ pub(super) async fn add_client(
 
 fn refused_client(error: &ClientsError) -> ApiError {
     match error {
-        ClientsError::Exists { .. } => ApiError::new(StatusCode::CONFLICT, "client_exists", error.to_string()),
+        ClientsError::Exists { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "client_exists", error.to_string())
+        }
         ClientsError::Full => ApiError::new(StatusCode::CONFLICT, "clients_full", error.to_string()),
         ClientsError::Home(_) | ClientsError::Access { .. } | ClientsError::Malformed { .. } => {
             ApiError::internal(error)

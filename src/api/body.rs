@@ -29,7 +29,11 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
         let bytes = read(request).await?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let at = error.valid_up_to();
-            ApiError::new(StatusCode::BAD_REQUEST, "invalid_utf8", format!("the body is not UTF-8 at byte {at}"))
+            ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_utf8",
+                format!("the body is not UTF-8 at byte {at}"),
+            )
         })?;
         let value = serde_json::from_str(text).map_err(|error| malformed(&error))?;
         Ok(Self { value, received })
@@ -50,7 +54,8 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
 }
 
 async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {
         return Err(too_large());
     }

@@ -133,7 +133,9 @@ impl From<&JobError> for ApiError {
             JobError::InputEmpty { .. } => Self::invalid("input_empty", "input", message),
             JobError::TokenUnknown { .. } => Self::invalid("token_unknown", "input", message),
             JobError::Tokenizer { .. } => Self::invalid("input_not_tokenizable", "input", message),
-            JobError::OutOfMemory { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, "out_of_memory", message),
+            JobError::OutOfMemory { .. } => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "out_of_memory", message)
+            }
             JobError::NotFinite { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "output_not_finite", message)
             }

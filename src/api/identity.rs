@@ -81,11 +81,9 @@ pub(super) fn admit(
         | (Surface::Admin | Surface::Metrics, Peer::Admin { .. }) => Ok(None),
         (Surface::Metrics, Peer::Tcp) => metrics_key(app, headers).map(|()| None),
         (Surface::Admin, Peer::Client { .. } | Peer::Local { .. } | Peer::Tcp)
-        | (Surface::Metrics, Peer::Client { .. } | Peer::Local { .. }) => Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "admin_only",
-            "this route is served on admin.sock only",
-        )),
+        | (Surface::Metrics, Peer::Client { .. } | Peer::Local { .. }) => {
+            Err(ApiError::new(StatusCode::FORBIDDEN, "admin_only", "this route is served on admin.sock only"))
+        }
         (Surface::Public, Peer::Admin { .. }) => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "public_only",
@@ -137,9 +135,9 @@ fn metrics_key(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
 fn check_key(app: &App, key: &str) -> Result<(ClientName, Scope), ApiError> {
     let keys = app.keys.lock().expect("no thread panics with this lock");
     let checked = keys.check(key, clock::unix_seconds());
-    checked.map(|(client, scope)| (client.clone(), scope)).map_err(|refusal| {
-        ApiError::new(StatusCode::UNAUTHORIZED, "key_invalid", refusal.to_string())
-    })
+    checked
+        .map(|(client, scope)| (client.clone(), scope))
+        .map_err(|refusal| ApiError::new(StatusCode::UNAUTHORIZED, "key_invalid", refusal.to_string()))
 }
 
 fn key_missing() -> ApiError {
@@ -206,8 +204,17 @@ mod tests {
         for host in ["127.0.0.1", "127.0.0.1:80", "localhost:1", "LOCALHOST", "[::1]", "[::1]:443"] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["", "example.org", "127.0.0.1.example.org", "localhost.", "127.0.0.2", "::1", "localhost:x",
-            "127.0.0.1:99999", "a@127.0.0.1"] {
+        for host in [
+            "",
+            "example.org",
+            "127.0.0.1.example.org",
+            "localhost.",
+            "127.0.0.2",
+            "::1",
+            "localhost:x",
+            "127.0.0.1:99999",
+            "a@127.0.0.1",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }

@@ -121,7 +121,8 @@ impl Listeners {
 fn bind(folder: std::os::fd::BorrowedFd<'_>, name: &str, mode: u32) -> Result<UnixListener, ListenError> {
     let failed = |source| ListenError::Socket { name: name.to_owned(), source };
     let listener = UnixListener::bind(path_below(folder, name)).map_err(failed)?;
-    chmodat(folder, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(|error| failed(error.into()))?;
+    chmodat(folder, name, Mode::from_raw_mode(mode), AtFlags::empty())
+        .map_err(|error| failed(error.into()))?;
     Ok(listener)
 }
 

@@ -353,7 +353,6 @@ fn describe(model: crate::dispatch::ModelView) -> Option<Model> {
     Some(Model { id: model.name, object: "model", created: 0, owned_by: format!("key:{signer}") })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,8 +370,22 @@ mod tests {
         for (json, expected) in good {
             assert_eq!(serde_json::from_str::<Input>(json).unwrap(), expected, "{json}");
         }
-        for json in ["1", "null", "{}", "true", "[null]", "[1.5]", "[-1]", "[4294967296]", r#"["a",1]"#, r#"[1,"a"]"#,
-            r#"["a",[1]]"#, r#"[[1],"a"]"#, "[[[1]]]", r#"[["a"]]"#] {
+        for json in [
+            "1",
+            "null",
+            "{}",
+            "true",
+            "[null]",
+            "[1.5]",
+            "[-1]",
+            "[4294967296]",
+            r#"["a",1]"#,
+            r#"[1,"a"]"#,
+            r#"["a",[1]]"#,
+            r#"[[1],"a"]"#,
+            "[[[1]]]",
+            r#"[["a"]]"#,
+        ] {
             assert!(serde_json::from_str::<Input>(json).is_err(), "{json}");
         }
         let many = format!("[{}\"a\"]", "\"a\",".repeat(ITEMS_MAX));

@@ -2,8 +2,8 @@
 
 use super::Dispatcher;
 use crate::api::ApiError;
-use crate::workers::End;
 use crate::clock;
+use crate::workers::End;
 use axum::http::StatusCode;
 use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item};
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
@@ -143,7 +143,9 @@ fn failed(failure: &Failure) -> ApiError {
         Failure::OutOfMemory => StatusCode::INSUFFICIENT_STORAGE,
         Failure::ModelRemoved => StatusCode::NOT_FOUND,
         Failure::LoadFailed | Failure::ModelBroken { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        Failure::WorkerDied { .. } | Failure::Cancelled | Failure::InWorker => StatusCode::INTERNAL_SERVER_ERROR,
+        Failure::WorkerDied { .. } | Failure::Cancelled | Failure::InWorker => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     ApiError::new(status, failure.code(), failure.to_string()).retry_after(failure.retry_after())
 }
@@ -217,7 +219,8 @@ impl Dispatcher {
     ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
         let items = u32::try_from(request.input.items.len()).expect("at most ITEMS_MAX");
         let (answer, answered) = oneshot::channel();
-        let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } = request;
+        let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } =
+            request;
         let mut state = self.lock();
         let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
         let (model, max_tokens, step_tokens) = (found.id, found.max_tokens, found.step_tokens);
@@ -243,7 +246,14 @@ impl Dispatcher {
         state.jobs.insert(id, job);
         let waited = clock::instant().duration_since(received);
         let deadline = deadline.map(|deadline| clock::now() + deadline.saturating_sub(waited));
-        let submit = Submit { job: id, client: client_numbers.id, model, deadline, tokens_bound, canary: purpose == Purpose::Canary };
+        let submit = Submit {
+            job: id,
+            client: client_numbers.id,
+            model,
+            deadline,
+            tokens_bound,
+            canary: purpose == Purpose::Canary,
+        };
         self.step(&mut state, Event::Submit(submit));
         Ok((id, answered))
     }

@@ -115,7 +115,10 @@ impl Source {
         let loading = tokio::task::spawn_blocking(move || packages.load(&name));
         let package = loading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         if package.digest != self.digest {
-            return Err("the package was replaced; `ringfence model list` shows it, POST /models/reload takes it".into());
+            return Err(
+                "the package was replaced; `ringfence model list` shows it, POST /models/reload takes it"
+                    .into(),
+            );
         }
         let package = Arc::new(package);
         *held = Some(package.clone());
@@ -298,7 +301,8 @@ impl Models {
 
     /// Counts device time.
     pub(super) fn used(&self, model: ModelId, device_us: u64) {
-        metrics::counter!("ringfence_device_microseconds_total", "model" => self.name(model)).increment(device_us);
+        metrics::counter!("ringfence_device_microseconds_total", "model" => self.name(model))
+            .increment(device_us);
     }
 
     /// A worker ended. What it last printed may hold client contents: it stays in memory, for the operator.
@@ -340,7 +344,13 @@ impl Model {
         self.name == found.name && found.verdict.as_ref().is_ok_and(|now| *now == self.surveyed)
     }
 
-    pub(super) fn view(&self, state: &'static str, broken: Option<String>, queued: u32, running: u32) -> ModelView {
+    pub(super) fn view(
+        &self,
+        state: &'static str,
+        broken: Option<String>,
+        queued: u32,
+        running: u32,
+    ) -> ModelView {
         let trouble = self.trouble.clone();
         let reason = match (broken, trouble) {
             (Some(broken), Some(trouble)) => Some(format!("{broken}: {trouble}")),

@@ -154,7 +154,12 @@ impl Dispatcher {
             bytes_per_token: ready.bytes_per_token,
             used_bytes: ready.used_bytes,
         };
-        tracing::info!(worker = worker.0, pid = ready.pid, ready_after_us = micros_since(entry.decided), "worker ready");
+        tracing::info!(
+            worker = worker.0,
+            pid = ready.pid,
+            ready_after_us = micros_since(entry.decided),
+            "worker ready"
+        );
         entry.ready_after = Some(after);
         if entry.phase == Phase::Starting {
             entry.phase = Phase::Ready;
@@ -250,7 +255,14 @@ impl State {
         waiting.result = None;
         let (input, descriptors) = waiting.input.message();
         let message = ToWorker::Run { slot, domain: waiting.domain, input };
-        tracing::debug!(request = waiting.request_id, client = waiting.client, job = job.0, worker = worker.0, slot, "run");
+        tracing::debug!(
+            request = waiting.request_id,
+            client = waiting.client,
+            job = job.0,
+            worker = worker.0,
+            slot,
+            "run"
+        );
         self.send(worker, message, descriptors);
     }
 

@@ -193,7 +193,8 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
     let tier = set_backstop(pid, plan.start.lease_bytes)?;
     send(connection, ToWorker::Start(plan.start.clone()), Vec::new())?;
 
-    let FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } = next(connection).await?.message else {
+    let FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } = next(connection).await?.message
+    else {
         return Err(Over::Illegal(Illegal::State));
     };
     check_sandbox(pid, &layers)?;
@@ -242,8 +243,8 @@ fn set_backstop(pid: i32, lease_bytes: u64) -> Result<Tier, Over> {
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
-    prlimit(Some(process), Resource::Data, limit.clone()).map_err(failed)?;
-    let held = prlimit(Some(process), Resource::Data, limit.clone()).map_err(failed)?;
+    prlimit(Some(process), Resource::Data, limit).map_err(failed)?;
+    let held = prlimit(Some(process), Resource::Data, limit).map_err(failed)?;
     if held.current == limit.current && held.maximum == limit.maximum {
         Ok(Tier::Kernel)
     } else {
@@ -265,7 +266,8 @@ fn check_sandbox(pid: i32, reported: &[Layer]) -> Result<(), Over> {
     if let Some(missing) = LAYERS.iter().find(|layer| !reported.contains(layer)) {
         return Err(Over::SandboxFalse(format!("{missing:?} is not reported")));
     }
-    let facts = ringfence_sandbox::process_facts(pid).map_err(|error| Over::SandboxFalse(error.to_string()))?;
+    let facts =
+        ringfence_sandbox::process_facts(pid).map_err(|error| Over::SandboxFalse(error.to_string()))?;
     facts.check_sealed().map_err(|error| Over::SandboxFalse(error.to_string()))
 }
 

@@ -239,7 +239,12 @@ mod tests {
     fn every_other_message_is_illegal() {
         let failed = |item| FromWorker::Failed { slot: 0, error: JobError::InputEmpty { item } };
         let ready = FromWorker::Ready {
-            dimensions: 2, bytes_per_token: 1, used_bytes: 1, max_tokens: 8, vocabulary: 100 };
+            dimensions: 2,
+            bytes_per_token: 1,
+            used_bytes: 1,
+            max_tokens: 8,
+            vocabulary: 100,
+        };
         let cases = [
             (chunk(1, 0, 4), Illegal::SlotFree),
             (chunk(0, 1, 4), Illegal::ChunkOrder),

@@ -1,5 +1,10 @@
 //! A real server for a test: its own home, real programs, real sockets; killed and removed at the end.
 #![allow(dead_code, reason = "each test executable uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
 #![allow(missing_docs, reason = "support for tests")]
 
 use serde_json::Value;
