@@ -71,7 +71,7 @@ fn package(folder: &Path, weight_bytes: usize) -> Bench {
         source_sha256: None,
         unverified_source: true,
     });
-    let noise: Vec<u8> = (0..weight_bytes).map(|index| (index * 2_654_435_761 >> 7) as u8).collect();
+    let noise: Vec<u8> = (0..weight_bytes).map(|index| ((index * 2_654_435_761) >> 7) as u8).collect();
     let mut draft = store.draft(&name).expect("nobody else writes");
     draft.add("model.safetensors", &mut noise.as_slice()).expect("a file");
     draft.add_manifest(&manifest.expect("a manifest")).expect("a file");
