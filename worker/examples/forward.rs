@@ -23,7 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let compute = Compute::new(Isa::detect(), Pool::new(threads)?);
     let start = Instant::now();
     let mut loaded = load(&files, Architecture::Bert, compute, 512, &Lease)?;
-    eprintln!("loaded in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    let (used, peak) = (CountingAllocator::used(), CountingAllocator::peak());
+    eprintln!(
+        "loaded in {:.1} ms, {used} bytes in use, {peak} at the peak",
+        start.elapsed().as_secs_f64() * 1e3
+    );
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -111,7 +111,7 @@ fn load_bert(
     let config = BertConfig::read(files)?;
     let head = Head::read(files, config.hidden)?;
     let max_tokens = max_tokens.min(config.positions).min(head.max_tokens.unwrap_or(usize::MAX));
-    let text = Text::read(files, config.vocabulary, max_tokens)?;
+    let text = Text::read(files, config.vocabulary, max_tokens, memory)?;
     let weights = PackageWeights::read(files, memory)?;
     let model = Bert::new(Cpu::new(compute), &config, head, max_tokens, &weights, memory)?;
     Ok(Loaded { model: Box::new(model), text })

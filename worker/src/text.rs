@@ -3,6 +3,7 @@
 //! A token array is what the client's tokeniser made of a text. If it begins and ends with the special tokens it is run
 //! as it is; otherwise they are put around it, as they would be around the text.
 
+use crate::memory::{Memory, load_error};
 use crate::package::{Files, malformed, tokenizer};
 use ringfence_protocol::{Item, JobError, LoadError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +16,9 @@ const WINDOW_BYTES: usize = 16 * 1024;
 const STRETCH_BYTES_MAX: usize = 64 * 1024;
 /// The tokens of a text that is too long are counted up to here, so that refusing it takes bounded time.
 const COUNTED_BYTES_MAX: usize = 1024 * 1024;
+
+/// The tokeniser library's tables take about twelve times the bytes of their file; reading it takes as much again.
+const TABLES_FACTOR: u64 = 32;
 
 /// The tokens of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +43,16 @@ impl Text {
     /// Reads a package's tokeniser for a model of this vocabulary and length.
     ///
     /// # Errors
-    /// The tokeniser can't be used, or leaves no room between its special tokens.
-    pub fn read(files: &Files, vocabulary: usize, max_tokens: usize) -> Result<Self, LoadError> {
+    /// The tokeniser can't be used, has no room in memory, or leaves none between its special tokens.
+    pub fn read(
+        files: &Files,
+        vocabulary: usize,
+        max_tokens: usize,
+        memory: &dyn Memory,
+    ) -> Result<Self, LoadError> {
+        // The library's own allocations can't be refused one by one.
+        let bytes = files.require(tokenizer::FILE, tokenizer::BYTES_MAX)?.len() as u64;
+        memory.check(bytes * TABLES_FACTOR).map_err(load_error)?;
         let tokenizer = tokenizer::read(files, vocabulary)?;
         let (before, after) = special_tokens(&tokenizer)?;
         if before.len() + after.len() >= max_tokens {

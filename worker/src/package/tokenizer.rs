@@ -11,7 +11,8 @@ use tokenizers::Tokenizer;
 
 /// Its name.
 pub const FILE: &str = "tokenizer.json";
-const BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Its largest size.
+pub const BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The most tokens that are matched before words are split.
 const ADDED_TOKENS_MAX: usize = 1024;
 /// The longest word that is split into pieces; splitting takes its square.

@@ -1,0 +1,172 @@
+//! A stand-in for the server: `spawner WORKER USER FOLDER TEXT..` drops root to USER (`-` keeps the user), starts the
+//! worker in its sandbox, loads the package in FOLDER and embeds the texts, first under a lease that is too small. It
+//! panics, and so ends with a code, where something is not as it must be.
+#![allow(clippy::unwrap_used, reason = "one half of a test: what is not as it must be ends it")]
+#![expect(clippy::disallowed_methods, reason = "it measures the start")]
+
+use ringfence_protocol::{
+    Architecture, DIGEST, Data, EmbedInput, FromWorker, Item, JobError, LoadError, Start, ToWorker,
+    WorkerLink, connected_pair,
+};
+use ringfence_sandbox::{
+    Child, Environment, Exit, SealedFile, SpawnRequest, StatusPage, drop_to_user, raise_nofile, spawn,
+};
+use rustix::fs::{Mode, OFlags, open};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+const THREADS: u16 = 2;
+
+const FILES: [&str; 5] =
+    ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"];
+
+struct Worker {
+    child: Child,
+    _page: StatusPage,
+    link: WorkerLink,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, program, user, folder, texts @ ..] = &arguments[..] else {
+        panic!("spawner WORKER USER FOLDER TEXT..")
+    };
+    let program = open(program.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let files = FILES.map(|name| {
+        let bytes = std::fs::read(Path::new(folder).join(name)).unwrap();
+        SealedFile::from_bytes(name, &bytes).unwrap()
+    });
+    if user != "-" {
+        drop_to_user(user).unwrap();
+    }
+    raise_nofile().unwrap();
+    let weights = files[4].len();
+    refuses_to_load(&program, &files);
+    fails_one_job(&program, &files);
+    embeds(&program, &files, weights, texts);
+}
+
+fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
+    let (ours, theirs) = connected_pair().unwrap();
+    let page = StatusPage::create().unwrap();
+    let child = spawn(SpawnRequest {
+        program: program.as_fd(),
+        arguments: &["serve"],
+        environment: Environment { threads: Some(THREADS) },
+        link: theirs,
+        status_page: &page,
+        cgroup: None,
+    });
+    let worker = Worker { child: child.unwrap(), _page: page, link: WorkerLink::new(ours) };
+    assert_eq!(worker.hear(), FromWorker::Hello { digest: DIGEST.to_owned() });
+    let architecture = Architecture::Bert;
+    worker.say(ToWorker::Start(Start {
+        architecture,
+        threads: THREADS,
+        lease_bytes,
+        max_tokens: 256,
+        step_tokens: 512,
+    }));
+    match worker.hear() {
+        FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {
+            println!(
+                "sealed: {layers:?}, Landlock ABI {landlock_abi}, set-up {setup_us} us, warm-up {warm_up_us} us"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    worker
+}
+
+impl Worker {
+    fn say(&self, message: ToWorker) {
+        self.link.send(&message, &[]).unwrap();
+    }
+
+    fn hear(&self) -> FromWorker {
+        self.link.receive().unwrap_or_else(|error| panic!("{error}: {:?}", self.child.wait())).message
+    }
+
+    fn load(&self, files: &[SealedFile]) -> FromWorker {
+        let names = FILES.map(str::to_owned).into();
+        let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.link.send(&ToWorker::Load { files: names }, &descriptors).unwrap();
+        self.hear()
+    }
+
+    /// The bytes of a job's chunks, and its end.
+    fn run(&self, items: Vec<Item>) -> (usize, FromWorker) {
+        let input = EmbedInput { items, truncate: true }.encode();
+        let file = SealedFile::from_bytes("input", &input).unwrap();
+        let data = Data::Descriptor { bytes: input.len() as u64 };
+        self.link.send(&ToWorker::Run { slot: 0, domain: 1, input: data }, &[file.as_fd()]).unwrap();
+        let mut bytes = 0;
+        loop {
+            match self.hear() {
+                FromWorker::Chunk { data, .. } => bytes += data.0.len(),
+                FromWorker::Step { .. } => {}
+                end => return (bytes, end),
+            }
+        }
+    }
+
+    fn stop(self) {
+        self.say(ToWorker::Stop);
+        assert_eq!(self.child.wait().unwrap(), Exit::Code(0));
+    }
+}
+
+fn refuses_to_load(program: &OwnedFd, files: &[SealedFile]) {
+    let worker = start(program, 1024 * 1024);
+    match worker.load(files) {
+        FromWorker::LoadFailed { error: LoadError::OutOfMemory { .. } } => {}
+        // A tiny package fits.
+        FromWorker::Ready { .. } => return worker.stop(),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(worker.child.wait().unwrap(), Exit::Code(1));
+}
+
+/// A lease that holds the package, but not one sequence of the model's length with it.
+fn fails_one_job(program: &OwnedFd, files: &[SealedFile]) {
+    let probe = start(program, u64::MAX / 2);
+    let FromWorker::Ready { bytes_per_token, used_bytes, max_tokens, .. } = probe.load(files) else {
+        panic!()
+    };
+    probe.stop();
+    let full = bytes_per_token * u64::from(max_tokens);
+    let room = 24 * 1024 * 1024;
+    if full < 512 * 1024 {
+        return; // Too small to tell from the rest.
+    }
+    let worker = start(program, used_bytes + room);
+    assert!(matches!(worker.load(files), FromWorker::Ready { .. }));
+    let words = |n: usize| Item::Text("word ".repeat(n));
+    let (_, end) = worker.run(vec![words(300); 8]);
+    println!("eight long items under a lease with {room} bytes of room: {end:?}");
+    let hog = Item::Tokens(vec![1000; 4_000_000]);
+    match worker.run(vec![hog]) {
+        (0, FromWorker::Failed { error: JobError::OutOfMemory { .. }, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(worker.run(vec![words(3)]).1, FromWorker::Done { .. }));
+    worker.stop();
+}
+
+fn embeds(program: &OwnedFd, files: &[SealedFile], weights: u64, texts: &[String]) {
+    let clock = Instant::now();
+    let worker = start(program, weights * 5 / 4 + 256 * 1024 * 1024);
+    let sealed = clock.elapsed();
+    let FromWorker::Ready { dimensions, .. } = worker.load(files) else { panic!("not ready") };
+    println!("sealed after {sealed:.1?}, ready after {:.1?}", clock.elapsed());
+    let items: Vec<Item> = texts.iter().cloned().map(Item::Text).collect();
+    for _ in 0..3 {
+        let clock = Instant::now();
+        let (bytes, end) = worker.run(items.clone());
+        println!("{:.1?}: {end:?}", clock.elapsed());
+        assert_eq!(bytes, items.len() * dimensions as usize * 4);
+        assert!(matches!(end, FromWorker::Done { .. }));
+    }
+    worker.stop();
+}
