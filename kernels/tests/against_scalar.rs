@@ -139,8 +139,14 @@ fn check_norm(seed: u64, rows: usize, columns: usize) {
     }
 }
 
+/// This many cases, unless PROPTEST_CASES says how many.
+fn config(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases, ..default } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(config(48))]
 
     #[test]
     fn linear_is_the_sum_of_products(
