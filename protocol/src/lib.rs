@@ -8,8 +8,8 @@ mod worker;
 
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{
-    Architecture, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start, ToWorker,
-    WorkerLink, WorkerSideLink,
+    Architecture, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start,
+    ToWorker, WorkerLink, WorkerSideLink,
 };
 
 /// SHA-256 of this crate's sources, in hex. Both ends of a link state it first; a difference ends the program.

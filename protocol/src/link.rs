@@ -92,7 +92,10 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
-            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)), "the buffer holds DESCRIPTORS_MAX");
+            assert!(
+                control.push(SendAncillaryMessage::ScmRights(descriptors)),
+                "the buffer holds DESCRIPTORS_MAX"
+            );
         }
         loop {
             match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {

@@ -17,7 +17,7 @@ fn spawner() -> PathBuf {
 }
 
 #[test]
-fn a_package_loads_and_embeds_under_the_filter_and_a_small_lease_is_a_typed_refusal() {
+fn a_package_loads_and_embeds_under_the_filter() {
     // Where the dropped user may run it.
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
