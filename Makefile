@@ -24,10 +24,11 @@ test: check $(VENV)/ready $(CACHE)/minilm/ready
 	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
 
 # Full counts and long runs.
-soak: system-packages nextest programs
+soak: system-packages nextest
+	$(CARGO) build --release --workspace --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --release -p ringfence-scheduler
-	PROPTEST_CASES=20000 $(CARGO) nextest run --release -p ringfence-kernels -p ringfence-protocol -p ringfence-models
-	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --release -p ringfence-server -E 'binary(faults)'
+	PROPTEST_CASES=20000 $(CARGO) nextest run --release -p ringfence-kernels -p ringfence-protocol
+	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 
 bench: system-packages $(CACHE)/minilm/ready
 	$(CARGO) build --release --bins --workspace
@@ -65,7 +66,7 @@ install:
 	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/ringfence packaging/README.md
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/ringfence packaging/README.md packaging/apparmor/ringfence packaging/container/Containerfile packaging/container/seccomp.json
 
 clean:
 	$(CARGO) clean

@@ -80,22 +80,29 @@ fn devices(status: &Value, style: Style) -> String {
 }
 
 fn models(status: &Value, style: Style) -> String {
+    // Enough of a digest to tell two apart; `--json` has the whole.
+    let short = |model: &Value, field| text(model, field).chars().take(16).collect::<String>();
     let row = |model: &Value| {
-        let digest: String = text(model, "digest").chars().take(19).collect();
         vec![
             text(model, "name"),
             text(model, "state"),
             text(model, "queued"),
             text(model, "running"),
-            text(model, "signer"),
-            digest,
+            short(model, "signer"),
+            short(model, "digest"),
         ]
     };
     let rows = rows(status, "models", row);
     if rows.is_empty() {
         return "no models; add one: ringfence model add minilm".to_owned();
     }
-    table(style, &["MODEL", "STATE", "QUEUED", "RUNNING", "SIGNER", "DIGEST"], &rows)
+    let mut page = table(style, &["MODEL", "STATE", "QUEUED", "RUNNING", "SIGNER", "DIGEST"], &rows);
+    for model in status["models"].as_array().into_iter().flatten() {
+        if let Some(reason) = model["reason"].as_str() {
+            page.push_str(&format!("\n  {}: {reason}", text(model, "name")));
+        }
+    }
+    page
 }
 
 fn workers(status: &Value, style: Style) -> String {
@@ -143,7 +150,7 @@ fn sandbox(sandbox: &Value, style: Style) -> String {
             names(&sandbox["layers"]),
             text(sandbox, "landlock_abi")
         ),
-        format!("  forbidden acts tried at the start and stopped: {probes} ({})", names(&sandbox["probes"])),
+        format!("  forbidden acts tried at the start and stopped: {probes} (--json names them)"),
         format!("  floors that this kernel lacks: {}", missing(&sandbox["missing"], style)),
     ];
     lines.join("\n")
@@ -193,7 +200,8 @@ mod tests {
     fn a_worker_is_shown_with_its_lease_tier_and_layers() {
         let status = json!({
             "version": "0.1.0", "pid": 7, "uptime_s": 3_700, "health": {"status": "ok"},
-            "models": [{"name": "minilm", "state": "loaded", "queued": 0, "running": 1}],
+            "models": [{"name": "minilm", "state": "loaded", "queued": 0, "running": 1},
+                       {"name": "other", "state": "refused", "reason": "other has no signature"}],
             "workers": [{"id": 1, "pid": 8, "model": "minilm", "tier": "kernel", "lease_bytes": 1 << 30,
                          "layers": ["namespaces", "seccomp"], "ready_after_ms": 310.25, "sandbox_setup_us": 4_200}],
             "sandbox": {"layers": ["landlock"], "landlock_abi": 6, "missing": ["cgroup: RLIMIT_DATA"],
@@ -208,7 +216,8 @@ mod tests {
             "kernel",
             "layers namespaces, seccomp; ready after 310.2 ms (from the held memfd), of which sandbox 4.2 ms, warm-up -",
             "lacks: \n    cgroup: RLIMIT_DATA",
-            "stopped: 2 (open, connect)",
+            "stopped: 2 (",
+            "other: other has no signature",
         ] {
             assert!(page.contains(expected), "{expected:?} is not in\n{page}");
         }
