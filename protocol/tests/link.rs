@@ -56,7 +56,7 @@ fn the_largest_chunk_fits_and_one_byte_more_than_a_message_does_not() {
 fn more_descriptors_than_a_message_carries_are_refused_by_the_sender() {
     let (server, _worker) = pair();
     let file = tempfile();
-    let error = server.send(&ToWorker::Stop, &vec![file.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err();
+    let error = server.send(&ToWorker::Stop, &[file.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err();
     assert!(matches!(error, LinkError::TooLarge { descriptors, .. } if descriptors == DESCRIPTORS_MAX + 1));
 }
 
