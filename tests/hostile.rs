@@ -31,7 +31,7 @@ fn hostile(mode: &str, quotas: &str) -> Home {
 }
 
 /// Steps are short here, so that a hanging worker is found soon; backoff after crashes is the scheduler's own.
-const QUOTAS: &str = "[models.default]\nstep_limit_ms = 500\nload_limit_ms = 5000\n";
+const QUOTAS: &str = "[models.default]\nstep_limit_ms = 1000\nload_limit_ms = 10000\n";
 
 fn ask(server: &Server, text: &str) -> Answer {
     server.api().embed(&json!({ "model": "tiny-bert", "input": text }))
