@@ -28,7 +28,8 @@ impl Dispatcher {
         }
     }
 
-    /// Loaded models without an answer for a period, whether a job is running or not: one that hangs must show.
+    /// Loaded models without an answer for a period. The scheduler refuses a canary where a job runs: that job's step
+    /// limit finds a worker that hangs.
     fn due(&self) -> Vec<(ModelId, String)> {
         let state = self.lock();
         let snapshot = state.scheduler.snapshot();

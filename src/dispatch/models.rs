@@ -82,7 +82,7 @@ pub(super) struct Model {
     settings: ModelSettings,
     lease_bytes: u64,
     source: Arc<Source>,
-    /// Since when a worker is ready, without an answer since.
+    /// What `/health` counts.
     pub(super) health: ModelHealth,
     /// The last worker's end that was not wanted.
     trouble: Option<String>,
