@@ -1,4 +1,4 @@
-//! The program itself, in its real sandbox, started by `examples/spawner.rs` in the server's place.
+//! The program itself, in its real sandbox, started by `examples/worker_spawner.rs` in the server's place.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -11,7 +11,7 @@ use support::data;
 /// Examples lie beside the folder of the test executables.
 fn spawner() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let program = own.parent().and_then(Path::parent).unwrap().join("examples/spawner");
+    let program = own.parent().and_then(Path::parent).unwrap().join("examples/worker_spawner");
     assert!(program.exists(), "`cargo build -p ringfence-worker --examples` makes {}", program.display());
     program
 }
