@@ -66,7 +66,7 @@ fn main() {
     build(&["build", "--release", "--quiet", "--locked", "--target-dir", "target"], &peer);
     let profile = Path::new(env!("CARGO_BIN_EXE_ringfence-server")).parent().expect("a folder");
     let mut ours = Side::start(&profile.join("examples/forward"), &folder);
-    let mut stock = Side::start(&peer.join("target/release/stock-candle"), &folder);
+    let mut stock = Side::start(&peer.join("target/release/peer-candle"), &folder);
 
     println!("MiniLM forward pass, medians of {ROUNDS} alternated rounds, load {}", load());
     println!("{:>10} {:>12} {:>12} {:>8}", "shape", "ours ms", "candle ms", "ratio");
