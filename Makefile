@@ -26,9 +26,9 @@ test: check $(VENV)/ready $(CACHE)/minilm/ready
 # Full counts and long runs.
 soak: system-packages nextest
 	$(CARGO) build --release --workspace --bins --examples
-	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --release -p ringfence-scheduler
-	PROPTEST_CASES=20000 $(CARGO) nextest run --release -p ringfence-kernels -p ringfence-protocol
-	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
+	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
+	PROPTEST_CASES=20000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
+	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 
 bench: system-packages $(CACHE)/minilm/ready
 	$(CARGO) build --release --bins --workspace
