@@ -27,7 +27,7 @@ test: check $(VENV)/ready $(CACHE)/minilm/ready
 soak: system-packages nextest
 	$(CARGO) build --release --workspace --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
-	PROPTEST_CASES=20000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
+	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 
 bench: system-packages $(CACHE)/minilm/ready
