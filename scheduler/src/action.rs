@@ -242,7 +242,7 @@ impl Refusal {
     /// A stable name, for the wire and for metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            Refusal::UnknownModel => "model_not_found",
+            Refusal::UnknownModel => "model_unknown",
             Refusal::QueueFullClient { .. } => "queue_full_client",
             Refusal::QueueFullModel { .. } => "queue_full_model",
             Refusal::QueueFullTotal { .. } => "queue_full",

@@ -414,7 +414,7 @@ fn a_removed_model_ends_what_waits_and_finishes_what_runs() {
         .at(10, ready(1), "run 1 in 1")
         .at(10, submit(2, 0), "")
         .at(20, Event::ModelRemoved { model: ModelId(0) }, "end 2 model_removed")
-        .at(30, submit(3, 0), "end 3 model_not_found")
+        .at(30, submit(3, 0), "end 3 model_unknown")
         .at(40, done(1, 1), "end 1 done; stop 1")
         .at(50, exit(1, Exit::Finished), "drop 0");
     assert_eq!(script.0.snapshot().models, []);

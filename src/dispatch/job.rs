@@ -221,12 +221,16 @@ impl Dispatcher {
         let (answer, answered) = oneshot::channel();
         let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } =
             request;
-        let mut state = self.lock();
-        let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
-        let (model, max_tokens, step_tokens) = (found.id, found.max_tokens, found.step_tokens);
-        let client_numbers = state.client(&client)?;
+        let (model, max_tokens, step_tokens) = {
+            let state = self.lock();
+            let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
+            (found.id, found.max_tokens, found.step_tokens)
+        };
+        // Counting, encoding and sealing megabytes would hold up everybody under the lock.
         let tokens_bound = tokens_bound(&input, max_tokens).min(u64::from(step_tokens.max(max_tokens)));
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
+        let mut state = self.lock();
+        let client_numbers = state.client(&client)?;
         state.last_job += 1;
         let id = JobId(state.last_job);
         tracing::debug!(request = request_id, job = id.0, client, "submitted");

@@ -20,7 +20,7 @@ const SHOWN: &[&str] = &[
     "action stop",
     "action drop_package",
     "end done",
-    "end model_not_found",
+    "end model_unknown",
     "end queue_full_client",
     "end queue_full_model",
     "end queue_full",
