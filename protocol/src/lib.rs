@@ -3,9 +3,15 @@
 //! A link is a `SOCK_SEQPACKET` pair: one packet is one message, encoded with postcard, and may carry
 //! descriptors. Each direction has its own closed enum, so that the two ends can't be swapped.
 
+mod convert;
 mod link;
 mod worker;
 
+pub use convert::{
+    Archive, ArchiveKind, BLOCK_TENSORS_MAX, BlockType, CONVERT_NAME_BYTES_MAX, Content, ConvertError,
+    ConverterLink, ConverterSideLink, Facts, FromConverter, MEMBERS_MAX, Member, ModelArchitecture,
+    OUTPUTS_MAX, SOURCES_MAX, SourceForm, ToConverter,
+};
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{
     Architecture, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start,

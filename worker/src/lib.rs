@@ -9,6 +9,7 @@
 //! ```
 
 pub mod batch;
+pub mod convert;
 pub mod device;
 pub mod jobs;
 pub mod memory;

@@ -47,6 +47,16 @@ impl Files {
         Ok(Self(files))
     }
 
+    /// The bytes of a file.
+    pub fn get(&self, name: &str) -> Option<&FileBytes> {
+        self.0.get(name)
+    }
+
+    /// The names of all files, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// A file that must be there, of at most `bytes_max` bytes.
     ///
     /// # Errors

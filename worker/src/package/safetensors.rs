@@ -58,6 +58,25 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// As headers have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Bool => "BOOL",
+            Dtype::U8 => "U8",
+            Dtype::I8 => "I8",
+            Dtype::U16 => "U16",
+            Dtype::I16 => "I16",
+            Dtype::F16 => "F16",
+            Dtype::Bf16 => "BF16",
+            Dtype::U32 => "U32",
+            Dtype::I32 => "I32",
+            Dtype::F32 => "F32",
+            Dtype::U64 => "U64",
+            Dtype::I64 => "I64",
+            Dtype::F64 => "F64",
+        }
+    }
+
     /// Bytes of an element.
     pub fn bytes(self) -> usize {
         match self {
