@@ -46,7 +46,7 @@ pub enum FileKind {
     SentenceBert,
     /// What other programs read, kept so that the package is whole for them.
     Companion,
-    /// `vocab.txt`: as companions, but longer.
+    /// `vocab.txt` and the like: as companions, but longer.
     Vocabulary,
     /// `README.md`.
     Readme,
@@ -63,10 +63,17 @@ impl FileKind {
             "1_Pooling/config.json" => Some(Self::Pooling),
             "sentence_bert_config.json" => Some(Self::SentenceBert),
             "2_Normalize/config.json"
+            | "added_tokens.json"
+            | "chat_template.jinja"
             | "config_sentence_transformers.json"
+            | "generation_config.json"
+            | "normalizer.json"
+            | "preprocessor_config.json"
             | "special_tokens_map.json"
             | "tokenizer_config.json" => Some(Self::Companion),
-            "vocab.txt" => Some(Self::Vocabulary),
+            "merges.txt" | "model.safetensors.index.json" | "vocab.json" | "vocab.txt" => {
+                Some(Self::Vocabulary)
+            }
             "README.md" => Some(Self::Readme),
             other if other.ends_with(".safetensors") && !other.contains('/') => Some(Self::Weights),
             _ => None,

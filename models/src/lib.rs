@@ -24,14 +24,15 @@ mod store;
 mod trust;
 
 pub use bundle::{BUNDLE_BYTES_MAX, Bundle, FILES_MAX, Resource, Statement, sign};
-pub use catalog::{Archive, Catalog, CatalogEntry, CatalogFile, Registry};
+pub use catalog::{ArchiveKind, Catalog, CatalogArchive, CatalogEntry, CatalogMember, Registry, SourceForm};
 pub use digest::{Digest, DigestError, Hasher};
 pub use ed25519_dalek::SigningKey;
 pub use json::{Fault, FieldError};
 pub use keys::{KeyError, KeyId, PublicKey};
 pub use kind::{FileKind, FileName, FileNameError};
 pub use manifest::{
-    Architecture, MANIFEST_BYTES_MAX, MAX_TOKENS_MAX, Manifest, ManifestError, ManifestValues, Task,
+    Architecture, BlockType, MANIFEST_BYTES_MAX, MAX_TOKENS_MAX, Manifest, ManifestError, ManifestValues,
+    SourceArchive, Task,
 };
 pub use name::{NameError, PackageName};
 pub use refusal::{NotRegular, Refusal};

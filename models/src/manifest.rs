@@ -3,14 +3,21 @@
 use crate::digest::Digest;
 use crate::name::PackageName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The longest `package.toml` in bytes.
 pub const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// The largest `max_tokens`.
-pub const MAX_TOKENS_MAX: u32 = 8192;
+pub const MAX_TOKENS_MAX: u32 = 1 << 20;
 
 /// The longest licence or source in bytes.
 const TEXT_BYTES_MAX: usize = 512;
+/// The most archives that a package is made of.
+const ARCHIVES_MAX: usize = 16;
+/// The longest name of a tensor in bytes.
+const TENSOR_NAME_BYTES_MAX: usize = 256;
+/// The most dimensions of a tensor.
+const DIMENSIONS_MAX: usize = 8;
 
 /// What a package is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,28 +40,102 @@ pub struct ManifestValues {
     pub licence: String,
     /// Where the weights came from.
     pub source: String,
-    /// SHA-256 of the archive that they came from, in hexadecimal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source_sha256: Option<String>,
-    /// The operator took weights whose digest nobody had pinned.
+    /// The operator took weights whose digest nobody had pinned or signed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub unverified_source: bool,
+    /// Id of the trusted key whose bundle vouched for the source, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_signer: Option<String>,
+    /// What was fetched, each with its digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archives: Vec<SourceArchive>,
+    /// Tensors that stay in quantised blocks: by type and name, the shape before they were quantised, outermost
+    /// dimension first. In the weights they are U8.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocks: BTreeMap<BlockType, BTreeMap<String, Vec<u64>>>,
+}
+
+/// A file that a package was made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceArchive {
+    /// Where it is, for people.
+    pub from: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Layouts of quantised blocks, as ggml has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum BlockType {
+    /// 32 weights in 20 bytes.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    /// 32 weights in 34 bytes.
+    #[serde(rename = "q8_0")]
+    Q8_0,
 }
 
 /// What a model can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// Text to vectors.
     Embed,
+    /// Text to text.
+    Generate,
+    /// Speech to text.
+    Transcribe,
+    /// Finds speech in audio.
+    DetectVoice,
 }
 
 /// The networks that packages can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Architecture {
     /// BERT-family sentence embedders.
     Bert,
+    /// Llama-family text generators.
+    Llama,
+    /// Whisper speech recognisers.
+    Whisper,
+    /// Silero voice activity detectors.
+    SileroVad,
+}
+
+impl Task {
+    /// As manifests have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Generate => "generate",
+            Self::Transcribe => "transcribe",
+            Self::DetectVoice => "detect-voice",
+        }
+    }
+}
+
+impl Architecture {
+    /// What such a network does.
+    pub fn task(self) -> Task {
+        match self {
+            Self::Bert => Task::Embed,
+            Self::Llama => Task::Generate,
+            Self::Whisper => Task::Transcribe,
+            Self::SileroVad => Task::DetectVoice,
+        }
+    }
+
+    /// As manifests have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bert => "bert",
+            Self::Llama => "llama",
+            Self::Whisper => "whisper",
+            Self::SileroVad => "silero-vad",
+        }
+    }
 }
 
 /// Why a text is no manifest.
@@ -75,9 +156,28 @@ pub enum ManifestError {
     /// `licence` or `source` is empty, too long, or has control characters.
     #[error("{0}: must be 1 to {TEXT_BYTES_MAX} bytes without control characters")]
     Text(&'static str),
-    /// `source_sha256` is no digest.
-    #[error("source_sha256: {0}")]
-    SourceDigest(#[from] crate::DigestError),
+    /// The task is not what such a network does.
+    #[error("task: {} networks do not {}", .architecture.name(), .task.name())]
+    Task {
+        /// The network.
+        architecture: Architecture,
+        /// What it is said to do.
+        task: Task,
+    },
+    /// The digest of an archive, or the id of a key, is none.
+    #[error("{field}: {error}")]
+    Digest {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        error: crate::DigestError,
+    },
+    /// More archives than [`ARCHIVES_MAX`].
+    #[error("archives: at most {ARCHIVES_MAX}")]
+    Archives,
+    /// A tensor's name or shape breaks a bound.
+    #[error("blocks: a tensor's name or shape is out of bounds")]
+    Blocks,
     /// The manifest is another package's.
     #[error("name: says {0}, which is not this package")]
     OtherName(PackageName),
@@ -95,7 +195,13 @@ impl Manifest {
         }
         text("licence", &values.licence)?;
         text("source", &values.source)?;
-        values.source_sha256.as_deref().map(Digest::from_hex).transpose()?;
+        let (architecture, task) = (values.architecture, values.task);
+        if architecture.task() != task {
+            return Err(ManifestError::Task { architecture, task });
+        }
+        values.source_signer.as_deref().map(|id| digest("source_signer", id)).transpose()?;
+        archives(&values.archives)?;
+        values.blocks.values().flatten().try_for_each(|(name, shape)| block(name, shape))?;
         Ok(Self(values, name))
     }
 
@@ -162,6 +268,28 @@ impl From<Manifest> for ManifestValues {
     }
 }
 
+fn archives(archives: &[SourceArchive]) -> Result<(), ManifestError> {
+    if archives.len() > ARCHIVES_MAX {
+        return Err(ManifestError::Archives);
+    }
+    archives.iter().try_for_each(|archive| {
+        text("archives.from", &archive.from)?;
+        digest("archives.sha256", &archive.sha256)
+    })
+}
+
+fn digest(field: &'static str, text: &str) -> Result<(), ManifestError> {
+    Digest::from_hex(text).map(drop).map_err(|error| ManifestError::Digest { field, error })
+}
+
+fn block(name: &str, shape: &[u64]) -> Result<(), ManifestError> {
+    let legal = (1..=TENSOR_NAME_BYTES_MAX).contains(&name.len())
+        && !name.contains(char::is_control)
+        && (1..=DIMENSIONS_MAX).contains(&shape.len())
+        && shape.iter().try_fold(1_u64, |product, size| product.checked_mul(*size)).is_some();
+    if legal { Ok(()) } else { Err(ManifestError::Blocks) }
+}
+
 fn text(field: &'static str, text: &str) -> Result<(), ManifestError> {
     let legal = !text.is_empty() && text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control);
     if legal { Ok(()) } else { Err(ManifestError::Text(field)) }
@@ -189,7 +317,11 @@ source = \"made by a test\"
         let manifest = Manifest::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(manifest.to_toml(), GOOD);
         assert!(!manifest.is_unverified_source());
-        let marked = format!("{GOOD}source_sha256 = \"{}\"\nunverified_source = true\n", "0".repeat(64));
+        let marked = format!(
+            "{GOOD}unverified_source = true\nsource_signer = \"{0}\"\n\n[[archives]]\nfrom = \"a file\"\nsha256 = \"{0}\"\n\n\
+             [blocks.q4_1]\n\"a.weight\" = [2, 32]\n",
+            "0".repeat(64)
+        );
         let manifest = Manifest::parse(marked.as_bytes()).unwrap();
         assert_eq!(manifest.to_toml(), marked);
         assert!(manifest.is_unverified_source());
@@ -207,7 +339,7 @@ source = \"made by a test\"
         check("\"embed\"", "\"sing\"", "unknown variant `sing`");
         check("\"bert\"", "\"tree\"", "unknown variant `tree`");
         check("64", "0", "max_tokens");
-        check("64", "8193", "max_tokens");
+        check("64", "1048577", "max_tokens");
         check("64", "-1", "invalid value");
         check("\"MIT\"", "\"\"", "licence");
         check("by a test", &"a".repeat(513), "source");
@@ -215,7 +347,13 @@ source = \"made by a test\"
         check("task", "name", "duplicate key");
         check("max_tokens = 64\n", "", "missing field `max_tokens`");
         check("licence", "license", "unknown field `license`");
-        check("licence", "source_sha256 = \"00\"\nlicence", "source_sha256");
+        check("licence", "source_signer = \"00\"\nlicence", "source_signer");
+        check("\"embed\"", "\"generate\"", "bert networks do not generate");
+        check("by a test\"", "x\"\n[[archives]]\nfrom = \"x\"\nsha256 = \"00\"", "archives.sha256");
+        check("by a test\"", &format!("x\"\narchives = [{}]", "{from=\"x\",sha256=\"\"},".repeat(17)), "at most 16");
+        check("by a test\"", "x\"\n[blocks.q4_1]\na = []", "blocks");
+        check("by a test\"", "x\"\n[blocks.q4_1]\na = [8589934592, 8589934592]", "blocks");
+        check("by a test\"", "x\"\n[blocks.q4_2]\na = [1]", "unknown variant `q4_2`");
         check("licence", &format!("# {}\nlicence", "a".repeat(65_536)), "longer than");
     }
 }
