@@ -350,7 +350,11 @@ source = \"made by a test\"
         check("licence", "source_signer = \"00\"\nlicence", "source_signer");
         check("\"embed\"", "\"generate\"", "bert networks do not generate");
         check("by a test\"", "x\"\n[[archives]]\nfrom = \"x\"\nsha256 = \"00\"", "archives.sha256");
-        check("by a test\"", &format!("x\"\narchives = [{}]", "{from=\"x\",sha256=\"\"},".repeat(17)), "at most 16");
+        check(
+            "by a test\"",
+            &format!("x\"\narchives = [{}]", "{from=\"x\",sha256=\"\"},".repeat(17)),
+            "at most 16",
+        );
         check("by a test\"", "x\"\n[blocks.q4_1]\na = []", "blocks");
         check("by a test\"", "x\"\n[blocks.q4_1]\na = [8589934592, 8589934592]", "blocks");
         check("by a test\"", "x\"\n[blocks.q4_2]\na = [1]", "unknown variant `q4_2`");

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Hello ->                        both ends are of one build
+//!   <- Start
 //! Sealed ->                       every layer is on; only now comes what strangers filled
 //!   <- Source ... Output ...      one descriptor each
 //!   <- Convert                    what they are
@@ -106,7 +107,7 @@ pub enum FromConverter {
     /// What it was built with.
     Hello {
         /// [`crate::DIGEST`] as it has it.
-        protocol: String,
+        digest: String,
     },
     /// Every layer is on.
     Sealed {

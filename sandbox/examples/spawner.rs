@@ -59,6 +59,7 @@ fn start(program: &OwnedFd, arguments: &[&str], cgroup: Option<BorrowedFd<'_>>) 
         link: theirs,
         status_page: &page,
         cgroup,
+        user: None,
     });
     Running { child: child.unwrap(), page, link }
 }

@@ -32,6 +32,6 @@ pub use preflight::{Host, PreflightError, preflight};
 pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};
 pub use process_facts::{ProcessFacts, ProcessFactsError, Unsealed, process_facts};
 pub use sealed_file::{Map, SealedFile, SealedFileError};
-pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, spawn};
+pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, User, spawn};
 pub use status_page::{Denial, Status, StatusPage};
 pub use user::{DropError, drop_to_user, raise_nofile};

@@ -91,6 +91,11 @@ impl Policy {
         Policy::parse(include_str!("../policies/worker-cpu.policy")).expect("a test parses this file")
     }
 
+    /// The policy of `ringfence-worker convert`.
+    pub fn converter() -> Policy {
+        Policy::parse(include_str!("../policies/converter.policy")).expect("a test parses this file")
+    }
+
     /// The policy of the processes that wait for a program.
     pub(crate) fn waiter() -> Policy {
         Policy::parse(include_str!("../policies/waiter.policy")).expect("a test parses this file")
@@ -307,9 +312,21 @@ mod tests {
 
     #[test]
     fn the_files_parse_and_compile() {
-        for policy in [Policy::worker_cpu(), Policy::waiter()] {
+        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::waiter()] {
             assert!(!policy.filter().unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn a_converter_may_make_no_call_that_a_worker_may_not() {
+        let (converter, worker) = (Policy::converter(), Policy::worker_cpu());
+        for (number, rules) in &converter.calls {
+            let allowed = worker.calls.get(number).unwrap_or_else(|| panic!("call {number}"));
+            assert!(rules.iter().all(|rule| allowed.contains(rule)), "call {number}");
+        }
+        let differs = |limit: &&(Resource, u64)| !worker.limits.contains(limit);
+        let other: Vec<_> = converter.limits.iter().filter(differs).map(|(resource, _)| *resource).collect();
+        assert_eq!(other, [Resource::Fsize, Resource::Nofile, Resource::Nproc]);
     }
 
     #[test]

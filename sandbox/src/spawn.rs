@@ -31,6 +31,18 @@ pub struct SpawnRequest<'a> {
     pub status_page: &'a StatusPage,
     /// The opened folder of a cgroup to join before exec.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The user to become before exec, with no other groups; only root may. No program is sandboxed as root, so root
+    /// must name one here, or become another user itself first.
+    pub user: Option<User>,
+}
+
+/// A user and the group to go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Outer uid.
+    pub uid: u32,
+    /// Outer gid.
+    pub gid: u32,
 }
 
 /// The closed list of variables that a program gets; `RUST_BACKTRACE=0` is always set, since a backtrace opens files.
@@ -105,7 +117,8 @@ pub fn spawn(request: SpawnRequest<'_>) -> Result<Child, SpawnError> {
     let program = lifted(request.program)?;
     let arguments = words(request.arguments)?;
     let environment = variables(request.environment);
-    let plan = clone::Plan::new(&program, &arguments, &environment, &descriptors, cgroup.as_ref());
+    let plan =
+        clone::Plan::new(&program, &arguments, &environment, &descriptors, cgroup.as_ref(), request.user);
     let (pid, pidfd) = clone::run(plan)?;
     let pages = request.status_page.pages().clone();
     Ok(Child { pidfd, pid, stdout, stderr, pages, exit: OnceLock::new() })

@@ -73,5 +73,6 @@ fn spawn(program: &OwnedFd, start: Start) -> Result<Child, SpawnError> {
         link: start.link,
         status_page: &start.status_page,
         cgroup: None,
+        user: None,
     })
 }

@@ -10,9 +10,11 @@
 
 pub mod gguf;
 pub mod huggingface;
+pub mod link;
 pub mod output;
 pub mod safetensors;
 pub mod silero;
+pub mod unpack;
 pub mod whisper;
 
 use crate::memory::Memory;

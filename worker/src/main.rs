@@ -1,11 +1,13 @@
-//! `ringfence-worker`: the program around [`ringfence_worker`]. Only the server starts it.
+//! `ringfence-worker`: the program around [`ringfence_worker`]. The server starts it to serve a model, the command line to convert one.
 
-use ringfence_protocol::WorkerSideLink;
+use ringfence_protocol::{ConverterSideLink, WorkerSideLink};
 use ringfence_sandbox::{Act, CountingAllocator, Policy, keep_freed_memory, probe};
+use ringfence_worker::convert;
 use ringfence_worker::memory::Lease;
 use ringfence_worker::serve::serve;
 use ringfence_worker::shell::Sandbox;
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -19,23 +21,32 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["serve"] => run(),
-        ["probe", act] => match act.parse::<Act>() {
-            Ok(act) => probe(&Policy::worker_cpu(), act),
-            Err(error) => say(&error, USAGE),
-        },
+        ["serve"] => run(&Policy::worker_cpu(), serve_link),
+        ["convert"] => run(&Policy::converter(), convert_link),
+        ["probe", act] => probe_under(&Policy::worker_cpu(), act),
+        ["probe", "convert", act] => probe_under(&Policy::converter(), act),
         ["--version"] => {
             println!("ringfence-worker {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        _ => {
-            say(&"usage: ringfence-worker serve | probe ACT | --version (started by ringfence-server)", USAGE)
-        }
+        _ => say(
+            &"usage: ringfence-worker serve | convert | probe [convert] ACT | --version (started by \
+                  ringfence-server and ringfence)",
+            USAGE,
+        ),
     }
 }
 
-fn run() -> ExitCode {
-    let (sandbox, link) = match Sandbox::enter() {
+fn probe_under(policy: &Policy, act: &str) -> ExitCode {
+    match act.parse::<Act>() {
+        Ok(act) => probe(policy, act),
+        Err(error) => say(&error, USAGE),
+    }
+}
+
+/// Locks itself in, then does its one task over the link.
+fn run(policy: &Policy, task: fn(OwnedFd, Sandbox) -> Result<(), Box<dyn Display>>) -> ExitCode {
+    let (sandbox, link) = match Sandbox::enter(policy) {
         Ok(entered) => entered,
         Err(error) => return say(&error, 1),
     };
@@ -45,10 +56,22 @@ fn run() -> ExitCode {
         Some(place) => eprintln!("panic at {}:{}", place.file(), place.line()),
         None => eprintln!("panic"),
     }));
-    match serve(&WorkerSideLink::new(link), sandbox, &Lease) {
+    match task(link, sandbox) {
         Ok(()) => ExitCode::SUCCESS,
         Err(end) => say(&end, 1),
     }
+}
+
+fn serve_link(link: OwnedFd, sandbox: Sandbox) -> Result<(), Box<dyn Display>> {
+    serve(&WorkerSideLink::new(link), sandbox, &Lease).map_err(boxed)
+}
+
+fn convert_link(link: OwnedFd, sandbox: Sandbox) -> Result<(), Box<dyn Display>> {
+    convert::link::run(&ConverterSideLink::new(link), sandbox, &Lease).map_err(boxed)
+}
+
+fn boxed(end: impl Display + 'static) -> Box<dyn Display> {
+    Box::new(end)
 }
 
 fn say(what: &dyn Display, code: u8) -> ExitCode {

@@ -32,9 +32,9 @@ impl Sandbox {
     ///
     /// # Errors
     /// A layer can't be applied.
-    pub fn enter() -> Result<(Self, OwnedFd), EnterError> {
+    pub fn enter(policy: &Policy) -> Result<(Self, OwnedFd), EnterError> {
         let watch = Stopwatch::start();
-        let mut entered = enter(&Policy::worker_cpu())?;
+        let mut entered = enter(policy)?;
         let link = entered.link();
         Ok((Self { entered, entered_us: watch.micros() }, link))
     }

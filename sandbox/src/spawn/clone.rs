@@ -1,6 +1,6 @@
 //! The clone itself: what the child does between sharing its parent's memory and exec.
 
-use super::SpawnError;
+use super::{SpawnError, User};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -14,6 +14,7 @@ pub(super) struct Plan {
     /// What goes to descriptors 0 to 4.
     descriptors: [RawFd; 5],
     cgroup: Option<RawFd>,
+    user: Option<User>,
     parent: i32,
     /// The call that failed in the child, and its error number.
     failure: Option<(&'static str, i32)>,
@@ -27,6 +28,7 @@ impl Plan {
         environment: &[CString],
         descriptors: &[OwnedFd; 5],
         cgroup: Option<&OwnedFd>,
+        user: Option<User>,
     ) -> Plan {
         Plan {
             program: program.as_raw_fd(),
@@ -34,6 +36,7 @@ impl Plan {
             environment: pointers(environment),
             descriptors: descriptors.each_ref().map(AsRawFd::as_raw_fd),
             cgroup: cgroup.map(AsRawFd::as_raw_fd),
+            user,
             parent: std::process::id().cast_signed(),
             failure: None,
         }
@@ -83,12 +86,6 @@ fn become_program(plan: &Plan) -> &'static str {
     // SAFETY: numbers only, and pointers into `plan`, whose lists end with null. Descriptors 0 to 4 of this process
     // are overwritten, the sources lie above; the parent's own table is another.
     unsafe {
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-            return "prctl";
-        }
-        if libc::getppid() != plan.parent {
-            libc::_exit(127);
-        }
         if libc::setsid() < 0 {
             return "setsid";
         }
@@ -96,6 +93,18 @@ fn become_program(plan: &Plan) -> &'static str {
             && libc::write(processes, c"0".as_ptr().cast(), 1) != 1
         {
             return "write of cgroup.procs";
+        }
+        if let Some(user) = plan.user
+            && let Some(call) = become_user(user)
+        {
+            return call;
+        }
+        // After the change of user, which takes the signal back.
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return "prctl";
+        }
+        if libc::getppid() != plan.parent {
+            libc::_exit(127);
         }
         for (number, source) in (0..).zip(plan.descriptors) {
             if libc::dup2(source, number) != number {
@@ -117,6 +126,25 @@ fn become_program(plan: &Plan) -> &'static str {
             libc::AT_EMPTY_PATH,
         );
         "execveat"
+    }
+}
+
+/// The name of the call that failed, if one did. The raw calls change this thread alone: the C library's would look for
+/// the parent's threads, whose memory this still is.
+///
+/// # Safety
+/// Only in the child.
+unsafe fn become_user(user: User) -> Option<&'static str> {
+    let (uid, gid) = (user.uid, user.gid);
+    // SAFETY: numbers only; an empty list of groups needs no pointer.
+    unsafe {
+        if libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) != 0 {
+            return Some("setgroups");
+        }
+        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0 {
+            return Some("setresgid");
+        }
+        (libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0).then_some("setresuid")
     }
 }
 
