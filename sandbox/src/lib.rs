@@ -31,7 +31,7 @@ pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
 pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};
 pub use process_facts::{ProcessFacts, ProcessFactsError, Unsealed, process_facts};
-pub use sealed_file::{Map, SealedFile, SealedFileError};
+pub use sealed_file::{Map, Place, SealedFile, SealedFileError};
 pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, User, spawn};
 pub use status_page::{Denial, Status, StatusPage};
 pub use user::{DropError, drop_to_user, raise_nofile};

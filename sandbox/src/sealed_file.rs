@@ -1,6 +1,8 @@
 //! Files whose bytes can't change any more: memfds with every content seal, and read-only maps of them.
 
-use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::fs::{
+    FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ops::Deref;
@@ -90,6 +92,52 @@ impl SealedFile {
     }
 }
 
+/// A memfd to be filled: as long as it may become and sealed against growing, so that nobody who holds it can take more
+/// memory than that. What is not written takes none.
+#[derive(Debug)]
+pub struct Place {
+    descriptor: OwnedFd,
+    bytes_max: u64,
+}
+
+impl Place {
+    /// An empty one for at most `bytes_max` bytes. Not inside the filter.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn create(name: &str, bytes_max: u64) -> Result<Place, SealedFileError> {
+        let os = |call| move |source| SealedFileError::Os { call, source };
+        let descriptor = create(name).map_err(os("memfd_create"))?;
+        ftruncate(&descriptor, bytes_max).map_err(os("ftruncate"))?;
+        fcntl_add_seals(&descriptor, SealFlags::GROW).map_err(os("fcntl"))?;
+        Ok(Place { descriptor, bytes_max })
+    }
+
+    /// The most bytes that it takes.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Its first `len` bytes as a sealed file; the rest is given back. Whoever filled it must have ended, or have no
+    /// writable map of it.
+    ///
+    /// # Errors
+    /// `len` is more than it takes, or the host refuses.
+    pub fn seal(self, len: u64) -> Result<SealedFile, SealedFileError> {
+        let os = |call| move |source| SealedFileError::Os { call, source };
+        // Its own length may have been changed by whoever held it; growing fails.
+        ftruncate(&self.descriptor, len).map_err(os("ftruncate"))?;
+        fcntl_add_seals(&self.descriptor, SEALS).map_err(os("fcntl"))?;
+        SealedFile::from_descriptor(self.descriptor)
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
 /// Kernels from 6.3 on also seal against exec; below, the filter's ban on executable maps stands alone.
 fn create(name: &str) -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -146,7 +194,7 @@ impl Drop for Map {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, ftruncate, open};
+    use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open};
     use std::os::fd::AsRawFd;
 
     fn sealed() -> SealedFile {
@@ -196,6 +244,19 @@ mod tests {
             assert!(outcome.is_err(), "{attempt} succeeded");
         }
         assert_eq!(&*file.map().unwrap(), b"some bytes");
+    }
+
+    #[test]
+    fn a_place_takes_no_more_than_it_was_made_for() {
+        let place = Place::create("place", 8).unwrap();
+        let writer = place.as_fd().try_clone_to_owned().unwrap();
+        assert_eq!(rustix::io::write(&writer, b"12345678"), Ok(8));
+        assert_eq!(rustix::io::write(&writer, b"9"), Err(Errno::PERM));
+        assert_eq!(ftruncate(&writer, 9), Err(Errno::PERM));
+        let file = place.seal(4).unwrap();
+        assert_eq!(&*file.map().unwrap(), b"1234");
+        assert!(rustix::io::pwrite(&writer, b"x", 0).is_err());
+        assert!(Place::create("place", 8).unwrap().seal(9).is_err());
     }
 
     #[test]

@@ -78,7 +78,7 @@ fn receive_start(link: &ConverterSideLink) -> Result<u64, End> {
 struct Order {
     form: SourceForm,
     sources: Vec<Source>,
-    places: Vec<OwnedFd>,
+    places: Vec<Place>,
 }
 
 struct Source {
@@ -99,7 +99,9 @@ fn receive_order(link: &ConverterSideLink) -> Result<Order, End> {
                 }
                 sources.push(Source { name, archive, descriptor: single(descriptors)? });
             }
-            ToConverter::Output if places.len() < OUTPUTS_MAX => places.push(single(descriptors)?),
+            ToConverter::Output if places.len() < OUTPUTS_MAX => {
+                places.push(place(places.len(), single(descriptors)?)?);
+            }
             ToConverter::Output => return Err(End::Illegal("too many places")),
             ToConverter::Convert { form } if descriptors.is_empty() => {
                 return Ok(Order { form, sources, places });
@@ -113,6 +115,13 @@ fn single(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, End> {
     let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors)
         .map_err(|_| End::Illegal("a source or place without one descriptor"))?;
     Ok(descriptor)
+}
+
+fn place(number: usize, descriptor: OwnedFd) -> Result<Place, End> {
+    let number = u32::try_from(number).expect("places are bounded");
+    let length = rustix::fs::fstat(&descriptor).map_err(|_| End::Illegal("a place that is no file"))?.st_size;
+    let bytes_max = u64::try_from(length).map_err(|_| End::Illegal("a place of negative length"))?;
+    Ok(Place { number, descriptor, bytes_max })
 }
 
 fn is_legal(name: &str, archive: Option<&Archive>) -> bool {
@@ -191,8 +200,9 @@ struct Places<'a> {
     link: &'a ConverterSideLink,
     files: &'a Files,
     kept: BTreeMap<String, u32>,
-    free: VecDeque<OwnedFd>,
-    used: u32,
+    /// From the smallest to the largest.
+    free: VecDeque<Place>,
+    places: u32,
     names: BTreeSet<String>,
     current: Option<Current>,
     blocks: usize,
@@ -203,9 +213,14 @@ struct Places<'a> {
 
 struct Current {
     name: String,
-    descriptor: OwnedFd,
-    number: u32,
+    place: Place,
     bytes: u64,
+}
+
+/// Where a file can go.
+struct Place {
+    number: u32,
+    descriptor: OwnedFd,
     bytes_max: u64,
 }
 
@@ -214,14 +229,15 @@ impl<'a> Places<'a> {
         link: &'a ConverterSideLink,
         files: &'a Files,
         kept: BTreeMap<String, u32>,
-        places: Vec<OwnedFd>,
+        mut places: Vec<Place>,
     ) -> Self {
+        places.sort_by_key(|place| place.bytes_max);
         Self {
             link,
             files,
             kept,
+            places: u32::try_from(places.len()).expect("places are bounded"),
             free: places.into(),
-            used: 0,
             names: BTreeSet::new(),
             current: None,
             blocks: 0,
@@ -242,8 +258,8 @@ impl<'a> Places<'a> {
 
     /// Names the file that was filled last.
     fn finish(&mut self) {
-        if let Some(Current { name, number, bytes, .. }) = self.current.take() {
-            self.file(name, Content::Output { number, bytes });
+        if let Some(Current { name, place, bytes }) = self.current.take() {
+            self.file(name, Content::Output { number: place.number, bytes });
         }
     }
 
@@ -277,27 +293,24 @@ impl Output for Places<'_> {
     fn begin(&mut self, name: &str) -> Result<(), ConvertError> {
         self.finish();
         self.claim(name)?;
-        let too_many = ConvertError::TooManyFiles { files_max: self.used };
-        let descriptor = self.free.pop_front().ok_or(too_many)?;
-        let length = rustix::fs::fstat(&descriptor).map(|stat| u64::try_from(stat.st_size).unwrap_or(0));
-        let bytes_max = length.unwrap_or(0);
-        self.current =
-            Some(Current { name: name.to_owned(), descriptor, number: self.used, bytes: 0, bytes_max });
-        self.used += 1;
+        // Weights take the largest place that is left, everything else the smallest.
+        let place = if name.ends_with(".safetensors") { self.free.pop_back() } else { self.free.pop_front() };
+        let place = place.ok_or(ConvertError::TooManyFiles { files_max: self.places })?;
+        self.current = Some(Current { name: name.to_owned(), place, bytes: 0 });
         Ok(())
     }
 
     fn put(&mut self, mut bytes: &[u8]) -> Result<(), ConvertError> {
         let current = self.current.as_mut().expect("a file was begun");
         let too_large =
-            || ConvertError::TooLarge { file: current.name.clone(), bytes_max: current.bytes_max };
-        if bytes.len() as u64 > current.bytes_max - current.bytes {
+            || ConvertError::TooLarge { file: current.name.clone(), bytes_max: current.place.bytes_max };
+        if bytes.len() as u64 > current.place.bytes_max - current.bytes {
             return Err(too_large());
         }
         while !bytes.is_empty() {
             // The host has no memory for it, or the place is sealed at its length.
-            let count =
-                retry_on_intr(|| rustix::io::write(&current.descriptor, bytes)).map_err(|_| too_large())?;
+            let count = retry_on_intr(|| rustix::io::write(&current.place.descriptor, bytes))
+                .map_err(|_| too_large())?;
             current.bytes += count as u64;
             bytes = &bytes[count..];
         }

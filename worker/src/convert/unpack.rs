@@ -7,7 +7,6 @@ use flate2::read::GzDecoder;
 use ringfence_protocol::{Archive, ArchiveKind, ConvertError, Member};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
-use std::sync::Arc;
 use zip::ZipArchive;
 
 /// The most entries of an archive.
