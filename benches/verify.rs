@@ -68,7 +68,9 @@ fn package(folder: &Path, weight_bytes: usize) -> Bench {
         max_tokens: 8,
         licence: "none".to_owned(),
         source: "this bench".to_owned(),
-        source_sha256: None,
+        source_signer: None,
+        archives: Vec::new(),
+        blocks: std::collections::BTreeMap::new(),
         unverified_source: true,
     });
     let noise: Vec<u8> = (0..weight_bytes).map(|index| ((index * 2_654_435_761) >> 7) as u8).collect();

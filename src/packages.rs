@@ -108,7 +108,7 @@ impl Packages {
         let trust = self.trust()?;
         let verify = |name: PackageName| {
             let verdict = self.store.verify(&name, &trust, clock::unix_seconds());
-            let verdict = verdict.map(|verified| surveyed(&verified)).map_err(|error| error.to_string());
+            let verdict = verdict.map_err(|error| error.to_string()).and_then(|verified| surveyed(&verified));
             Survey { name: name.to_string(), verdict }
         };
         Ok(self.store.list()?.into_iter().map(verify).collect())
@@ -138,11 +138,20 @@ impl Packages {
     }
 }
 
-fn surveyed(verified: &Verified) -> Surveyed {
+/// Packages hold more kinds of networks than this version's workers run.
+fn surveyed(verified: &Verified) -> Result<Surveyed, String> {
     let architecture = match verified.manifest.architecture() {
         ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
+        other @ (ringfence_models::Architecture::Llama
+        | ringfence_models::Architecture::Whisper
+        | ringfence_models::Architecture::SileroVad) => {
+            return Err(format!(
+                "its signature holds, but this version does not run {} models",
+                other.name()
+            ));
+        }
     };
-    Surveyed {
+    Ok(Surveyed {
         digest: verified.digest.to_string(),
         signer: verified.signer.to_string(),
         architecture,
@@ -150,5 +159,5 @@ fn surveyed(verified: &Verified) -> Surveyed {
         unverified_source: verified.manifest.is_unverified_source(),
         weight_bytes: verified.weight_bytes(),
         package_bytes: verified.worker_bytes(),
-    }
+    })
 }

@@ -1,6 +1,7 @@
 //! What is printed where: answers to standard output, notes and errors to standard error, JSON on request.
 
 use crate::error::CliError;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 use std::env;
@@ -182,6 +183,16 @@ pub fn utc(seconds: u64) -> String {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
+}
+
+/// A bar on a terminal, else one that nobody sees.
+pub fn progress(output: &Output, total_bytes: u64, what: &'static str) -> ProgressBar {
+    if !output.shows_progress() {
+        return ProgressBar::hidden();
+    }
+    let template = "{msg:>10} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}";
+    let style = ProgressStyle::with_template(template).expect("the template is legal");
+    ProgressBar::new(total_bytes).with_style(style.progress_chars("=> ")).with_message(what)
 }
 
 #[cfg(test)]

@@ -104,6 +104,16 @@ pub enum Architecture {
     SileroVad,
 }
 
+impl BlockType {
+    /// As manifests have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q4_1 => "q4_1",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+}
+
 impl Task {
     /// As manifests have it.
     pub fn name(self) -> &'static str {

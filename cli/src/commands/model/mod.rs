@@ -1,10 +1,10 @@
 //! `ringfence model`: adds, lists, verifies, signs and removes packages.
 
 mod add;
-mod archive;
+mod convert;
 mod fetch;
-mod folder;
 mod show;
+mod source;
 mod trusted;
 
 use crate::error::CliError;
@@ -33,8 +33,8 @@ pub struct ModelArgs {
 
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
-    /// Add models: by name from the catalog, or from folders in the Hugging Face layout
-    Add(add::AddArgs),
+    /// Add models: by name from the catalog, from folders and files, or from the hub
+    Add(Box<add::AddArgs>),
     /// List the models, each with what its signature says now
     #[command(after_help = "Examples:\n  ringfence model list\n  ringfence model list --json")]
     List,
@@ -72,7 +72,7 @@ enum ModelCommand {
 /// [`CliError::Verification`] where a signature, digest or the trust file does not hold; others as they are named.
 pub fn run(args: ModelArgs, home: &Home, output: &Output) -> Result<(), CliError> {
     match args.command {
-        ModelCommand::Add(args) => add::run(args, home, output),
+        ModelCommand::Add(args) => add::run(*args, home, output),
         ModelCommand::List => show::list(&Trusted::open(home)?, output),
         ModelCommand::Show { name } => show::show(&Trusted::open(home)?, &name, output),
         ModelCommand::Verify { name } => show::verify(&Trusted::open(home)?, name, output),

@@ -130,11 +130,12 @@ impl Line {
         let field = |name: &str, value: &str| format!("{} {value}", style.bold(&format!("{name:<12}")));
         let mut lines = vec![
             field("model", &self.name),
-            field("task", &format!("{:?}", manifest.task).to_lowercase()),
-            field("architecture", &format!("{:?}", manifest.architecture).to_lowercase()),
+            field("task", manifest.task.name()),
+            field("architecture", manifest.architecture.name()),
             field("max_tokens", &manifest.max_tokens.to_string()),
             field("licence", &manifest.licence),
             field("source", &format!("{} ({})", manifest.source, content.source())),
+            field("quantised", &content.quantised()),
             field("digest", &content.digest),
             field("signer", &content.signer),
             field("size", &bytes(content.bytes)),
@@ -166,12 +167,22 @@ impl Content {
         }
     }
 
-    /// Whether anybody had pinned what the weights are.
+    /// How many tensors stay in blocks, by type.
+    fn quantised(&self) -> String {
+        let blocks = &self.manifest.blocks;
+        let counts =
+            blocks.iter().map(|(block, tensors)| format!("{} tensors in {}", tensors.len(), block.name()));
+        if blocks.is_empty() { "no".to_owned() } else { counts.collect::<Vec<_>>().join(", ") }
+    }
+
+    /// Who answers for what the weights are.
     fn source(&self) -> String {
-        let word = match (self.manifest.unverified_source, &self.manifest.source_sha256) {
-            (true, _) => "unverified",
-            (false, Some(_)) => "pinned",
-            (false, None) => "not pinned",
+        let manifest = &self.manifest;
+        let word = match (manifest.unverified_source, &manifest.source_signer, manifest.archives.is_empty()) {
+            (true, _, _) => "unverified",
+            (false, Some(_), _) => "signed",
+            (false, None, false) => "pinned",
+            (false, None, true) => "not pinned",
         };
         word.to_owned()
     }
