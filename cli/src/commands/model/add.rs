@@ -107,7 +107,7 @@ pub(super) fn run(args: AddArgs, home: &Home, output: &Output) -> Result<(), Cli
     let origins = args.models.iter().map(|model| origin(model)).collect::<Result<Vec<_>, _>>()?;
     check(&args, &origins)?;
     let cache = Cache::resolve(args.cache.clone())?;
-    let trusted = Trusted::open(home)?;
+    let trusted = Trusted::open_with(home, &args.operator.config()?)?;
     let key = args.operator.config()?.open(KeyFile::Operator, &args.operator.passphrase()?)?;
     let adding = Adding { trusted: &trusted, key: &key, output };
     let mut added = Vec::new();
