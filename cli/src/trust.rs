@@ -41,7 +41,7 @@ pub struct Installed {
 
 /// The newest trust file that the operator signed.
 #[derive(Clone, Debug)]
-pub struct Copy {
+pub struct OwnCopy {
     home: PathBuf,
     /// Who signed it.
     pub root: PublicKey,
@@ -69,7 +69,7 @@ pub struct Change {
     root: SigningKey,
     /// What was in force last.
     trust: Trust,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Installed {
@@ -87,7 +87,7 @@ impl Installed {
     /// # Errors
     /// As [`Self::read`]; [`CliError::Verification`] where the home is behind the copy.
     pub fn compared(home: &Home, config: &Config) -> Result<Self, CliError> {
-        let copy = Copy::read(config)?;
+        let copy = OwnCopy::read(config)?;
         let installed = Self::read(home)?;
         copy.map_or(Ok(()), |copy| copy.compare(home, &installed))?;
         Ok(installed)
@@ -104,7 +104,7 @@ impl Installed {
     }
 }
 
-impl Copy {
+impl OwnCopy {
     /// The operator's copy, if there is one that we may read.
     ///
     /// # Errors
@@ -279,12 +279,17 @@ impl Change {
             return Err(wrong_root(&config));
         }
         let trust = installed.trust;
-        Ok(Self { home: home.clone(), config, passphrase, root, trust, _lock: lock })
+        Ok(Self { home: home.clone(), config, passphrase, root, trust, lock })
     }
 
     /// What was in force last.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// What is in force now, and the lock.
+    pub fn into_parts(self) -> (Trust, Lock) {
+        (self.trust, self.lock)
     }
 
     /// Where the operator's keys are.
@@ -317,7 +322,7 @@ impl Change {
             source: "there is no higher version".into(),
             advice: String::new(),
         })?;
-        let copy = Copy::write(&self.home, &self.config, root, Trust { version, ..trust })?;
+        let copy = OwnCopy::write(&self.home, &self.config, root, Trust { version, ..trust })?;
         copy.install(&self.home, file_mode(&self.home)?)?;
         (self.root, self.trust) = (root.clone(), copy.trust);
         Ok(())
@@ -347,9 +352,9 @@ pub fn files(home: &Home, config: &Config) -> impl Iterator<Item = PathBuf> {
 /// The operator's copy, which must be there.
 ///
 /// # Errors
-/// [`CliError::Failed`] with the code `trust_copy_missing`; as [`Copy::read`].
-pub fn own_copy(config: &Config) -> Result<Copy, CliError> {
-    Copy::read(config)?.ok_or_else(|| no_copy(config))
+/// [`CliError::Failed`] with the code `trust_copy_missing`; as [`OwnCopy::read`].
+pub fn own_copy(config: &Config) -> Result<OwnCopy, CliError> {
+    OwnCopy::read(config)?.ok_or_else(|| no_copy(config))
 }
 
 /// A home that `ringfence init` has not made.

@@ -236,6 +236,9 @@ fn what_is_refused_changes_nothing() {
         "usage",
         "never be valid",
     );
+    let many = (0..65).map(|n| format!("m{n}")).collect::<Vec<_>>().join(",");
+    let other = path("other.pem");
+    check(&["key", "add", &other, "--models", &many], 1, "trust_refused", "keys[2].models");
     check(&["key", "revoke", "00000000"], 1, "key_unknown", "trust show");
     check(&["digest", "revoke", "other"], 1, "model_unknown", "model list");
     check(&["digest", "revoke", "Not A Name"], 2, "usage", "neither a digest");

@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::operator::{Config, KeyFile, OperatorArgs};
 use crate::output::Output;
-use crate::trust::{self, Copy};
+use crate::trust::{self, OwnCopy};
 use clap::Args;
 use nix::unistd::User;
 use ringfence_models::{Glob, PublicKey, SigningKey, Trust, TrustedKey};
@@ -167,7 +167,7 @@ fn write_trust(
     root: &SigningKey,
     operator: &SigningKey,
 ) -> Result<(), CliError> {
-    let copy = Copy::write(home, config, root, first_trust(operator, clock::unix_seconds()))?;
+    let copy = OwnCopy::write(home, config, root, first_trust(operator, clock::unix_seconds()))?;
     copy.install(home, trust::file_mode(home)?)
 }
 

@@ -15,9 +15,12 @@ pub(in crate::commands) struct Trusted {
 }
 
 impl Trusted {
-    /// As [`Self::open_with`], with the operator's copy in the usual folder.
+    /// As [`Self::open_with`], with the operator's copy in the usual folder, if anything says where that is.
     pub(super) fn open(home: &Home) -> Result<Self, CliError> {
-        Self::open_with(home, &Config::resolve(None)?)
+        match Config::resolve(None) {
+            Ok(config) => Self::open_with(home, &config),
+            Err(_) => Self::new(home, Installed::read(home)?.trust),
+        }
     }
 
     /// Opens the packages, verifies the trust file against the pinned root key and compares it with the operator's

@@ -101,14 +101,15 @@ pub(super) fn root(operator: &OperatorArgs, home: &Home, output: &Output) -> Res
     let next = config.open_or_create(KeyFile::NextRoot, &passphrase)?;
     let new_root = PublicKey::of(&next);
     let copy = own_copy(&config)?;
-    let trust = if copy.root == new_root {
+    // The lock is held until the key has its name.
+    let (trust, _lock) = if copy.root == new_root {
         // Cut off after the copy was signed: the home may have the old root, the new one, or both.
         copy.restore(home)?;
-        copy.trust
+        (copy.trust, lock)
     } else {
         let mut change = Change::with(home, config.clone(), lock, || Ok(passphrase))?;
         change.commit_as(change.trust().clone(), &next)?;
-        change.trust().clone()
+        change.into_parts()
     };
     config.promote(KeyFile::NextRoot, KeyFile::Root)?;
     let (new_root, done) = (
