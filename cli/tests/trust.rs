@@ -272,7 +272,7 @@ fn a_revoked_package_and_the_packages_of_a_revoked_key_are_refused() {
     let id = place.show()["keys"][0]["id"].as_str().unwrap().to_owned();
     place.operate(&["trust", "key", "revoke", &id]).ok();
     assert_eq!(place.judge("two"), Err("key_revoked".to_owned()));
-    place.run(&["model", "verify", "two"]).failed(3, "key_revoked", "revoked");
+    place.run(&["model", "verify", "two"]).failed(3, "key_revoked", "model sign two");
 }
 
 #[test]

@@ -27,7 +27,7 @@ Examples:
   ringfence init --home /srv/ringfence --config /root/ringfence --user ringfence
   ringfence init --passphrase-file pass.txt
 
-Keep a copy of the configuration folder elsewhere: without root.key, trust can't be changed; with an old
+Keep a copy of the configuration folder elsewhere: without root.key, trust can't be changed; with an old \
 trust.copy, an old trust file is not noticed.")]
 pub struct InitArgs {
     #[command(flatten)]

@@ -84,9 +84,10 @@ fn advice(name: &PackageName, refusal: &Refusal) -> String {
         Refusal::Expired { .. } | Refusal::TrustExpired(_) => {
             "look at this machine's clock; if it is right: ringfence trust renew".to_owned()
         }
-        Refusal::KeyRevoked(_) | Refusal::DigestRevoked(_) => {
-            format!("remove it: ringfence model remove {name}")
+        Refusal::KeyRevoked(_) => {
+            format!("if you know that it is good, sign it with your own key: ringfence model sign {name}")
         }
+        Refusal::DigestRevoked(_) => format!("remove it: ringfence model remove {name}"),
         Refusal::FileUnlisted(file) => format!("take {file:?} out of the model's folder, or {again}"),
         Refusal::BundleMalformed(_)
         | Refusal::IgnorePaths

@@ -29,8 +29,8 @@ Examples:
   ringfence trust key add supplier.pem --models 'whisper-*'
   ringfence trust digest revoke minilm
 
-Each change makes a new version of the trust file, signed by the root key. Versions only count up: an older file that
-is put back is refused by the server and noticed by this command, which keeps its own copy of the newest one.")]
+Each change makes a new version of the trust file, signed by the root key. Versions only count up: an older \
+file that is put back is refused by the server, and noticed by this command, which keeps its own copy of the newest.")]
 pub struct TrustArgs {
     #[command(subcommand)]
     command: TrustCommand,
