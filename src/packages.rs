@@ -3,23 +3,24 @@
 use crate::clock;
 use crate::home::{Home, HomeError};
 use ringfence_models::{
-    LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, Trust, Verified,
+    FLOOR_BYTES_MAX, LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, TRUST_BYTES_MAX,
+    Trust, TrustError, TrustFiles, Verified,
 };
 use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The longest `root.pub`.
 const ROOT_BYTES_MAX: usize = 4 * 1024;
-
-/// The longest `trust.json`.
-const TRUST_BYTES_MAX: usize = 1024 * 1024;
 
 /// The folder of packages with the trust that applies to them.
 #[derive(Debug)]
 pub(crate) struct Packages {
     home: Arc<Home>,
     store: Store,
+    /// The highest version of the trust file that this run has verified: lowering the floor on the disk is not enough.
+    seen: AtomicU64,
 }
 
 /// Why packages can't be read or used. What is wrong with one package is its refusal, not this.
@@ -29,19 +30,19 @@ pub(crate) enum PackagesError {
     #[error(transparent)]
     Home(#[from] HomeError),
     /// A file that `ringfence init` makes is not there.
-    #[error("the home has no {file}; make it with `ringfence init`")]
+    #[error(
+        "the home has no {file}; make the home with `ringfence init`, or put it back with `ringfence trust restore`"
+    )]
     Missing {
         /// Which.
         file: &'static str,
     },
-    /// The trust file or the pinned root key; nothing is trusted without them.
-    #[error("{file}: {reason}")]
-    Trust {
-        /// Which.
-        file: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The pinned root key; nothing is trusted without it.
+    #[error("root.pub: {0}; put the operator's copy back: ringfence trust restore")]
+    Root(String),
+    /// The trust file or its floor; nothing is trusted without them.
+    #[error("trust.json: {0}; put the operator's copy back: ringfence trust restore")]
+    Trust(#[from] TrustError),
     /// The folder of packages.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -100,7 +101,7 @@ impl Packages {
     /// Opens the folder of packages.
     pub(crate) fn open(home: Arc<Home>) -> Result<Self, PackagesError> {
         let store = Store::from_fd(home.existing_folder("models")?);
-        Ok(Self { home, store })
+        Ok(Self { home, store, seen: AtomicU64::new(0) })
     }
 
     /// Verifies every package. Blocks, and reads all of their bytes.
@@ -123,18 +124,27 @@ impl Packages {
         Ok(Package { digest: verified.digest.to_string(), files })
     }
 
-    /// The trust file as it is now: an operator's change counts for the next load.
+    /// The trust file as it is now: an operator's change counts for the next load, an older file does not.
     fn trust(&self) -> Result<Trust, PackagesError> {
+        // The operator's command may have replaced one file between our reading of it and of the next one.
+        let trust = self.read_trust().or_else(|_| self.read_trust())?;
+        let seen = self.seen.fetch_max(trust.version, Ordering::Relaxed);
+        Ok(trust.not_below(seen)?)
+    }
+
+    fn read_trust(&self) -> Result<Trust, PackagesError> {
         let read =
             |file: &'static str, max| self.home.read(file, max)?.ok_or(PackagesError::Missing { file });
         let root = read("root.pub", ROOT_BYTES_MAX)?;
         let root = std::str::from_utf8(&root)
             .map_err(|error| error.to_string())
             .and_then(|text| PublicKey::from_pem(text).map_err(|error| error.to_string()))
-            .map_err(|reason| PackagesError::Trust { file: "root.pub", reason })?;
-        let trust = read("trust.json", TRUST_BYTES_MAX)?;
-        Trust::verify(&trust, &root)
-            .map_err(|error| PackagesError::Trust { file: "trust.json", reason: error.to_string() })
+            .map_err(PackagesError::Root)?;
+        let floor = read("trust.floor", FLOOR_BYTES_MAX)?;
+        let current = read("trust.json", TRUST_BYTES_MAX)?;
+        let next = self.home.read("trust.next", TRUST_BYTES_MAX)?;
+        let files = TrustFiles { floor: &floor, current: &current, next: next.as_deref() };
+        Ok(files.newest(&root)?.0)
     }
 }
 

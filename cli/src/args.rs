@@ -7,6 +7,7 @@ use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::trust::TrustArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -63,6 +64,8 @@ pub enum Command {
     Client(ClientArgs),
     /// Add, list and revoke API keys
     Key(KeyArgs),
+    /// Show and change whose signature counts for which models
+    Trust(TrustArgs),
     /// Start the server in the foreground
     Serve(ServeArgs),
     /// Show the server's health, models, workers, memory leases and sandbox

@@ -6,12 +6,14 @@ pub mod args;
 pub mod bench;
 pub mod clock;
 pub mod commands;
+pub mod durable;
 pub mod error;
 pub mod home;
 pub mod http;
 pub mod operator;
 pub mod output;
 pub mod passages;
+pub mod trust;
 
 use args::Cli;
 use clap::Parser;

@@ -1,5 +1,6 @@
 //! The operator's two private keys: files that only their owner can read, encrypted with a passphrase.
 
+use crate::durable;
 use crate::error::CliError;
 use crate::home::xdg;
 use clap::Args;
@@ -8,8 +9,8 @@ use pkcs8::spki::der::pem::LineEnding;
 use pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use ringfence_models::SigningKey;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -36,13 +37,19 @@ pub struct Config(PathBuf);
 /// What opens the keys; wiped from memory after use.
 pub struct Passphrase(Zeroizing<String>);
 
-/// Which of the two keys.
+/// Which of the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyFile {
     /// Signs the trust file.
     Root,
     /// Signs models.
     Operator,
+    /// Takes the place of the root key when `trust rotate --root` is done.
+    NextRoot,
+    /// Takes the place of the operator's key when `trust rotate` is done.
+    NextOperator,
+    /// The operator's key before the last `trust rotate --keep-old`.
+    OldOperator,
 }
 
 impl KeyFile {
@@ -50,6 +57,9 @@ impl KeyFile {
         match self {
             Self::Root => "root.key",
             Self::Operator => "operator.key",
+            Self::NextRoot => "root.key.new",
+            Self::NextOperator => "operator.key.new",
+            Self::OldOperator => "operator.key.old",
         }
     }
 }
@@ -90,9 +100,7 @@ impl Config {
         let text = signing_key.to_pkcs8_encrypted_pem(OsRng, &*passphrase.0, LineEnding::LF);
         let text = text.map_err(|error| failed(io::Error::other(error)))?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)?;
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        durable::create(&self.0, key.name(), &text, 0o600).map_err(failed)?;
         Ok(signing_key)
     }
 
@@ -112,6 +120,47 @@ impl Config {
             source: "the passphrase does not open this key, or the file was changed".into(),
             advice: "try again with the passphrase given to `ringfence init`".to_owned(),
         })
+    }
+
+    /// Opens a key, or makes it where a command that was cut off has not.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and [`Self::create`].
+    pub fn open_or_create(&self, key: KeyFile, passphrase: &Passphrase) -> Result<SigningKey, CliError> {
+        if self.has(key) { self.open(key, passphrase) } else { self.create(key, passphrase) }
+    }
+
+    /// Whether there is such a file.
+    pub fn has(&self, key: KeyFile) -> bool {
+        self.key_file(key).symlink_metadata().is_ok()
+    }
+
+    /// Puts one key's file in the place of another's, as one step.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] with the code `io_error`.
+    pub fn promote(&self, from: KeyFile, to: KeyFile) -> Result<(), CliError> {
+        let renamed = durable::rename(&self.0, from.name(), to.name());
+        renamed.map_err(|source| CliError::io(self.key_file(to).display().to_string(), source))
+    }
+
+    /// Gives a key's file a second name, which is no other key's.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] with the code `io_error`.
+    pub fn keep(&self, key: KeyFile, under: KeyFile) -> Result<(), CliError> {
+        if self.is_same(key, under) {
+            return Ok(());
+        }
+        let kept = fs::hard_link(self.key_file(key), self.key_file(under));
+        kept.and_then(|()| durable::sync(&self.0))
+            .map_err(|source| CliError::io(self.key_file(under).display().to_string(), source))
+    }
+
+    /// Whether two names are those of one file.
+    pub fn is_same(&self, one: KeyFile, other: KeyFile) -> bool {
+        let file = |key| self.key_file(key).symlink_metadata().map(|file| (file.dev(), file.ino()));
+        matches!((file(one), file(other)), (Ok(one), Ok(other)) if one == other)
     }
 }
 

@@ -124,24 +124,26 @@ fn init_makes_a_home_with_each_part_for_those_who_need_it() {
     let place = Place::initialised();
     let (public_folder, public_file) = if is_root() { (0o755, 0o644) } else { (0o700, 0o600) };
     for (name, expected) in [
-        ("home", 0o711),
+        ("home", if is_root() { 0o751 } else { 0o711 }),
         ("home/clients", 0o711),
         ("home/keys", 0o700),
         ("home/run", 0o755),
         ("home/models", public_folder),
         ("home/trust.json", public_file),
+        ("home/trust.floor", public_file),
         ("home/root.pub", public_file),
         ("config", 0o700),
         ("config/root.key", 0o600),
         ("config/operator.key", 0o600),
+        ("config/trust.copy", 0o600),
     ] {
         assert_eq!(mode(&place.path(name)), expected, "{name}");
     }
     let own = rustix::process::geteuid().as_raw();
-    for name in ["home/models", "home/trust.json", "home/root.pub", "config"] {
+    for name in ["home", "home/models", "home/trust.json", "home/trust.floor", "home/root.pub", "config"] {
         assert_eq!(fs::metadata(place.path(name)).unwrap().uid(), own, "{name}");
     }
-    for name in ["home", "home/clients", "home/keys", "home/run"] {
+    for name in ["home/clients", "home/keys", "home/run"] {
         assert_eq!(fs::metadata(place.path(name)).unwrap().uid() == own, !is_root(), "{name}");
     }
 }
@@ -273,6 +275,8 @@ fn without_the_trust_file_nothing_holds() {
     fs::write(&trust, text).unwrap();
     place.run(&["model", "verify"]).failed(3, &["trust.json"]);
     fs::remove_file(&trust).unwrap();
+    place.run(&["model", "verify"]).failed(3, &["trust.json", "ringfence trust restore"]);
+    fs::remove_dir_all(place.path("home")).unwrap();
     place.run(&["model", "verify"]).failed(1, &["ringfence init"]);
 }
 

@@ -4,6 +4,8 @@
 //! models/NAME/...                the package; package.toml is its manifest
 //! models/NAME.oms/ed25519.sig    the bundle: every file's digest, signed
 //! trust.json                     whose signature counts for which packages, signed by the root key
+//! trust.floor                    the version below which no trust file counts
+//! trust.next                     the next trust file, where a change of it was cut off
 //! root.pub                       the root key's public half
 //! ```
 //!
@@ -20,6 +22,7 @@ mod kind;
 mod manifest;
 mod name;
 mod refusal;
+mod rollback;
 mod store;
 mod trust;
 
@@ -36,6 +39,7 @@ pub use manifest::{
 };
 pub use name::{NameError, PackageName};
 pub use refusal::{NotRegular, Refusal};
+pub use rollback::{FLOOR_BYTES_MAX, TrustFiles, floor_text};
 pub use store::{
     Draft, DraftError, LoadedPackage, PackageError, SealedFile, Store, StoreError, Verified, VerifiedFile,
 };

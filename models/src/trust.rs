@@ -75,6 +75,19 @@ pub enum TrustError {
         /// What is wrong with it.
         error: KeyError,
     },
+    /// An older file was put back.
+    #[error(
+        "version {version} is older than version {floor}, which was in force already: an older trust file was put back"
+    )]
+    RolledBack {
+        /// Of the file.
+        version: u64,
+        /// The highest that was in force.
+        floor: u64,
+    },
+    /// The floor's text is none.
+    #[error("trust.floor holds no version, so nobody knows how new trust.json must be")]
+    FloorInvalid,
 }
 
 impl Trust {
@@ -97,6 +110,15 @@ impl Trust {
         let keyid = PublicKey::of(root).id().to_string();
         let envelope = dsse::sign(PAYLOAD_TYPE, payload.as_bytes(), &keyid, root);
         serde_json::to_string(&envelope).expect("texts encode")
+    }
+
+    /// This trust file, if it is as new as the newest that was in force.
+    ///
+    /// # Errors
+    /// [`TrustError::RolledBack`].
+    pub fn not_below(self, floor: u64) -> Result<Self, TrustError> {
+        let version = self.version;
+        if version < floor { Err(TrustError::RolledBack { version, floor }) } else { Ok(self) }
     }
 
     /// The key of this id, if it may sign packages of this name at `now` (Unix seconds).
@@ -141,6 +163,11 @@ impl Glob {
             return Err(Fault::WrongValue);
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// The pattern as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Whether the name is one of those meant.

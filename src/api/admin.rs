@@ -53,7 +53,7 @@ pub(super) async fn reload_models(State(app): State<Arc<App>>) -> Result<Json<Mo
     app.dispatcher
         .reload_models()
         .await
-        .map_err(|error| ApiError::new(StatusCode::CONFLICT, "models_unreadable", error.to_string()))?;
+        .map_err(|error| ApiError::new(StatusCode::CONFLICT, error.code(), error.to_string()))?;
     Ok(Json(Models { models: app.dispatcher.models() }))
 }
 

@@ -7,6 +7,7 @@ use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings::{ModelSettings, Settings};
 use crate::workers::Ending;
 use axum::http::StatusCode;
+use ringfence_models::TrustError;
 use ringfence_protocol as protocol;
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, ModelValues, Outcome};
 use serde::Serialize;
@@ -33,6 +34,16 @@ pub(crate) enum ModelsError {
     /// A thread of ours.
     #[error("the packages could not be read: {0}")]
     Thread(#[from] tokio::task::JoinError),
+}
+
+impl ModelsError {
+    /// A stable name for the operator's scripts.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Packages(PackagesError::Trust(TrustError::RolledBack { .. })) => "trust_rolled_back",
+            Self::Packages(_) | Self::TooMany | Self::Thread(_) => "models_unreadable",
+        }
+    }
 }
 
 /// A model for the operator and, in part, for clients.

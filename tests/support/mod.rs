@@ -118,8 +118,13 @@ impl Home {
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = self.program("ringfence");
         command.args(arguments).arg("--home").arg(self.path());
-        if matches!(arguments, ["init", ..] | ["model", "add" | "sign", ..]) {
-            command.arg("--config").arg(self.config()).arg("--passphrase-file").arg(self.passphrase());
+        if matches!(arguments, ["init" | "trust", ..] | ["model", "add" | "sign", ..]) {
+            command.arg("--config").arg(self.config());
+        }
+        if !matches!(arguments, ["trust", "show" | "restore", ..])
+            && matches!(arguments, ["init" | "trust", ..] | ["model", "add" | "sign", ..])
+        {
+            command.arg("--passphrase-file").arg(self.passphrase());
         }
         command.stdin(Stdio::null()).output().unwrap()
     }

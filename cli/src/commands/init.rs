@@ -5,18 +5,19 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::operator::{Config, KeyFile, OperatorArgs};
 use crate::output::Output;
+use crate::trust::{self, OwnCopy};
 use clap::Args;
 use nix::unistd::User;
 use ringfence_models::{Glob, PublicKey, SigningKey, Trust, TrustedKey};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use serde::Serialize;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// How long the first trust file and the operator's key hold: ten years in seconds.
-const VALID_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+/// How long the first trust file and the operator's key hold, in days: ten years.
+pub(super) const VALID_DAYS: u64 = 10 * 365;
 
 /// Make the home folder, the operator's keys and the trust file
 #[derive(Args, Debug)]
@@ -26,7 +27,8 @@ Examples:
   ringfence init --home /srv/ringfence --config /root/ringfence --user ringfence
   ringfence init --passphrase-file pass.txt
 
-Keep a copy of the configuration folder elsewhere: without root.key, trust can't be changed.")]
+Keep a copy of the configuration folder elsewhere: without root.key, trust can't be changed; with an old \
+trust.copy, an old trust file is not noticed.")]
 pub struct InitArgs {
     #[command(flatten)]
     operator: OperatorArgs,
@@ -65,11 +67,11 @@ pub fn run(args: InitArgs, home: &Home, output: &Output) -> Result<(), CliError>
     make_folders(home, &owners)?;
     let root = config.create(KeyFile::Root, &passphrase)?;
     let written = config.create(KeyFile::Operator, &passphrase).and_then(|operator| {
-        write_trust(home, &owners, &root, &operator)?;
+        write_trust(home, &config, &root, &operator)?;
         Ok(operator)
     });
     // Keys that no trust file names are of no use, and would be in the way of the next try.
-    let operator = written.inspect_err(|_| remove_keys(&config))?;
+    let operator = written.inspect_err(|_| remove_written(home, &config))?;
     let made = Made {
         home: home.path().to_owned(),
         config: config.path().to_owned(),
@@ -132,10 +134,12 @@ fn refuse_existing(home: &Home, config: &Config) -> Result<(), CliError> {
 }
 
 fn make_folders(home: &Home, owners: &Owners) -> Result<(), CliError> {
-    // Packages are public in system mode: the server's user reads what only root writes.
-    let models_mode = if owners.server.is_some() { 0o755 } else { 0o700 };
+    // Packages are public in system mode: the server's user reads what only root writes. It does not own the home
+    // either: who owns a folder can replace the files in it, the trust file and its floor among them.
+    let (home_mode, models_mode) = if owners.server.is_some() { (0o751, 0o755) } else { (0o711, 0o700) };
+    let for_reading = owners.server.map(|(_, gid)| (Uid::ROOT, gid));
     // Clients pass through the home to the sockets. The operator may have put it behind a link.
-    make_folder(home.path(), 0o711, owners.server, OFlags::empty())?;
+    make_folder(home.path(), home_mode, for_reading, OFlags::empty())?;
     make_folder(&home.models(), models_mode, None, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("clients"), 0o711, owners.server, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("keys"), 0o700, owners.server, OFlags::NOFOLLOW)?;
@@ -156,22 +160,20 @@ fn make_folder(path: &Path, mode: u32, owner: Option<(Uid, Gid)>, flags: OFlags)
     make().map_err(|source| CliError::io(path.display().to_string(), source))
 }
 
+/// The operator's copy first, as with every change; `root.pub`, which makes the home an installation, comes with it.
 fn write_trust(
     home: &Home,
-    owners: &Owners,
+    config: &Config,
     root: &SigningKey,
     operator: &SigningKey,
 ) -> Result<(), CliError> {
-    let mode = if owners.server.is_some() { 0o644 } else { 0o600 };
-    let trust = first_trust(operator, clock::unix_seconds()).sign(root);
-    write(home, "trust.json", &trust, mode)?;
-    // Last, because it is what makes the home an installation.
-    write(home, "root.pub", &PublicKey::of(root).to_pem(), mode)
+    let copy = OwnCopy::write(home, config, root, first_trust(operator, clock::unix_seconds()))?;
+    copy.install(home, trust::file_mode(home)?)
 }
 
 /// Version 1: the operator's key may sign every model.
 fn first_trust(operator: &SigningKey, now: u64) -> Trust {
-    let expires = now + VALID_SECONDS;
+    let expires = now + VALID_DAYS * super::DAY_SECONDS;
     let key = TrustedKey {
         public: PublicKey::of(operator),
         models: vec![Glob::new("*").expect("a star is a legal pattern")],
@@ -181,29 +183,12 @@ fn first_trust(operator: &SigningKey, now: u64) -> Trust {
     Trust { version: 1, expires, keys: vec![key], revoked_keys: Vec::new(), revoked_digests: Vec::new() }
 }
 
-/// Writes a file as one step: a temporary one, fsync, rename, fsync of the folder.
-fn write(home: &Home, name: &str, text: &str, mode: u32) -> Result<(), CliError> {
-    let (path, temporary) = (home.path().join(name), home.path().join(format!(".{name}.new")));
-    let write = || -> io::Result<()> {
-        // A leftover of a try that was cut off. A new file is never a link to another.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::OpenOptions::new().read(true).open(home.path())?.sync_all()
-    };
-    write().map_err(|source| CliError::io(path.display().to_string(), source))
-}
-
-fn remove_keys(config: &Config) {
-    for key in [KeyFile::Root, KeyFile::Operator] {
+fn remove_written(home: &Home, config: &Config) {
+    let keys = [KeyFile::Root, KeyFile::Operator].map(|key| config.key_file(key));
+    // There were none of them before: `refuse_existing` has looked.
+    for path in keys.into_iter().chain(trust::files(home, config)) {
         // The error that brought us here is the one to report.
-        let _ = fs::remove_file(config.key_file(key));
+        let _ = fs::remove_file(path);
     }
 }
 

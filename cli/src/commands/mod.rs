@@ -7,6 +7,7 @@ pub mod key;
 pub mod model;
 pub mod serve;
 pub mod status;
+pub mod trust;
 
 use crate::args::Command;
 use crate::error::CliError;
@@ -14,6 +15,9 @@ use crate::home::Home;
 use crate::output::Output;
 use serde_json::Value;
 use std::time::Duration;
+
+/// Seconds of a day.
+const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// Runs one command.
 ///
@@ -25,6 +29,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Model(args) => model::run(args, home, output),
         Command::Client(args) => client::run(args, home, output),
         Command::Key(args) => key::run(args, home, output),
+        Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),

@@ -38,6 +38,7 @@ fn every_command_shows_examples_that_are_legal() {
         for example in examples {
             assert!(example.starts_with(&name), "`{name} --help` shows `{example}`");
             let words = example.split(['|', '>']).next().unwrap().split_whitespace();
+            let words = words.map(|word| word.trim_matches('\''));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{example}: {error}"));
         }
     }

@@ -15,7 +15,7 @@
 //! leaves a package that is refused until it is added, signed or removed again; a crash before leaves the old one.
 //! Names that begin with a dot are not packages; the next draft of that name clears them away.
 
-use super::{BUNDLE_FILE, Folder, PackageError, Store, StoreError};
+use super::{BUNDLE_FILE, Folder, PackageError, Store, StoreError, Verified, VerifiedFile};
 use crate::bundle::{self, FILES_MAX, Resource};
 use crate::digest::{Digest, Hasher};
 use crate::kind::{FileKind, FileName, FileNameError};
@@ -128,6 +128,21 @@ impl Store {
         models.write_bundle(name, &bundle)?;
         models.put(&name.bundle_folder())?;
         Ok(digest)
+    }
+
+    /// Signs with another key exactly what was verified; what lies in the folder now is not read again.
+    ///
+    /// # Errors
+    /// [`DraftError::Busy`] and [`DraftError::System`].
+    pub fn resign(&self, verified: &Verified, key: &SigningKey) -> Result<(), DraftError> {
+        let models = Models::lock(&self.folder)?;
+        let name = verified.manifest.name();
+        let resource = |file: &VerifiedFile| Resource { name: file.name.clone(), digest: file.digest };
+        let (bundle, digest) = bundle::sign(key, name, verified.files.iter().map(resource).collect());
+        assert_eq!(digest, verified.digest, "the same files have the same digest");
+        models.clear(&new(&name.bundle_folder()))?;
+        models.write_bundle(name, &bundle)?;
+        Ok(models.put(&name.bundle_folder())?)
     }
 
     /// Removes a package and its bundles.

@@ -1,7 +1,9 @@
 //! Whose signature counts, for which packages, and when.
 
 use crate::fixture::{Fixture, NOW, envelope, refusal};
-use ringfence_models::{Digest, Fault, Glob, KeyError, PublicKey, Refusal, SigningKey, Trust, TrustError};
+use ringfence_models::{
+    Digest, Fault, Glob, KeyError, PublicKey, Refusal, SigningKey, Trust, TrustError, TrustFiles, floor_text,
+};
 use serde_json::{Value, json};
 
 const PAYLOAD_TYPE: &str = "application/vnd.ringfence.trust+json";
@@ -112,4 +114,45 @@ fn a_weak_key_is_refused_even_where_the_root_lists_it() {
     let signed = envelope(PAYLOAD_TYPE, &payload.to_string(), &root.id().to_string(), &fixture.root);
     let expected = TrustError::Key { index: 0, error: KeyError::Weak };
     assert_eq!(Trust::verify(signed.to_string().as_bytes(), &root), Err(expected));
+}
+
+#[test]
+fn after_each_step_of_a_change_one_file_counts_and_never_an_older_one() {
+    let fixture = Fixture::empty();
+    let (root, other) = (PublicKey::of(&fixture.root), SigningKey::from_bytes(&[9; 32]));
+    let signed = |version, key| Trust { version, ..fixture.trust.clone() }.sign(key);
+    let (old, new, new_root) = (signed(4, &fixture.root), signed(5, &fixture.root), signed(5, &other));
+    let check = |root: &PublicKey, floor, current: &str, next: Option<&str>, expected| {
+        let floor = floor_text(floor);
+        let next = next.map(str::as_bytes);
+        let files = TrustFiles { floor: floor.as_bytes(), current: current.as_bytes(), next };
+        assert_eq!(files.newest(root).map(|(trust, _)| trust.version), expected);
+    };
+    let rolled_back = Err(TrustError::RolledBack { version: 4, floor: 5 });
+    check(&root, 4, &old, None, Ok(4));
+    check(&root, 4, &old, Some(&new), Ok(4));
+    check(&root, 5, &old, Some(&new), Ok(5));
+    check(&root, 5, &new, None, Ok(5));
+    check(&root, 5, &old, None, rolled_back.clone());
+    check(&root, 5, &old, Some(&old), rolled_back.clone());
+    check(&root, 5, &old, Some("{}"), rolled_back);
+    // The root key changes as well: its public half is replaced before the floor.
+    let new_pub = PublicKey::of(&other);
+    check(&root, 4, &old, Some(&new_root), Ok(4));
+    check(&new_pub, 4, &old, Some(&new_root), Ok(5));
+    check(&new_pub, 5, &new_root, None, Ok(5));
+    check(&new_pub, 4, &old, None, Err(TrustError::WrongRoot));
+}
+
+#[test]
+fn a_newer_file_than_the_floor_counts_and_a_floor_that_says_nothing_stops_all() {
+    let fixture = Fixture::empty();
+    let (root, signed) = (PublicKey::of(&fixture.root), fixture.trust.sign(&fixture.root));
+    let newest =
+        |floor| TrustFiles { floor, current: signed.as_bytes(), next: Some(signed.as_bytes()) }.newest(&root);
+    assert_eq!(newest(b"1\n"), Ok((fixture.trust.clone(), 1)));
+    assert_eq!(newest(b""), Err(TrustError::FloorInvalid));
+    let newer = Trust { version: 7, ..fixture.trust.clone() };
+    assert_eq!(newer.clone().not_below(7), Ok(newer.clone()));
+    assert_eq!(newer.not_below(8), Err(TrustError::RolledBack { version: 7, floor: 8 }));
 }

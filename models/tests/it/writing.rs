@@ -1,7 +1,7 @@
 //! Writing, replacing and removing packages.
 
 use crate::fixture::{FILES, Fixture, NOW, name};
-use ringfence_models::{DraftError, FileNameError, PackageError, Refusal};
+use ringfence_models::{DraftError, FileNameError, PackageError, PublicKey, Refusal, SigningKey};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -129,4 +129,18 @@ fn names(fixture: &Fixture) -> Vec<String> {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[test]
+fn a_package_is_signed_again_as_it_was_verified_whatever_lies_there_now() {
+    let mut fixture = Fixture::new();
+    let verified = fixture.verify().unwrap();
+    let next = SigningKey::from_bytes(&[3; 32]);
+    fs::write(fixture.file("config.json"), "changed since").unwrap();
+    fixture.store.resign(&verified, &next).unwrap();
+    fixture.trust = crate::fixture::trusting(&next);
+    assert!(matches!(fixture.refusal(), Refusal::DigestMismatch { .. }));
+    fs::write(fixture.file("config.json"), FILES[1].1).unwrap();
+    let again = fixture.verify().unwrap();
+    assert_eq!((again.digest, again.signer), (verified.digest, PublicKey::of(&next).id()));
 }

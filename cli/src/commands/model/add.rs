@@ -120,7 +120,7 @@ pub(super) fn run(args: AddArgs, home: &Home, output: &Output) -> Result<(), Cli
     let origins = args.models.iter().map(|word| Origin::parse(word, form)).collect::<Result<Vec<_>, _>>()?;
     check(&args, &origins)?;
     let cache = Cache::resolve(args.cache.clone())?;
-    let trusted = Trusted::open(home)?;
+    let trusted = Trusted::open_with(home, &args.operator.config()?)?;
     let key = args.operator.config()?.open(KeyFile::Operator, &args.operator.passphrase()?)?;
     let adding = Adding { args: &args, trusted: &trusted, key: &key, cache, user: user(home)?, output };
     let mut added = Vec::new();

@@ -5,7 +5,7 @@ mod convert;
 mod fetch;
 mod show;
 mod source;
-mod trusted;
+pub(super) mod trusted;
 
 use crate::error::CliError;
 use crate::home::Home;
@@ -82,7 +82,7 @@ pub fn run(args: ModelArgs, home: &Home, output: &Output) -> Result<(), CliError
 }
 
 fn sign(home: &Home, name: &PackageName, operator: &OperatorArgs, output: &Output) -> Result<(), CliError> {
-    let trusted = Trusted::open(home)?;
+    let trusted = Trusted::open_with(home, &operator.config()?)?;
     let key = operator.config()?.open(KeyFile::Operator, &operator.passphrase()?)?;
     trusted.store.sign(name, &key).map_err(|error| writing(name, error))?;
     let verified = trusted.verify(name)?;
@@ -107,7 +107,7 @@ fn remove(home: &Home, name: &PackageName, output: &Output) -> Result<(), CliErr
 /// What a change of the packages meant to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Told {
+pub(super) enum Told {
     /// It has read the packages again.
     Reloaded,
     /// None runs on this home.
@@ -115,7 +115,7 @@ enum Told {
 }
 
 /// Has a running server read the packages again.
-fn tell_server(home: &Home) -> Result<Told, CliError> {
+pub(super) fn tell_server(home: &Home) -> Result<Told, CliError> {
     match ask_once(&Address::Unix(home.admin_socket()), &Ask::plain(Method::POST, "/models/reload")) {
         Ok(_) => Ok(Told::Reloaded),
         Err(CliError::Unreachable { source, .. })
@@ -127,7 +127,7 @@ fn tell_server(home: &Home) -> Result<Told, CliError> {
     }
 }
 
-fn describe(server: &Result<Told, CliError>) -> &'static str {
+pub(super) fn describe(server: &Result<Told, CliError>) -> &'static str {
     match server {
         Ok(Told::Reloaded) => "the server has read it",
         Ok(Told::NotRunning) => "no server is running; it reads the models when it starts",
@@ -136,7 +136,7 @@ fn describe(server: &Result<Told, CliError>) -> &'static str {
 }
 
 /// What could not be written, for people.
-fn writing(name: &PackageName, error: DraftError) -> CliError {
+pub(super) fn writing(name: &PackageName, error: DraftError) -> CliError {
     let subject = format!("model {name}");
     let (code, advice) = match &error {
         DraftError::Busy => ("models_busy", ""),
