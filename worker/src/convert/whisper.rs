@@ -64,7 +64,10 @@ impl Sizes {
         let divides = |heads: usize| heads > 0 && self.state.is_multiple_of(heads);
         let plain = [self.mels, self.audio_positions, self.state, self.text_positions];
         if plain.contains(&0) || !layers.contains(&self.audio_layers) || !layers.contains(&self.text_layers) {
-            return Err(malformed(file, format!("a size is zero, or there are more than {LAYERS_MAX} layers")));
+            return Err(malformed(
+                file,
+                format!("a size is zero, or there are more than {LAYERS_MAX} layers"),
+            ));
         }
         if self.state != self.text_state || !divides(self.audio_heads) || !divides(self.text_heads) {
             return Err(malformed(file, "its heads or widths don't fit each other"));
@@ -79,10 +82,10 @@ impl Sizes {
 /// A file is missing, malformed, too large, or not Whisper.
 pub fn convert_pt(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     let bytes = weights(work, pt::FILE)?;
-    let pt::Checkpoint { sizes, entries } = pt::read(&bytes, work.memory)?;
+    let pt::Checkpoint { sizes, entries, turned } = pt::read(&bytes, work.memory)?;
     sizes.check(pt::FILE)?;
     let vocabulary = vocabulary(work, &sizes)?;
-    let source = Source { bytes: &bytes, entries, naming: Naming::OpenAi };
+    let source = Source { bytes: &bytes, entries, turned, naming: Naming::OpenAi };
     write(work, &sizes, &vocabulary, &source)
 }
 
@@ -98,7 +101,7 @@ pub fn convert_ggml(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
         Some(vocabulary) => vocabulary,
         None => Vocabulary::new(ggml::FILE, tokens, sizes.vocabulary)?,
     };
-    let source = Source { bytes: &bytes, entries, naming: Naming::OpenAi };
+    let source = Source { bytes: &bytes, entries, turned: BTreeSet::new(), naming: Naming::OpenAi };
     write(work, &sizes, &vocabulary, &source)
 }
 
@@ -111,7 +114,7 @@ pub fn convert_ctranslate2(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     let ctranslate2::Ctranslate2 { sizes, entries } = ctranslate2::read(&bytes)?;
     sizes.check(ctranslate2::FILE)?;
     let vocabulary = vocabulary(work, &sizes)?;
-    let source = Source { bytes: &bytes, entries, naming: Naming::Ctranslate2 };
+    let source = Source { bytes: &bytes, entries, turned: BTreeSet::new(), naming: Naming::Ctranslate2 };
     write(work, &sizes, &vocabulary, &source)
 }
 
@@ -136,6 +139,8 @@ fn tensor_error(tensor: &str, reason: impl Into<String>) -> ConvertError {
 struct Source<'a> {
     bytes: &'a [u8],
     entries: Entries,
+    /// Those of two dimensions that stand column by column.
+    turned: BTreeSet<String>,
     naming: Naming,
 }
 
@@ -151,9 +156,36 @@ fn write(
     write_json(work, config::FILE, &config(sizes, vocabulary))?;
     write_json(work, GENERATION_FILE, &generation(sizes, vocabulary))?;
     write_json(work, package_tokenizer::FILE, &tokenizer)?;
-    safetensors::write(work.output, &tensors, |place, put| put(places[place]))?;
+    safetensors::write(work.output, &tensors, |place, put| match places[place] {
+        Numbers::Rows(bytes) => put(bytes),
+        Numbers::Columns(bytes) => put_turned(&tensors[place], bytes, put),
+    })?;
     let max_tokens = u32::try_from(sizes.text_positions).expect("sizes are bounded");
     Ok(Facts { architecture: ModelArchitecture::Whisper, max_tokens, licence: None })
+}
+
+/// The bytes of a tensor in its source, by how they stand there.
+#[derive(Clone, Copy)]
+enum Numbers<'a> {
+    Rows(&'a [u8]),
+    Columns(&'a [u8]),
+}
+
+/// Puts row by row what stands column by column.
+fn put_turned(
+    tensor: &Tensor,
+    columns: &[u8],
+    put: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let (width, rows) = (tensor.dtype.bytes(), tensor.shape[0]);
+    let mut row = Vec::with_capacity(columns.len() / rows);
+    for first in 0..rows {
+        row.clear();
+        let column = columns.chunks_exact(rows * width);
+        row.extend(column.flat_map(|column| &column[first * width..][..width]));
+        put(&row)?;
+    }
+    Ok(())
 }
 
 fn write_json(work: &mut Work<'_>, name: &str, value: &Value) -> Result<(), ConvertError> {
@@ -161,10 +193,7 @@ fn write_json(work: &mut Work<'_>, name: &str, value: &Value) -> Result<(), Conv
 }
 
 /// The package's tensors and the bytes of each. Nothing may be left in the source.
-fn take<'a>(
-    plan: &[Planned],
-    source: &Source<'a>,
-) -> Result<(Vec<Tensor>, Vec<&'a [u8]>), ConvertError> {
+fn take<'a>(plan: &[Planned], source: &Source<'a>) -> Result<(Vec<Tensor>, Vec<Numbers<'a>>), ConvertError> {
     let used: BTreeSet<&str> = plan.iter().map(|planned| planned.source.as_str()).collect();
     let taken: Vec<_> = plan.iter().map(|planned| take_one(planned, source)).collect::<Result<_, _>>()?;
     match source.entries.keys().find(|name| !used.contains(name.as_str())) {
@@ -173,7 +202,7 @@ fn take<'a>(
     }
 }
 
-fn take_one<'a>(planned: &Planned, source: &Source<'a>) -> Result<(Tensor, &'a [u8]), ConvertError> {
+fn take_one<'a>(planned: &Planned, source: &Source<'a>) -> Result<(Tensor, Numbers<'a>), ConvertError> {
     let Planned { name, shape, source: from, part: (part, parts) } = planned;
     let entry = source.entries.get(from).ok_or_else(|| tensor_error(from, "it is missing"))?;
     let expected = planned.source_shape();
@@ -186,7 +215,10 @@ fn take_one<'a>(planned: &Planned, source: &Source<'a>) -> Result<(Tensor, &'a [
     let whole = &source.bytes[entry.bytes.clone()];
     let length = whole.len() / parts;
     let tensor = Tensor { name: name.clone(), dtype: entry.dtype, shape: shape.clone() };
-    Ok((tensor, &whole[part * length..][..length]))
+    let bytes = &whole[part * length..][..length];
+    let turned = source.turned.contains(from);
+    // Forms that join tensors turn none, so a turned one is whole.
+    Ok((tensor, if turned { Numbers::Columns(bytes) } else { Numbers::Rows(bytes) }))
 }
 
 fn config(sizes: &Sizes, vocabulary: &Vocabulary) -> Value {

@@ -50,9 +50,9 @@ pub(super) fn plan(sizes: &Sizes, naming: Naming) -> Vec<Planned> {
 
 /// The parts of CTranslate2's fused biases that must be zero, because Whisper's keys have no bias.
 pub(super) fn key_biases(sizes: &Sizes) -> impl Iterator<Item = (String, (usize, usize))> {
-    let own = |side: Side, layer| (format!("{}self_attention/linear_0/bias", prefixes(side, layer).2), (1, 3));
-    let cross =
-        |layer| (format!("{}attention/linear_1/bias", prefixes(Side::Decoder, layer).2), (0, 2));
+    let own =
+        |side: Side, layer| (format!("{}self_attention/linear_0/bias", prefixes(side, layer).2), (1, 3));
+    let cross = |layer| (format!("{}attention/linear_1/bias", prefixes(Side::Decoder, layer).2), (0, 2));
     (0..sizes.audio_layers)
         .map(move |layer| own(Side::Encoder, layer))
         .chain((0..sizes.text_layers).flat_map(move |layer| [own(Side::Decoder, layer), cross(layer)]))
@@ -77,13 +77,7 @@ fn prefixes(side: Side, layer: usize) -> (String, String, String) {
     )
 }
 
-fn add(
-    plan: &mut Vec<Planned>,
-    sizes: &Sizes,
-    naming: Naming,
-    rows: &[Row],
-    layer: Option<(Side, usize)>,
-) {
+fn add(plan: &mut Vec<Planned>, sizes: &Sizes, naming: Naming, rows: &[Row], layer: Option<(Side, usize)>) {
     let (package, openai, ctranslate2) = layer.map_or_else(
         || ("model.".to_owned(), String::new(), String::new()),
         |(side, layer)| prefixes(side, layer),

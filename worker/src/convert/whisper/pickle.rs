@@ -47,12 +47,14 @@ pub(super) struct Storage<'a> {
     pub(super) elements: usize,
 }
 
-/// A tensor: rows without gaps, from this element of a storage.
+/// A tensor without gaps, from this element of a storage.
 #[derive(Debug)]
 pub(super) struct Tensor<'a> {
     pub(super) storage: Storage<'a>,
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
+    /// It has two dimensions and stands column by column, not row by row.
+    pub(super) turned: bool,
 }
 
 /// Everything that a pickle made.
@@ -98,7 +100,11 @@ impl<'a> Pickle<'a> {
     }
 
     fn tuple(&self, value: Value<'a>) -> Result<&[Value<'a>], String> {
-        if let Value::Tuple(place) = value { Ok(&self.tuples[place]) } else { Err("a tuple is missing".into()) }
+        if let Value::Tuple(place) = value {
+            Ok(&self.tuples[place])
+        } else {
+            Err("a tuple is missing".into())
+        }
     }
 }
 
@@ -370,11 +376,12 @@ fn rebuild<'a>(made: &Pickle<'a>, arguments: &[Value<'a>]) -> Result<Tensor<'a>,
     else {
         return Err("its pickle makes a tensor of something else".into());
     };
-    let tensor = Tensor { storage, offset: size(offset)?, shape: integers(made, shape)? };
-    if !is_contiguous(&tensor.shape, &integers(made, strides)?) {
+    let (shape, strides) = (integers(made, shape)?, integers(made, strides)?);
+    let turned = !is_contiguous(&shape, &strides);
+    if turned && !is_turned(&shape, &strides) {
         return Err("its pickle has a tensor with gaps or turned dimensions".into());
     }
-    Ok(tensor)
+    Ok(Tensor { storage, offset: size(offset)?, shape, turned })
 }
 
 fn integers<'a>(made: &Pickle<'a>, tuple: Value<'a>) -> Result<Vec<usize>, String> {
@@ -383,6 +390,11 @@ fn integers<'a>(made: &Pickle<'a>, tuple: Value<'a>) -> Result<Vec<usize>, Strin
         _ => Err("its pickle has a size that is no number".into()),
     };
     made.tuple(tuple)?.iter().map(integer).collect()
+}
+
+/// Column by column without gaps.
+fn is_turned(shape: &[usize], strides: &[usize]) -> bool {
+    matches!((shape, strides), ([rows, _], [1, column]) if rows == column)
 }
 
 /// Row by row without gaps; a dimension of one element may say any stride.

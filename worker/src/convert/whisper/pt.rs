@@ -7,7 +7,7 @@ use crate::convert::{denied, malformed};
 use crate::memory::Memory;
 use crate::package::safetensors::Entry;
 use ringfence_protocol::ConvertError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,11 +22,15 @@ const MEMBERS_MAX: usize = TENSORS_MAX + 16;
 const DIRECTORY_BYTES_MAX: u32 = 4 * 1024 * 1024;
 const DIRECTORY_GROWTH: u64 = 32;
 const PICKLE: &str = "data.pkl";
+/// The dictionary of tensors.
+const STATE: &str = "model_state_dict";
 
 /// What a file holds.
 pub(super) struct Checkpoint {
     pub(super) sizes: Sizes,
     pub(super) entries: Entries,
+    /// The tensors of two dimensions that stand column by column.
+    pub(super) turned: BTreeSet<String>,
 }
 
 pub(super) fn read(bytes: &[u8], memory: &dyn Memory) -> Result<Checkpoint, ConvertError> {
@@ -40,7 +44,7 @@ pub(super) fn read(bytes: &[u8], memory: &dyn Memory) -> Result<Checkpoint, Conv
     let member = |key: &str| members.get(&format!("{prefix}data/{key}")).cloned();
     let sizes = sizes(&pickle, root)?;
     let entries = entries(&pickle, root, member)?;
-    Ok(Checkpoint { sizes, entries })
+    Ok(Checkpoint { sizes, entries, turned: turned(&pickle, root)? })
 }
 
 /// Where each member's bytes are.
@@ -150,17 +154,25 @@ fn entries<'a>(
     root: Value<'a>,
     member: impl Fn(&str) -> Option<Range<usize>>,
 ) -> Result<Entries, ConvertError> {
-    let state = part(pickle, root, "model_state_dict")?;
+    let state = part(pickle, root, STATE)?;
     if state.len() > TENSORS_MAX {
         return Err(malformed(FILE, "it has too many tensors"));
     }
     let entry = |(name, value): (&&str, &Value<'a>)| {
         let tensor = pickle.tensor(*value).ok_or_else(|| tensor_error(name, "it is no tensor"))?;
-        let storage = member(tensor.storage.key).ok_or_else(|| tensor_error(name, "its numbers are missing"))?;
-        let bytes = place(tensor, storage).ok_or_else(|| tensor_error(name, "it lies outside its numbers"))?;
+        let storage =
+            member(tensor.storage.key).ok_or_else(|| tensor_error(name, "its numbers are missing"))?;
+        let bytes =
+            place(tensor, storage).ok_or_else(|| tensor_error(name, "it lies outside its numbers"))?;
         Ok(((*name).to_owned(), Entry { dtype: tensor.storage.dtype, shape: tensor.shape.clone(), bytes }))
     };
     state.iter().map(entry).collect()
+}
+
+fn turned<'a>(pickle: &Pickle<'a>, root: Value<'a>) -> Result<BTreeSet<String>, ConvertError> {
+    let state = part(pickle, root, STATE)?.iter();
+    let turned = |value: &Value<'a>| pickle.tensor(*value).is_some_and(|tensor| tensor.turned);
+    Ok(state.filter(|(_, value)| turned(value)).map(|(name, _)| (*name).to_owned()).collect())
 }
 
 /// Where a tensor's bytes are; `None` if its storage is not as long as it says, or ends before the tensor does.

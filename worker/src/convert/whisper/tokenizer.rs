@@ -36,8 +36,14 @@ const LANGUAGES: [&str; 100] = [
 ];
 const LANGUAGES_MIN: usize = 99;
 /// After the languages.
-const TASKS: [&str; 6] =
-    ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"];
+const TASKS: [&str; 6] = [
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+];
 /// Every 20 ms from 0 to 30 s.
 const TIMESTAMPS: usize = 1501;
 
@@ -80,7 +86,8 @@ impl Vocabulary {
         let languages = size.checked_sub(tokens.len() + 2 + TASKS.len() + TIMESTAMPS);
         let languages = languages.filter(|count| (LANGUAGES_MIN..=LANGUAGES.len()).contains(count));
         let languages = languages.ok_or_else(|| {
-            let reason = format!("{} tokens don't make a model of {size} with the special ones", tokens.len());
+            let reason =
+                format!("{} tokens don't make a model of {size} with the special ones", tokens.len());
             malformed(file, reason)
         })?;
         if tokens.iter().any(|token| token.len() > TOKEN_BYTES_MAX) {
@@ -129,7 +136,10 @@ impl Vocabulary {
             (ids.len() == 1 || SIGNS.split(' ').any(|sign| sign == symbol)).then(|| ids[0])
         });
         let hyphens = [" -", " '"].map(|text| self.encode(text.as_bytes())[0]);
-        said.chain(hyphens).chain([specials.start]).chain(specials.translate..specials.no_timestamps).collect()
+        said.chain(hyphens)
+            .chain([specials.start])
+            .chain(specials.translate..specials.no_timestamps)
+            .collect()
     }
 
     /// What speech does not begin with: a space and the end.
@@ -180,7 +190,8 @@ impl Vocabulary {
             self.tokens.iter().zip(0..).map(|(token, id)| (text(token), Value::from(id))).collect();
         let merges = self.merges(file)?;
         let merges: Vec<_> = merges.into_iter().map(|(left, right)| [text(left), text(right)]).collect();
-        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let bytes =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         Ok(json!({
             "version": "1.0",
             "truncation": null,
