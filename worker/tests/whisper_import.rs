@@ -466,6 +466,11 @@ fn models_that_are_something_else_are_refused() {
     let mut unmade = pt();
     unmade.insert("vocabulary.tiktoken", ranks(&apart));
     refused(WhisperPt, &unmade, "not made of two tokens");
+    let mut doubled = pt();
+    doubled.remove("vocabulary.tiktoken");
+    let texts = r#"{"added_tokens":[],"model":{"vocab":{"a":0,"b":0}}}"#;
+    doubled.insert("tokenizer.json", texts.into());
+    refused(WhisperPt, &doubled, "two tokens have the id 0");
     let header = |kind: usize| [le(&[2, 30, kind]), le(&[STATE, VOCABULARY])].concat();
     refused(WhisperGgml, &change(ggml(), "model.bin", &header(0), &header(8)), "tensor type 8");
     refused(

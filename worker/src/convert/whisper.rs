@@ -99,7 +99,7 @@ pub fn convert_ggml(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     sizes.check(ggml::FILE)?;
     let vocabulary = match Vocabulary::find(work.files, work.memory, sizes.vocabulary)? {
         Some(vocabulary) => vocabulary,
-        None => Vocabulary::new(ggml::FILE, tokens, sizes.vocabulary)?,
+        None => Vocabulary::new(ggml::FILE, tokens, sizes.vocabulary, work.memory)?,
     };
     let source = Source { bytes: &bytes, entries, turned: BTreeSet::new(), naming: Naming::OpenAi };
     write(work, &sizes, &vocabulary, &source)
@@ -152,7 +152,7 @@ fn write(
 ) -> Result<Facts, ConvertError> {
     let plan = plan(sizes, source.naming);
     let (tensors, places) = take(&plan, source)?;
-    let tokenizer = vocabulary.json(tokenizer::RANKS_FILE)?;
+    let tokenizer = vocabulary.json()?;
     write_json(work, config::FILE, &config(sizes, vocabulary))?;
     write_json(work, GENERATION_FILE, &generation(sizes, vocabulary))?;
     write_json(work, package_tokenizer::FILE, &tokenizer)?;

@@ -20,8 +20,10 @@ const GROWTH: u64 = 48;
 
 /// The most tokens of text.
 pub(super) const TOKENS_MAX: usize = 65_536;
-/// The longest token in bytes; merging takes its square.
-pub(super) const TOKEN_BYTES_MAX: usize = 256;
+/// The longest token in bytes, that of GPT-2; merging takes its square.
+pub(super) const TOKEN_BYTES_MAX: usize = 128;
+/// Bytes of memory for a token besides its own.
+const TOKEN_OVERHEAD: usize = 16;
 /// How many tokens English-only models have, those of GPT-2; every other vocabulary is multilingual.
 const ENGLISH_TOKENS: usize = 50_256;
 
@@ -49,6 +51,8 @@ const TIMESTAMPS: usize = 1501;
 
 /// The tokens of text by rank.
 pub(super) struct Vocabulary {
+    /// Where they come from, for refusals.
+    file: &'static str,
     tokens: Vec<Vec<u8>>,
     ranks: HashMap<Vec<u8>, usize>,
     languages: usize,
@@ -72,17 +76,24 @@ impl Vocabulary {
     ) -> Result<Option<Self>, ConvertError> {
         if let Some(bytes) = files.find(RANKS_FILE, RANKS_BYTES_MAX).map_err(refused)? {
             memory.check(bytes.len() as u64 * GROWTH).map_err(denied)?;
-            return Self::new(RANKS_FILE, ranked(bytes)?, size).map(Some);
+            return Self::new(RANKS_FILE, ranked(bytes)?, size, memory).map(Some);
         }
         let Some(bytes) = files.find(tokenizer::FILE, tokenizer::BYTES_MAX).map_err(refused)? else {
             return Ok(None);
         };
         memory.check(bytes.len() as u64 * GROWTH).map_err(denied)?;
-        Self::new(tokenizer::FILE, from_tokenizer(bytes)?, size).map(Some)
+        Self::new(tokenizer::FILE, from_tokenizer(bytes)?, size, memory).map(Some)
     }
 
-    /// Tokens by rank, from `file`.
-    pub(super) fn new(file: &str, tokens: Vec<Vec<u8>>, size: usize) -> Result<Self, ConvertError> {
+    /// Tokens by rank, from `file`, for a model of `size` tokens in all.
+    pub(super) fn new(
+        file: &'static str,
+        tokens: Vec<Vec<u8>>,
+        size: usize,
+        memory: &dyn Memory,
+    ) -> Result<Self, ConvertError> {
+        let bytes: usize = tokens.iter().map(|token| token.len() + TOKEN_OVERHEAD).sum();
+        memory.check(bytes as u64 * GROWTH).map_err(denied)?;
         let languages = size.checked_sub(tokens.len() + 2 + TASKS.len() + TIMESTAMPS);
         let languages = languages.filter(|count| (LANGUAGES_MIN..=LANGUAGES.len()).contains(count));
         let languages = languages.ok_or_else(|| {
@@ -100,7 +111,7 @@ impl Vocabulary {
         if (0..=u8::MAX).any(|byte| !ranks.contains_key(&[byte][..])) {
             return Err(malformed(file, "a byte is no token"));
         }
-        Ok(Self { tokens, ranks, languages })
+        Ok(Self { file, tokens, ranks, languages })
     }
 
     /// Whether the model knows more than English.
@@ -171,25 +182,30 @@ impl Vocabulary {
         edges
     }
 
-    /// The merges in order: the two tokens that each longer token is made of by the merges before it.
-    fn merges(&self, file: &str) -> Result<Vec<(&[u8], &[u8])>, ConvertError> {
+    /// The merges in order: the rank of each longer token, and where the two tokens before it meet that it is made of.
+    fn merges(&self) -> Result<Vec<(usize, usize)>, ConvertError> {
         let longer = self.tokens.iter().enumerate().filter(|(_, token)| token.len() > 1);
-        let merge = |(rank, token): (usize, &'_ Vec<u8>)| match self.split(token, rank)[..] {
+        let merge = |(rank, token): (usize, &Vec<u8>)| match self.split(token, rank)[..] {
             [0, edge, _] => Ok((rank, edge)),
-            _ => Err(malformed(file, format!("token {rank} is not made of two tokens before it"))),
+            _ => Err(malformed(self.file, format!("token {rank} is not made of two tokens before it"))),
         };
-        let places: Vec<_> = longer.map(merge).collect::<Result<_, _>>()?;
-        Ok(places.into_iter().map(|(rank, edge)| self.tokens[rank].split_at(edge)).collect())
+        longer.map(merge).collect()
     }
 
-    /// `tokenizer.json`; `file` is where the vocabulary comes from.
-    pub(super) fn json(&self, file: &str) -> Result<Value, ConvertError> {
+    /// `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The order of the tokens is not one of merges.
+    pub(super) fn json(&self) -> Result<Value, ConvertError> {
         let characters = characters();
         let text = |token: &[u8]| token.iter().map(|byte| characters[usize::from(*byte)]).collect::<String>();
         let vocabulary: Map<_, _> =
             self.tokens.iter().zip(0..).map(|(token, id)| (text(token), Value::from(id))).collect();
-        let merges = self.merges(file)?;
-        let merges: Vec<_> = merges.into_iter().map(|(left, right)| [text(left), text(right)]).collect();
+        let pair = |(rank, edge): (usize, usize)| {
+            let (left, right) = self.tokens[rank].split_at(edge);
+            [text(left), text(right)]
+        };
+        let merges: Vec<_> = self.merges()?.into_iter().map(pair).collect();
         let bytes =
             json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         Ok(json!({
@@ -279,7 +295,9 @@ fn from_tokenizer(bytes: &[u8]) -> Result<Vec<Vec<u8>>, ConvertError> {
     for (text, id) in model.vocab.iter().filter(|(text, _)| !added.contains(text.as_str())) {
         let token = text.chars().map(|character| bytes.get(&character).copied()).collect::<Option<Vec<u8>>>();
         let token = token.ok_or_else(|| malformed(tokenizer::FILE, format!("token {id} is not of bytes")))?;
-        tokens.insert(*id, token);
+        if tokens.insert(*id, token).is_some() {
+            return Err(malformed(tokenizer::FILE, format!("two tokens have the id {id}")));
+        }
     }
     if tokens.len() > TOKENS_MAX || tokens.keys().zip(0..).any(|(id, rank)| *id != rank) {
         return Err(malformed(tokenizer::FILE, "the ids of its tokens have gaps, or are too many"));
