@@ -1,5 +1,13 @@
 //! Published speech models through the importers: what comes out transcribes, and forms of the same weights agree.
 //! `RINGFENCE_SPEECH` names the folder with the sources; without it nothing here runs, which each case says.
+//!
+//! ```text
+//! tiny.en.pt, gpt2.tiktoken, multilingual.tiktoken     OpenAI's checkpoint and vocabularies
+//! tiny.en.ggml.bin                                     whisper.cpp's own convert-pt-to-ggml.py of that checkpoint
+//! tiny.ggml.bin                                        ggml, multilingual
+//! base.ctranslate2.bin, base.tokenizer.json, base.config.json      CTranslate2
+//! silero.onnx, jfk.wav                                 Silero; eleven seconds of speech at 16 kHz
+//! ```
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
