@@ -1,7 +1,7 @@
 //! The files of a package, each parsed strictly and within bounds. Nothing is repaired: what is odd is refused.
 
 pub mod config;
-mod json;
+pub(crate) mod json;
 pub mod modules;
 pub mod safetensors;
 pub mod tokenizer;

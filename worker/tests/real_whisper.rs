@@ -1,0 +1,288 @@
+//! Published speech models through the importers: what comes out transcribes, and forms of the same weights agree.
+//! `RINGFENCE_SPEECH` names the folder with the sources; without it nothing here runs, which each case says.
+//!
+//! ```text
+//! tiny.en.pt, gpt2.tiktoken, multilingual.tiktoken     OpenAI's checkpoint and vocabularies
+//! tiny.en.ggml.bin                                     whisper.cpp's own convert-pt-to-ggml.py of that checkpoint
+//! tiny.ggml.bin                                        ggml, multilingual
+//! base.ctranslate2.bin, base.tokenizer.json, base.config.json      CTranslate2
+//! silero.onnx, jfk.wav                                 Silero; eleven seconds of speech at 16 kHz
+//! ```
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::whisper::{Config, audio, model::Whisper};
+use ringfence_protocol::{Facts, ModelArchitecture, SourceForm};
+use ringfence_worker::convert::output::InMemory;
+use ringfence_worker::convert::{Work, convert};
+use ringfence_worker::memory::Lease;
+use ringfence_worker::package::{FileBytes, Files};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokenizers::Tokenizer;
+
+fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("RINGFENCE_SPEECH").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("skipped: RINGFENCE_SPEECH names no folder with speech models");
+    }
+    folder
+}
+
+fn imported(form: SourceForm, sources: &[(&str, &str)]) -> Option<InMemory> {
+    let folder = folder()?;
+    let read = |(name, file): &(&str, &str)| {
+        let bytes = std::fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        ((*name).to_owned(), Arc::new(bytes) as FileBytes)
+    };
+    let files: Files = sources.iter().map(read).collect();
+    let mut output = InMemory::new(&files);
+    let facts = convert(form, &mut Work { files: &files, output: &mut output, memory: &Lease }).unwrap();
+    match facts {
+        Facts { architecture: ModelArchitecture::Whisper, max_tokens, licence: None } => {
+            assert_eq!(max_tokens, 448)
+        }
+        other => assert_eq!((other.architecture, other.max_tokens), (ModelArchitecture::SileroVad, 1)),
+    }
+    Some(output)
+}
+
+fn english_pt() -> Option<InMemory> {
+    let sources = [("model.pt", "tiny.en.pt"), ("vocabulary.tiktoken", "gpt2.tiktoken")];
+    imported(SourceForm::WhisperPt, &sources)
+}
+
+fn multilingual_ggml() -> Option<InMemory> {
+    imported(SourceForm::WhisperGgml, &[("model.bin", "tiny.ggml.bin")])
+}
+
+fn base_ctranslate2() -> Option<InMemory> {
+    let sources = [("model.bin", "base.ctranslate2.bin"), ("tokenizer.json", "base.tokenizer.json")];
+    imported(SourceForm::WhisperCtranslate2, &sources)
+}
+
+fn json(output: &InMemory, name: &str) -> Value {
+    serde_json::from_slice(&output.files[name]).unwrap()
+}
+
+fn tensors(output: &InMemory) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load_buffer(&output.files["model.safetensors"], &Device::Cpu).unwrap()
+}
+
+/// Samples of a mono WAV of 16 bits, whose header has 44 bytes or a few chunks more.
+fn samples() -> Vec<f32> {
+    let wav = std::fs::read(folder().unwrap().join("jfk.wav")).unwrap();
+    let data = wav.windows(4).position(|four| four == b"data").unwrap() + 8;
+    wav[data..].chunks_exact(2).map(|two| f32::from(i16::from_le_bytes([two[0], two[1]])) / 32768.0).collect()
+}
+
+/// The mel filters for 80 bands, which the ggml form carries.
+fn filters() -> Vec<f32> {
+    let ggml = std::fs::read(folder().unwrap().join("tiny.ggml.bin")).unwrap();
+    ggml[56..][..80 * 201 * 4]
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect()
+}
+
+fn transcribe(output: &InMemory, prompt: &[&str]) -> String {
+    let config: Config = serde_json::from_slice(&output.files["config.json"]).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&output.files["tokenizer.json"]).unwrap();
+    let id = |text: &str| tokenizer.token_to_id(text).unwrap_or_else(|| panic!("no token {text}"));
+    let mut mel = audio::pcm_to_mel(&config, &samples(), &filters());
+    let frames = mel.len() / config.num_mel_bins;
+    mel = mel.chunks(frames).flat_map(|band| band[..3000].to_vec()).collect();
+    let mel = Tensor::from_vec(mel, (1, config.num_mel_bins, 3000), &Device::Cpu).unwrap();
+    let weights = VarBuilder::from_buffered_safetensors(
+        output.files["model.safetensors"].clone(),
+        DType::F32,
+        &Device::Cpu,
+    );
+    let suppressed = config.suppress_tokens.clone();
+    let mut model = Whisper::load(&weights.unwrap(), config).unwrap();
+    let audio = model.encoder.forward(&mel, true).unwrap();
+    let mut ids: Vec<u32> = prompt.iter().map(|text| id(text)).collect();
+    let begin = ids.len();
+    while ids.len() < begin + 40 {
+        let tokens = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let hidden = model.decoder.forward(&tokens, &audio, true).unwrap();
+        let last = hidden.i((.., ids.len() - 1..)).unwrap();
+        let logits: Vec<f32> =
+            model.decoder.final_linear(&last).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let allowed = logits.iter().zip(0_u32..).filter(|(_, id)| !suppressed.contains(id));
+        let best = allowed.max_by(|a, b| a.0.total_cmp(b.0)).unwrap().1;
+        if best == id("<|endoftext|>") {
+            break;
+        }
+        ids.push(best);
+    }
+    tokenizer.decode(&ids[begin..], false).unwrap()
+}
+
+const SPOKEN: &str = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country";
+
+#[track_caller]
+fn says(output: &InMemory, prompt: &[&str]) {
+    let said = transcribe(output, prompt);
+    let words = |text: &str| text.to_lowercase().replace([',', '.', '!', '?'], "").trim().to_owned();
+    assert_eq!(words(&said), words(SPOKEN), "{said}");
+}
+
+const ENGLISH: [&str; 2] = ["<|startoftranscript|>", "<|notimestamps|>"];
+const MULTILINGUAL: [&str; 4] = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"];
+
+#[test]
+fn tiny_en_of_openai_transcribes() {
+    if let Some(output) = english_pt() {
+        says(&output, &ENGLISH);
+    }
+}
+
+#[test]
+fn tiny_of_ggml_transcribes() {
+    if let Some(output) = multilingual_ggml() {
+        says(&output, &MULTILINGUAL);
+    }
+}
+
+#[test]
+fn base_of_ctranslate2_transcribes() {
+    if let Some(output) = base_ctranslate2() {
+        says(&output, &MULTILINGUAL);
+        // What its own configuration suppresses is what the vocabulary alone gives.
+        let bytes = std::fs::read(folder().unwrap().join("base.config.json")).unwrap();
+        let theirs: Value = serde_json::from_slice(&bytes).unwrap();
+        let (config, generation) = (json(&output, "config.json"), json(&output, "generation_config.json"));
+        assert_eq!(config["suppress_tokens"], theirs["suppress_ids"]);
+        assert_eq!(config["begin_suppress_tokens"], theirs["suppress_ids_begin"]);
+        let mut languages: Vec<_> =
+            generation["lang_to_id"].as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
+        languages.sort_unstable();
+        assert_eq!(Value::from(languages), theirs["lang_ids"]);
+    }
+}
+
+#[test]
+fn tiny_en_from_pt_equals_the_ggml_form_of_the_same_weights() {
+    let Some(pt) = english_pt() else { return };
+    let ggml = imported(SourceForm::WhisperGgml, &[("model.bin", "tiny.en.ggml.bin")]).unwrap();
+    for name in ["config.json", "generation_config.json", "tokenizer.json"] {
+        assert_eq!(pt.files[name], ggml.files[name], "{name}");
+    }
+    let (pt, ggml) = (tensors(&pt), tensors(&ggml));
+    assert_eq!((pt.len(), ggml.len()), (167, 167));
+    for (name, tensor) in pt {
+        let half = |tensor: &Tensor| -> Vec<f32> {
+            let rounded = tensor.to_dtype(DType::F16).unwrap().to_dtype(DType::F32).unwrap();
+            rounded.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let other = &ggml[&name];
+        assert_eq!(tensor.dims(), other.dims(), "{name}");
+        assert!(half(&tensor) == half(other), "{name}");
+    }
+}
+
+#[test]
+fn tokens_are_those_of_openai() {
+    let Some(english) = english_pt() else { return };
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(support::data("whisper.tokens.json")).unwrap()).unwrap();
+    check_tokens(&english, &expected["english"]);
+    check_tokens(&multilingual_ggml().unwrap(), &expected["multilingual"]);
+    check_tokens(&base_ctranslate2().unwrap(), &expected["multilingual"]);
+    let of_ranks = [("model.bin", "tiny.ggml.bin"), ("vocabulary.tiktoken", "multilingual.tiktoken")];
+    let of_ranks = imported(SourceForm::WhisperGgml, &of_ranks).unwrap();
+    assert_eq!(of_ranks.files["tokenizer.json"], multilingual_ggml().unwrap().files["tokenizer.json"]);
+}
+
+fn check_tokens(output: &InMemory, expected: &Value) {
+    let tokenizer = Tokenizer::from_bytes(&output.files["tokenizer.json"]).unwrap();
+    for case in expected["cases"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let ids = tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec();
+        assert_eq!(Value::from(ids.clone()), case["ids"], "{text}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+    for (name, id) in expected["specials"].as_object().unwrap() {
+        assert_eq!(tokenizer.token_to_id(name).map(Value::from).as_ref(), Some(id), "{name}");
+    }
+    assert_eq!(Value::from(tokenizer.get_vocab_size(true)), expected["vocabulary"]);
+    let suppressed = json(output, "config.json")["suppress_tokens"].clone();
+    for id in expected["non_speech"].as_array().unwrap() {
+        assert!(suppressed.as_array().unwrap().contains(id), "{id}");
+    }
+    assert_eq!(suppressed.as_array().unwrap().len(), expected["non_speech"].as_array().unwrap().len() + 6);
+}
+
+/// Silero's network as its documentation says, over the imported weights.
+struct Silero {
+    weights: HashMap<String, Tensor>,
+    hidden: Tensor,
+    cell: Tensor,
+}
+
+impl Silero {
+    fn new(output: &InMemory) -> Self {
+        let zero = Tensor::zeros((1, 128), DType::F32, &Device::Cpu).unwrap();
+        Self { weights: tensors(output), hidden: zero.clone(), cell: zero }
+    }
+
+    fn convolve(&self, x: &Tensor, name: &str, padding: usize, stride: usize) -> Tensor {
+        let weight = &self.weights[&format!("{name}.weight")];
+        let bias = self.weights[&format!("{name}.bias")].reshape((1, (), 1)).unwrap();
+        x.conv1d(weight, padding, stride, 1, 1).unwrap().broadcast_add(&bias).unwrap()
+    }
+
+    /// The probability of speech in 512 samples after 64 of context.
+    fn step(&mut self, samples: &[f32]) -> f32 {
+        let mut padded = samples.to_vec();
+        padded.extend((1..=64).map(|back| samples[samples.len() - 1 - back]));
+        let x = Tensor::from_vec(padded, (1, 1, 640), &Device::Cpu).unwrap();
+        let x = x.conv1d(&self.weights["stft.basis"], 0, 128, 1, 1).unwrap().sqr().unwrap();
+        let power = (x.narrow(1, 0, 129).unwrap() + x.narrow(1, 129, 129).unwrap()).unwrap();
+        let mut x = power.sqrt().unwrap();
+        for (layer, stride) in [1, 2, 2, 1].into_iter().enumerate() {
+            x = self.convolve(&x, &format!("encoder.{layer}"), 1, stride).relu().unwrap();
+        }
+        self.recur(&x.reshape((1, 128)).unwrap());
+        let x = self.hidden.reshape((1, 128, 1)).unwrap().relu().unwrap();
+        let logit = self.convolve(&x, "decoder", 0, 1).flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+        1.0 / (1.0 + (-logit).exp())
+    }
+
+    fn recur(&mut self, x: &Tensor) {
+        let linear = |x: &Tensor, side: &str| {
+            let weight = self.weights[&format!("lstm.weight_{side}")].t().unwrap();
+            x.matmul(&weight).unwrap().broadcast_add(&self.weights[&format!("lstm.bias_{side}")]).unwrap()
+        };
+        let gates = (linear(x, "ih") + linear(&self.hidden, "hh")).unwrap();
+        let gate = |place: usize| gates.narrow(1, place * 128, 128).unwrap();
+        let sigmoid = |x: Tensor| candle_nn::ops::sigmoid(&x).unwrap();
+        let new = (sigmoid(gate(0)) * gate(2).tanh().unwrap()).unwrap();
+        self.cell = ((sigmoid(gate(1)) * &self.cell).unwrap() + new).unwrap();
+        self.hidden = (sigmoid(gate(3)) * self.cell.tanh().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn silero_says_what_onnxruntime_says() {
+    let Some(output) = imported(SourceForm::SileroOnnx, &[("model.onnx", "silero.onnx")]) else { return };
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(support::data("silero.expected.json")).unwrap()).unwrap();
+    let expected = support::floats(&expected["jfk"]);
+    let mut silero = Silero::new(&output);
+    let mut samples = vec![0.0; 64];
+    samples.extend(self::samples());
+    let windows = samples.windows(576).step_by(512);
+    let found: Vec<f32> = windows.map(|window| silero.step(window)).collect();
+    assert_eq!(found.len(), expected.len());
+    let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-5, "{worst}");
+    assert!(expected.iter().any(|p| *p > 0.95) && expected.iter().any(|p| *p < 0.1), "both kinds are there");
+    println!("worst difference {worst:e}");
+}
