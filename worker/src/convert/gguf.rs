@@ -81,7 +81,7 @@ fn known(metadata: &Metadata<'_>) -> Result<(), ConvertError> {
 }
 
 /// A stranger's word in a message: short and of plain characters.
-fn printable(word: &str) -> String {
+pub(super) fn printable(word: &str) -> String {
     word.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
 }
 
