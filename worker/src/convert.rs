@@ -8,6 +8,7 @@
 //! safetensors  writes the weights          output: where files go
 //! ```
 
+pub mod blocks;
 pub mod gguf;
 pub mod huggingface;
 pub mod link;

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub(crate) mod json;
+pub mod llama;
 pub mod modules;
 pub mod safetensors;
 pub mod tokenizer;

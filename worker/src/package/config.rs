@@ -114,8 +114,39 @@ impl BertConfig {
         Ok(self)
     }
 
+    /// Every tensor that the network needs, by name without any prefix, with its shape.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let Self { hidden, .. } = *self;
+        let table = |name: &str, rows| (format!("embeddings.{name}_embeddings.weight"), vec![rows, hidden]);
+        let mut tensors = vec![
+            table("word", self.vocabulary),
+            table("position", self.positions),
+            table("token_type", self.types),
+        ];
+        tensors.extend(norm("embeddings.LayerNorm", hidden));
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+            for part in ["self.query", "self.key", "self.value", "output.dense"] {
+                tensors.extend(linear(&name(&format!("attention.{part}")), hidden, hidden));
+            }
+            tensors.extend(norm(&name("attention.output.LayerNorm"), hidden));
+            tensors.extend(linear(&name("intermediate.dense"), hidden, self.intermediate));
+            tensors.extend(linear(&name("output.dense"), self.intermediate, hidden));
+            tensors.extend(norm(&name("output.LayerNorm"), hidden));
+        }
+        tensors
+    }
+
     /// Floats of an attention head.
     pub fn head(&self) -> usize {
         self.hidden / self.heads
     }
+}
+
+fn linear(name: &str, inputs: usize, outputs: usize) -> [(String, Vec<usize>); 2] {
+    [(format!("{name}.weight"), vec![outputs, inputs]), (format!("{name}.bias"), vec![outputs])]
+}
+
+fn norm(name: &str, hidden: usize) -> [(String, Vec<usize>); 2] {
+    ["weight", "bias"].map(|part| (format!("{name}.{part}"), vec![hidden]))
 }

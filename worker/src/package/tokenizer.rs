@@ -1,6 +1,11 @@
 //! `tokenizer.json`: checked to be a BERT WordPiece tokeniser before the tokeniser library sees it, so that no regular
 //! expression and no other component of a stranger's choosing ever runs.
 
+mod bpe;
+
+pub(crate) use bpe::{LLAMA3, QWEN2, TOKEN_BYTES_MAX, VOCABULARY_MAX};
+pub use bpe::{parse as parse_bpe, read_bpe};
+
 use super::{Files, json, malformed};
 use ringfence_protocol::LoadError;
 use serde::Deserialize;
