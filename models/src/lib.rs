@@ -36,6 +36,7 @@ pub use manifest::{
 pub use name::{NameError, PackageName};
 pub use refusal::{NotRegular, Refusal};
 pub use store::{
-    Draft, DraftError, LoadedPackage, PackageError, SealedFile, Store, StoreError, Verified, VerifiedFile,
+    Draft, DraftError, LoadedPackage, PackageError, SealedFile, Stamps, Store, StoreError, Verified,
+    VerifiedFile,
 };
 pub use trust::{Glob, TRUST_BYTES_MAX, Trust, TrustError, TrustedKey};
