@@ -41,6 +41,7 @@ pub use name::{NameError, PackageName};
 pub use refusal::{NotRegular, Refusal};
 pub use rollback::{FLOOR_BYTES_MAX, TrustFiles, floor_text};
 pub use store::{
-    Draft, DraftError, LoadedPackage, PackageError, SealedFile, Store, StoreError, Verified, VerifiedFile,
+    Draft, DraftError, LoadedPackage, PackageError, SealedFile, Stamps, Store, StoreError, Verified,
+    VerifiedFile,
 };
 pub use trust::{Glob, TRUST_BYTES_MAX, Trust, TrustError, TrustedKey};

@@ -55,6 +55,11 @@ impl Folder {
         openat2(&self.0, name, flags, Mode::empty(), BELOW).map(Self)
     }
 
+    /// What lies at a path below this folder, opened for its facts only: not for reading, so that nothing waits.
+    pub(super) fn look_at(&self, path: &str) -> Result<OwnedFd, Errno> {
+        openat2(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), BELOW)
+    }
+
     /// At most `entries_max` entries, `.` and `..` left out.
     pub(super) fn entries(&self, entries_max: usize) -> Result<Vec<Entry>, Errno> {
         let mut entries = Vec::new();

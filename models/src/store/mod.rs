@@ -2,8 +2,10 @@
 
 mod folder;
 mod sealed;
+mod stamps;
 mod writer;
 
+pub use stamps::Stamps;
 pub use writer::{Draft, DraftError};
 
 use crate::bundle::{BUNDLE_BYTES_MAX, Bundle, Resource, Statement};
