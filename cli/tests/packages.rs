@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod support;
+
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
@@ -42,17 +44,10 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// A folder with a manifest; nobody here parses the rest.
+    /// A copy of the tiny model, under another name, with something in it that models don't have.
     fn write_source(&self) {
-        let source = self.path("tiny");
-        fs::create_dir_all(source.join("1_Pooling")).unwrap();
-        fs::write(source.join("1_Pooling/config.json"), "{}").unwrap();
-        fs::write(source.join("config.json"), "{}").unwrap();
-        fs::write(source.join("model.safetensors"), "weights").unwrap();
-        fs::write(source.join("model.py"), "import os").unwrap();
-        let manifest = "name = \"tiny\"\ntask = \"embed\"\narchitecture = \"bert\"\nmax_tokens = 64\n\
-                        licence = \"MIT\"\nsource = \"a test\"\n";
-        fs::write(source.join("package.toml"), manifest).unwrap();
+        support::copy_tiny(&self.path("tiny"));
+        fs::write(self.path("tiny/model.py"), "import os").unwrap();
     }
 
     fn run(&self, arguments: &[&str]) -> Ran {
@@ -194,7 +189,17 @@ fn a_folder_is_added_signed_and_marked_as_unverified() {
     assert_eq!(added["manifest"]["unverified_source"], json!(true));
     let names: Vec<&str> =
         added["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["1_Pooling/config.json", "config.json", "model.safetensors", "package.toml"]);
+    let expected = [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "package.toml",
+        "tokenizer.json",
+    ];
+    assert_eq!(names, expected);
+    let manifest = &added["manifest"];
+    assert_eq!((&manifest["architecture"], &manifest["task"]), (&json!("bert"), &json!("embed")));
     let listed = place.run(&["model", "list", "--json"]).json();
     assert_eq!(listed["models"], json!([added]));
     assert!(place.run(&["model", "list"]).ok().contains("unverified"));
@@ -203,26 +208,78 @@ fn a_folder_is_added_signed_and_marked_as_unverified() {
 }
 
 #[test]
-fn a_folder_without_a_manifest_is_described_by_options() {
+fn options_say_what_a_folder_does_not() {
     let place = Place::initialised();
-    fs::remove_file(place.path("tiny/package.toml")).unwrap();
     let source = place.path("tiny");
     let source = source.to_str().unwrap();
     let add = |more: &[&str]| place.operate(&[&["model", "add", source, "--json"], more].concat());
     let accept = "--accept-unverified-source";
-    add(&[accept]).failed(2, &["has no package.toml", "--task embed"]);
-    add(&[accept, "--task", "embed"]).failed(2, &["--architecture"]);
-    let described = ["--task", "embed", "--architecture", "bert", "--max-tokens", "32", "--name", "mine"];
+    let described = ["--name", "mine", "--max-tokens", "16", "--licence", "MIT"];
     add(&described).failed(2, &[accept]);
+    add(&[accept, "--max-tokens", "100000"]).failed(2, &["the model takes at most"]);
     let added = add(&[&described[..], &[accept]].concat()).json()["added"][0].clone();
-    assert_eq!((&added["name"], &added["manifest"]["max_tokens"]), (&json!("mine"), &json!(32)));
+    let manifest = &added["manifest"];
+    assert_eq!(
+        (&added["name"], &manifest["max_tokens"], &manifest["licence"]),
+        (&json!("mine"), &json!(16), &json!("MIT"))
+    );
 }
 
 #[test]
-fn what_is_neither_a_catalog_name_nor_a_folder_is_a_usage_error() {
+fn what_is_nothing_of_ours_is_a_usage_error() {
     let place = Place::initialised();
-    place.operate(&["model", "add", "maxilm"]).failed(2, &["the catalog has: minilm"]);
-    place.operate(&["model", "add", "minilm", "--name", "mine"]).failed(2, &["for one folder"]);
+    place
+        .operate(&["model", "add", "maxilm"])
+        .failed(2, &["the catalog has: minilm", "hf:OWNER/NAME@REVISION"]);
+    place.operate(&["model", "add", "minilm", "--name", "mine"]).failed(2, &["not in the catalog"]);
+    place.operate(&["model", "add", "hf:a/b"]).failed(2, &["hf:OWNER/NAME@REVISION"]);
+    let file = place.path("tiny/model.py");
+    place.operate(&["model", "add", file.to_str().unwrap()]).failed(2, &["--form"]);
+}
+
+/// What is wrong with a source is found inside the sandbox; nothing of it is written.
+#[test]
+fn a_source_that_is_no_model_is_refused_with_what_is_wrong() {
+    let place = Place::initialised();
+    let check = |name: &str, bytes: &[u8], more: &[&str], code: &str, says: &str| {
+        let file = place.path(name);
+        fs::write(&file, bytes).unwrap();
+        let arguments =
+            [&["model", "add", file.to_str().unwrap(), "--accept-unverified-source", "--json"], more];
+        place.operate(&arguments.concat()).failed(1, &[code, says]);
+        assert_eq!(fs::read_dir(place.path("home/models")).unwrap().count(), 0, "{name}");
+    };
+    check("a.gguf", b"GGUF", &[], "source_malformed", "model.gguf");
+    check("a.gguf", b"", &[], "source_malformed", "model.gguf");
+    check("a.pt", b"PK\x03\x04", &[], "source_", "model.pt");
+    check("a.onnx", &[0xff; 64], &[], "source_malformed", "model.onnx");
+    check("a.bin", b"lmgg", &["--form", "whisper-ggml"], "source_", "model.bin");
+    let tiny = place.path("tiny");
+    fs::remove_file(tiny.join("tokenizer.json")).unwrap();
+    place.add().failed(1, &["source_incomplete", "tokenizer.json"]);
+    place.write_source();
+    fs::write(tiny.join("config.json"), "{\"model_type\": \"tree\"}").unwrap();
+    place.add().failed(1, &["source_unsupported", "tree"]);
+    assert_eq!(fs::read_dir(place.path("home/models")).unwrap().count(), 0);
+}
+
+#[test]
+fn without_the_converter_nothing_is_added() {
+    let place = Place::initialised();
+    let programs = place.path("programs");
+    fs::create_dir(&programs).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_ringfence"), programs.join("ringfence")).unwrap();
+    let add = || {
+        let mut command = Command::new(programs.join("ringfence"));
+        command.arg("--home").arg(place.path("home")).args(["model", "add"]).arg(place.path("tiny"));
+        command.args(["--accept-unverified-source", "--config"]).arg(place.path("config"));
+        Ran(command.arg("--passphrase-file").arg(place.path("passphrase")).output().unwrap())
+    };
+    add().failed(1, &["ringfence-worker", "same folder"]);
+    // Some other program, which neither locks itself in nor speaks.
+    fs::copy("/bin/false", programs.join("ringfence-worker")).unwrap();
+    add().failed(1, &["the converter ended with code 1"]);
+    assert_eq!(fs::read_dir(place.path("home/models")).unwrap().count(), 0);
 }
 
 #[test]

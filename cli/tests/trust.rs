@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod support;
+
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,13 +46,7 @@ impl Place {
 
     fn add(&self, name: &str) {
         let source = self.path("source").join(name);
-        fs::create_dir_all(&source).unwrap();
-        fs::write(source.join("config.json"), "{}").unwrap();
-        fs::write(source.join("model.safetensors"), name).unwrap();
-        let manifest = format!(
-            "name = \"{name}\"\ntask = \"embed\"\narchitecture = \"bert\"\nmax_tokens = 64\nlicence = \"MIT\"\nsource = \"a test\"\n"
-        );
-        fs::write(source.join("package.toml"), manifest).unwrap();
+        support::copy_tiny(&source);
         self.operate(&["model", "add", source.to_str().unwrap(), "--accept-unverified-source"]).ok();
     }
 

@@ -135,7 +135,7 @@ impl Line {
             field("max_tokens", &manifest.max_tokens.to_string()),
             field("licence", &manifest.licence),
             field("source", &format!("{} ({})", manifest.source, content.source())),
-            field("quantised", &content.quantised()),
+            field("in blocks", &content.quantised()),
             field("digest", &content.digest),
             field("signer", &content.signer),
             field("size", &bytes(content.bytes)),
@@ -170,9 +170,8 @@ impl Content {
     /// How many tensors stay in blocks, by type.
     fn quantised(&self) -> String {
         let blocks = &self.manifest.blocks;
-        let counts =
-            blocks.iter().map(|(block, tensors)| format!("{} tensors in {}", tensors.len(), block.name()));
-        if blocks.is_empty() { "no".to_owned() } else { counts.collect::<Vec<_>>().join(", ") }
+        let counts = blocks.iter().map(|(block, tensors)| format!("{}: {}", block.name(), tensors.len()));
+        if blocks.is_empty() { "no tensors".to_owned() } else { counts.collect::<Vec<_>>().join(", ") }
     }
 
     /// Who answers for what the weights are.
