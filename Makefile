@@ -6,6 +6,8 @@ CACHE := $(CURDIR)/.cache
 VENV := $(CACHE)/venv
 export RINGFENCE_MINILM := $(CACHE)/minilm
 export RINGFENCE_PYTHON := $(VENV)/bin/python
+export RINGFENCE_SMOLLM2 := $(CACHE)/smollm2-135m/model.gguf
+export RINGFENCE_SPEECH := $(CACHE)/speech
 
 .PHONY: demo test check soak bench lint deny install clean system-packages nextest programs
 
@@ -20,17 +22,18 @@ check: system-packages nextest lint programs
 	$(CARGO) test --workspace --doc --quiet
 
 # check, plus real weights and real clients.
-test: check $(VENV)/ready $(CACHE)/minilm/ready
+test: check $(VENV)/ready $(CACHE)/sources/ready
 	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
 
 # Full counts and long runs.
 soak: system-packages nextest
 	$(CARGO) build --release --workspace --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
+	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 
-bench: system-packages $(CACHE)/minilm/ready
+bench: system-packages $(CACHE)/sources/ready
 	$(CARGO) build --release --bins --workspace
 	$(CARGO) bench
 
@@ -57,9 +60,11 @@ $(VENV)/ready: tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
-$(CACHE)/minilm/ready: models/catalog/minilm.toml
-	scripts/fetch-minilm $(CACHE)/minilm
-	touch $@
+# What packages are made of, with the digests that the catalog pins: about 450 MB, once.
+$(CACHE)/sources/ready: $(wildcard models/catalog/*.toml) scripts/fetch-sources scripts/fetch-speech scripts/pt-to-ggml.py $(VENV)/ready
+	scripts/fetch-sources $(CACHE) minilm minilm-f16 smollm2-135m
+	scripts/fetch-speech $(CACHE)/speech $(VENV)/bin/python
+	mkdir -p $(@D) && touch $@
 
 install:
 	$(CARGO) build --release --bins --workspace

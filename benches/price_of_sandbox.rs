@@ -27,7 +27,7 @@ fn main() {
     bench::build_programs(&[]);
     let folder = bench::minilm();
     let home = Home::new();
-    let cache = bench::root().join(".cache");
+    let cache = bench::root().join(".cache/archives");
     home.cli_ok(&[
         "model",
         "add",

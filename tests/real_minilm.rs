@@ -9,7 +9,7 @@ use support::{Home, Server};
 /// A home with MiniLM from the catalog; `make test` has put the archive into the cache.
 fn home() -> Home {
     let folder = std::env::var("RINGFENCE_MINILM").expect("set by `make test`: the folder of MiniLM's files");
-    let cache = std::path::Path::new(&folder).parent().unwrap().to_owned();
+    let cache = std::path::Path::new(&folder).with_file_name("archives");
     let home = Home::new();
     home.cli_ok(&["model", "add", "minilm", "--cache", cache.to_str().unwrap()]);
     home

@@ -87,9 +87,6 @@ impl Home {
     pub(crate) fn add_tiny(&self, name: &str) {
         let folder = self.folder.path().join("source").join(name);
         copy(&tiny_package(), &folder);
-        let manifest = fs::read_to_string(folder.join("package.toml")).unwrap();
-        fs::write(folder.join("package.toml"), manifest.replace("tiny-bert\"", &format!("{name}\"")))
-            .unwrap();
         self.cli_ok(&["model", "add", folder.to_str().unwrap(), "--accept-unverified-source"]);
     }
 

@@ -71,9 +71,9 @@ impl Programs {
         run(command).map(drop)
     }
 
-    /// `ringfence model add minilm`, with the download kept in the repository's `.cache`.
+    /// `ringfence model add minilm`, with the download kept in `.cache/archives`.
     pub(crate) fn add_model(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
-        let mut command = self.command(home, &["model", "add", "minilm", "--cache", ".cache"]);
+        let mut command = self.command(home, &["model", "add", "minilm", "--cache", ".cache/archives"]);
         command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
         run(command).map(drop)
     }
