@@ -24,15 +24,6 @@ from transformers import BertConfig, BertModel
 HERE = Path(__file__).parent
 MAX_TOKENS = 64
 
-MANIFEST = """\
-name = "tiny-bert"
-task = "embed"
-architecture = "bert"
-max_tokens = 64
-licence = "MIT OR Apache-2.0"
-source = "tests/data/make_tiny_bert.py"
-"""
-
 WORDS = """the of and to a in is it you that he was for on are with as his they be at one have this from or had by hot but
 some what there we can out other were all your when up use word how said an each she which do their time if will way about
 many then them would write like so these her long make thing see him two has look more day could go come did my sound no
@@ -89,7 +80,6 @@ def make_package(folder):
         "word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
         "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
     })
-    (folder / "package.toml").write_text(MANIFEST)
     return model
 
 

@@ -137,6 +137,14 @@ pub(super) fn run(args: AddArgs, home: &Home, output: &Output) -> Result<(), Cli
     server.map(drop)
 }
 
+/// What is to be converted.
+struct Fetched {
+    form: SourceForm,
+    parts: Vec<Part>,
+    /// Where it came from, for the manifest.
+    source: String,
+}
+
 /// What adding each of the models takes.
 struct Adding<'a> {
     args: &'a AddArgs,
@@ -149,15 +157,16 @@ struct Adding<'a> {
 
 impl Adding<'_> {
     fn add(&self, origin: &Origin) -> Result<PackageName, CliError> {
-        let (form, parts) = self.fetch(origin)?;
-        let converted = convert(&origin.describe(), form, &parts, self.user, self.output)?;
-        let manifest = self.manifest(origin, &parts, &converted)?;
+        let Fetched { form, parts, source } = self.fetch(origin)?;
+        let converted = convert(&source, form, &parts, self.user, self.output)?;
+        let manifest = self.manifest(origin, source, &parts, &converted)?;
         self.output.note(&format!("{}: licence {}", manifest.name(), manifest.values().licence));
         self.write(&manifest, &parts, &converted)?;
         Ok(manifest.name().clone())
     }
 
-    fn fetch(&self, origin: &Origin) -> Result<(SourceForm, Vec<Part>), CliError> {
+    fn fetch(&self, origin: &Origin) -> Result<Fetched, CliError> {
+        let mut source = origin.describe();
         let (form, mut parts) = match origin {
             Origin::Catalog(entry) => {
                 let parts = source::catalog(entry, &self.args.archive, &self.cache, self.output)?;
@@ -172,7 +181,11 @@ impl Adding<'_> {
             }
             Origin::File(path, form) => (*form, vec![source::part(main_name(*form), path, self.output)?]),
             Origin::Hub { repository, revision } => {
-                (SourceForm::HuggingFace, hub(repository, revision, &self.cache, self.output)?)
+                let (commit, parts) = hub(repository, revision, &self.cache, self.output)?;
+                if let Some(commit) = commit.filter(|commit| commit != revision) {
+                    source = format!("{source}, commit {commit}");
+                }
+                (SourceForm::HuggingFace, parts)
             }
         };
         for (name, path) in &self.args.own.with {
@@ -185,7 +198,7 @@ impl Adding<'_> {
         let values = match origin {
             Origin::Catalog(entry) => self.catalog_values(entry, converted)?,
             Origin::Folder(_) | Origin::File(..) | Origin::Hub { .. } => {
-                self.own_values(origin, parts, converted)?
+                self.own_values(origin, source, parts, converted)?
             }
         };
         let values = ManifestValues { blocks: converted.blocks.clone(), ..values };
@@ -221,11 +234,12 @@ impl Adding<'_> {
     fn own_values(
         &self,
         origin: &Origin,
+        source: String,
         parts: &[Part],
         converted: &Converted,
     ) -> Result<ManifestValues, CliError> {
         let own = &self.args.own;
-        let (facts, source) = (&converted.facts, origin.describe());
+        let facts = &converted.facts;
         let max_tokens = own.max_tokens.unwrap_or(facts.max_tokens);
         if max_tokens > facts.max_tokens {
             let what = format!("--max-tokens {max_tokens}: the model takes at most {}", facts.max_tokens);

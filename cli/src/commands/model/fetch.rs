@@ -160,13 +160,13 @@ fn pinned(path: &Path, archive: &CatalogArchive, output: &Output) -> Result<Seal
     })
 }
 
-/// The files of a repository of the hub that a package can have.
+/// The files of a repository of the hub that a package can have, and the commit that the revision is now.
 pub(super) fn hub(
     repository: &str,
     revision: &str,
     cache: &Cache,
     output: &Output,
-) -> Result<Vec<Part>, CliError> {
+) -> Result<(Option<String>, Vec<Part>), CliError> {
     let failed = |source: ApiError| CliError::Failed {
         subject: format!("hf:{repository}@{revision}"),
         code: "fetch_failed",
@@ -185,14 +185,17 @@ pub(super) fn hub(
     let wanted = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
     let repo = api.repo(wanted);
     let mut listing = Listing::default();
-    for file in repo.info().map_err(failed)?.siblings {
-        listing.add(file.rfilename);
-    }
+    let info = repo.info().map_err(failed)?;
+    info.siblings.into_iter().for_each(|file| listing.add(file.rfilename));
     if listing.taken.len() > SOURCES_MAX {
         return Err(CliError::Usage {
             what: format!("hf:{repository} has {} files of a model", listing.taken.len()),
             advice: format!("at most {SOURCES_MAX} are taken"),
         });
     }
-    listing.taken.iter().map(|name| part(name, &repo.get(name).map_err(failed)?, output)).collect()
+    let get = |name: &String| part(name, &repo.get(name).map_err(failed)?, output);
+    let parts = listing.taken.iter().map(get).collect::<Result<Vec<_>, _>>()?;
+    // Shown to people, so only if it is what it should be.
+    let is_commit = info.sha.len() <= 64 && info.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Ok((is_commit.then_some(info.sha), parts))
 }
