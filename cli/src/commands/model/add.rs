@@ -191,10 +191,16 @@ impl Adding<'_> {
         for (name, path) in &self.args.own.with {
             parts.push(source::part(name, path, self.output)?);
         }
-        Ok((form, parts))
+        Ok(Fetched { form, parts, source })
     }
 
-    fn manifest(&self, origin: &Origin, parts: &[Part], converted: &Converted) -> Result<Manifest, CliError> {
+    fn manifest(
+        &self,
+        origin: &Origin,
+        source: String,
+        parts: &[Part],
+        converted: &Converted,
+    ) -> Result<Manifest, CliError> {
         let values = match origin {
             Origin::Catalog(entry) => self.catalog_values(entry, converted)?,
             Origin::Folder(_) | Origin::File(..) | Origin::Hub { .. } => {
