@@ -108,7 +108,7 @@ impl Converter {
     }
 
     /// It has ended by itself, without an answer.
-    fn is_over(self) {
+    fn ends(self) {
         loop {
             match self.link.receive() {
                 Ok(received) => assert!(
@@ -244,16 +244,16 @@ fn without_sources_something_is_missing() {
 fn a_message_out_of_order_ends_it() {
     let converter = Converter::new();
     converter.send(ToConverter::Start { lease_bytes: LEASE_BYTES }, &[]);
-    converter.is_over();
+    converter.ends();
     let converter = Converter::new();
     converter.send(ToConverter::Output, &[]);
-    converter.is_over();
+    converter.ends();
     let converter = Converter::new();
     converter.send(ToConverter::Source { name: String::new(), archive: None }, &[program().as_fd()]);
-    converter.is_over();
+    converter.ends();
     let converter = Converter::new();
     converter.send(ToConverter::Convert { form: SourceForm::Gguf }, &[program().as_fd()]);
-    converter.is_over();
+    converter.ends();
     let (child, _page, link) = start(&["convert"]);
     let link = ConverterLink::new(link);
     link.send(&ToConverter::Convert { form: SourceForm::Gguf }, &[]).unwrap();
