@@ -21,9 +21,10 @@ check: system-packages nextest lint programs
 	$(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
 	$(CARGO) test --workspace --doc --quiet
 
-# check, plus real weights and real clients.
+# check, plus real weights, real clients and half a minute of fuzzing for each target.
 test: check $(VENV)/ready $(CACHE)/sources/ready
 	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
+	scripts/fuzz 30
 
 # Full counts and long runs.
 soak: system-packages nextest
@@ -32,6 +33,7 @@ soak: system-packages nextest
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
+	scripts/fuzz 600
 
 bench: system-packages $(CACHE)/sources/ready
 	$(CARGO) build --release --bins --workspace
