@@ -16,6 +16,7 @@ use ringfence_sandbox::{
 };
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,6 +35,8 @@ const SMALL_BYTES: u64 = 64 * 1024 * 1024;
 const GROWTH_MAX: u64 = 9;
 /// Memory that the converter may take beside its sources' unpacked bytes.
 const LEASE_BYTES: u64 = 1024 * 1024 * 1024;
+/// Memory beside the lease that the kernel's limit leaves it: its stack, the allocator's slack.
+const BACKSTOP_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 /// The most of its output that is kept.
 const PRINTED_BYTES_MAX: u64 = 64 * 1024;
 
@@ -181,12 +184,13 @@ impl<'a> Converter<'a> {
             FromConverter::Hello { .. } => return Err(Over::Illegal("it is of another build")),
             other => return Err(unexpected(&other)),
         }
+        let pid = hello.pid.ok_or(Over::Illegal("the kernel does not say who it is"))?;
+        set_backstop(pid, lease_bytes)?;
         self.link.send(&ToConverter::Start { lease_bytes }, &[])?;
         match self.link.receive()?.message {
             FromConverter::Sealed { .. } => {}
             other => return Err(unexpected(&other)),
         }
-        let pid = hello.pid.ok_or(Over::Illegal("the kernel does not say who it is"))?;
         let facts = process_facts(pid).map_err(system("its sandbox"))?;
         facts.check_sealed().map_err(system("its sandbox"))
     }
@@ -291,6 +295,17 @@ impl<'a> Converter<'a> {
     fn failed(&self, code: &'static str, source: Source, advice: &str) -> CliError {
         CliError::Failed { subject: self.subject.to_owned(), code, source, advice: advice.to_owned() }
     }
+}
+
+/// The kernel's own limit behind the lease, set from outside, where the converter can't raise it.
+fn set_backstop(pid: i32, lease_bytes: u64) -> Result<(), Over> {
+    let bytes = lease_bytes.saturating_add(BACKSTOP_SLACK_BYTES);
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let process = Pid::from_raw(pid).ok_or(Over::Illegal("the kernel does not say who it is"))?;
+    let set = || prlimit(Some(process), Resource::Data, limit.clone()).map_err(system("its memory limit"));
+    set()?;
+    let held = set()?;
+    if held == limit { Ok(()) } else { Err(Over::Illegal("its memory limit did not hold")) }
 }
 
 /// A message that is not legal now.
