@@ -37,6 +37,7 @@ fn start(arguments: &[&str]) -> (Child, StatusPage, OwnedFd) {
         status_page: &page,
         cgroup: None,
         user: rustix::process::geteuid().is_root().then_some(ORDINARY),
+        data_bytes_max: Some(2 * LEASE_BYTES),
     });
     (child.unwrap(), page, ours)
 }

@@ -60,6 +60,7 @@ fn start(program: &OwnedFd, arguments: &[&str], cgroup: Option<BorrowedFd<'_>>) 
         status_page: &page,
         cgroup,
         user: None,
+        data_bytes_max: None,
     });
     Running { child: child.unwrap(), page, link }
 }

@@ -34,6 +34,8 @@ pub struct SpawnRequest<'a> {
     /// The user to become before exec, with no other groups; only root may. No program is sandboxed as root, so root
     /// must name one here, or become another user itself first.
     pub user: Option<User>,
+    /// RLIMIT_DATA in bytes, set before exec, for who can't set it from outside. The program can't raise it.
+    pub data_bytes_max: Option<u64>,
 }
 
 /// A user and the group to go with it.
@@ -117,8 +119,8 @@ pub fn spawn(request: SpawnRequest<'_>) -> Result<Child, SpawnError> {
     let program = lifted(request.program)?;
     let arguments = words(request.arguments)?;
     let environment = variables(request.environment);
-    let plan =
-        clone::Plan::new(&program, &arguments, &environment, &descriptors, cgroup.as_ref(), request.user);
+    let rights = clone::Rights { user: request.user, data_bytes_max: request.data_bytes_max };
+    let plan = clone::Plan::new(&program, &arguments, &environment, &descriptors, cgroup.as_ref(), rights);
     let (pid, pidfd) = clone::run(plan)?;
     let pages = request.status_page.pages().clone();
     Ok(Child { pidfd, pid, stdout, stderr, pages, exit: OnceLock::new() })

@@ -74,5 +74,6 @@ fn spawn(program: &OwnedFd, start: Start) -> Result<Child, SpawnError> {
         status_page: &start.status_page,
         cgroup: None,
         user: None,
+        data_bytes_max: None,
     })
 }

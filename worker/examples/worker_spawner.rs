@@ -58,6 +58,7 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
         status_page: &page,
         cgroup: None,
         user: None,
+        data_bytes_max: None,
     });
     let worker = Worker { child: child.unwrap(), _page: page, link: WorkerLink::new(ours) };
     assert_eq!(worker.hear(), FromWorker::Hello { digest: DIGEST.to_owned() });

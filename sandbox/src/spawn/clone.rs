@@ -14,10 +14,16 @@ pub(super) struct Plan {
     /// What goes to descriptors 0 to 4.
     descriptors: [RawFd; 5],
     cgroup: Option<RawFd>,
-    user: Option<User>,
+    rights: Rights,
     parent: i32,
     /// The call that failed in the child, and its error number.
     failure: Option<(&'static str, i32)>,
+}
+
+/// What the child gives up before exec.
+pub(super) struct Rights {
+    pub(super) user: Option<User>,
+    pub(super) data_bytes_max: Option<u64>,
 }
 
 impl Plan {
@@ -28,7 +34,7 @@ impl Plan {
         environment: &[CString],
         descriptors: &[OwnedFd; 5],
         cgroup: Option<&OwnedFd>,
-        user: Option<User>,
+        rights: Rights,
     ) -> Plan {
         Plan {
             program: program.as_raw_fd(),
@@ -36,7 +42,7 @@ impl Plan {
             environment: pointers(environment),
             descriptors: descriptors.each_ref().map(AsRawFd::as_raw_fd),
             cgroup: cgroup.map(AsRawFd::as_raw_fd),
-            user,
+            rights,
             parent: std::process::id().cast_signed(),
             failure: None,
         }
@@ -94,7 +100,13 @@ fn become_program(plan: &Plan) -> &'static str {
         {
             return "write of cgroup.procs";
         }
-        if let Some(user) = plan.user
+        if let Some(bytes) = plan.rights.data_bytes_max {
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            if libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) != 0 {
+                return "setrlimit";
+            }
+        }
+        if let Some(user) = plan.rights.user
             && let Some(call) = become_user(user)
         {
             return call;

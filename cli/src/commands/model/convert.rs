@@ -16,7 +16,6 @@ use ringfence_sandbox::{
 };
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -35,7 +34,7 @@ const SMALL_BYTES: u64 = 64 * 1024 * 1024;
 const GROWTH_MAX: u64 = 9;
 /// Memory that the converter may take beside its sources' unpacked bytes.
 const LEASE_BYTES: u64 = 1024 * 1024 * 1024;
-/// Memory beside the lease that the kernel's limit leaves it: its stack, the allocator's slack.
+/// Memory beside the lease that the kernel's limit (RLIMIT_DATA) leaves it: its stack, the allocator's slack.
 const BACKSTOP_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 /// The most of its output that is kept.
 const PRINTED_BYTES_MAX: u64 = 64 * 1024;
@@ -101,8 +100,9 @@ pub(super) fn convert(
     user: Option<User>,
     output: &Output,
 ) -> Result<Converted, CliError> {
-    let mut converter = Converter::start(subject, user)?;
-    let outcome = converter.talk(form, parts, output);
+    let lease_bytes = lease(parts);
+    let mut converter = Converter::start(subject, user, lease_bytes)?;
+    let outcome = converter.talk(form, parts, lease_bytes, output);
     converter.end(outcome)
 }
 
@@ -137,7 +137,7 @@ fn system<E: Into<Source>>(what: &'static str) -> impl Fn(E) -> Over {
 }
 
 impl<'a> Converter<'a> {
-    fn start(subject: &'a str, user: Option<User>) -> Result<Self, CliError> {
+    fn start(subject: &'a str, user: Option<User>, lease_bytes: u64) -> Result<Self, CliError> {
         let own = std::env::current_exe().map_err(|source| CliError::io("own executable", source))?;
         let path = own.with_file_name("ringfence-worker");
         let failed = |source: Source| CliError::Failed {
@@ -158,6 +158,7 @@ impl<'a> Converter<'a> {
             status_page: &page,
             cgroup: None,
             user,
+            data_bytes_max: Some(lease_bytes.saturating_add(BACKSTOP_SLACK_BYTES)),
         });
         let child = child.map_err(|error| failed(error.into()))?;
         let printed = Some(follow(child.stderr.try_clone().map_err(|error| failed(error.into()))?));
@@ -166,11 +167,11 @@ impl<'a> Converter<'a> {
     }
 
     /// From its hello to its answer.
-    fn talk(&self, form: SourceForm, parts: &[Part], output: &Output) -> Result<Raw, Over> {
+    fn talk(&self, form: SourceForm, parts: &[Part], lease_bytes: u64, output: &Output) -> Result<Raw, Over> {
         set_socket_timeout(&self.link, Timeout::Recv, Some(SILENCE_MAX)).map_err(system("its link"))?;
         set_socket_timeout(&self.link, Timeout::Send, Some(SILENCE_MAX)).map_err(system("its link"))?;
         self.link.receive_credentials().map_err(system("its link"))?;
-        self.shake_hands(lease(parts))?;
+        self.shake_hands(lease_bytes)?;
         let places = places(parts).map_err(system("memory for its files"))?;
         self.order(form, parts, &places)?;
         self.answers(parts.len(), places, output)
@@ -185,7 +186,6 @@ impl<'a> Converter<'a> {
             other => return Err(unexpected(&other)),
         }
         let pid = hello.pid.ok_or(Over::Illegal("the kernel does not say who it is"))?;
-        set_backstop(pid, lease_bytes)?;
         self.link.send(&ToConverter::Start { lease_bytes }, &[])?;
         match self.link.receive()?.message {
             FromConverter::Sealed { .. } => {}
@@ -295,17 +295,6 @@ impl<'a> Converter<'a> {
     fn failed(&self, code: &'static str, source: Source, advice: &str) -> CliError {
         CliError::Failed { subject: self.subject.to_owned(), code, source, advice: advice.to_owned() }
     }
-}
-
-/// The kernel's own limit behind the lease, set from outside, where the converter can't raise it.
-fn set_backstop(pid: i32, lease_bytes: u64) -> Result<(), Over> {
-    let bytes = lease_bytes.saturating_add(BACKSTOP_SLACK_BYTES);
-    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    let process = Pid::from_raw(pid).ok_or(Over::Illegal("the kernel does not say who it is"))?;
-    let set = || prlimit(Some(process), Resource::Data, limit.clone()).map_err(system("its memory limit"));
-    set()?;
-    let held = set()?;
-    if held == limit { Ok(()) } else { Err(Over::Illegal("its memory limit did not hold")) }
 }
 
 /// A message that is not legal now.
