@@ -30,6 +30,7 @@ const COMPANIONS: &[&str] = &[
     "config_sentence_transformers.json",
     "generation_config.json",
     "merges.txt",
+    safetensors::INDEX,
     "special_tokens_map.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -38,7 +39,6 @@ const COMPANIONS: &[&str] = &[
 
 /// What only runs code of a stranger's choosing to be read.
 const PICKLES: &[&str] = &["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth"];
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Makes a package of a folder.
 ///
@@ -55,9 +55,12 @@ pub fn convert(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
         "llama" => llama(files),
         other => Err(unsupported(config::FILE, format!("the model type {}", super::gguf::printable(other)))),
     }?;
-    let kept = [config::FILE, tokenizer::FILE, safetensors::FILE];
-    let companions = COMPANIONS.iter().filter(|name| files.get(name).is_some());
-    kept.iter().chain(companions).try_for_each(|name| work.output.keep(name, name))?;
+    let companions = COMPANIONS.iter().copied().filter(|name| files.get(name).is_some());
+    let kept =
+        [config::FILE, tokenizer::FILE].into_iter().chain(safetensors::shards(files)).chain(companions);
+    for name in kept {
+        work.output.keep(name, name)?;
+    }
     Ok(facts)
 }
 
@@ -66,11 +69,8 @@ fn unsupported(file: &str, what: impl Into<String>) -> ConvertError {
 }
 
 fn weights_are_readable(files: &Files) -> Result<(), ConvertError> {
-    if files.get(safetensors::FILE).is_some() {
+    if safetensors::shards(files).next().is_some() || files.get(safetensors::INDEX).is_some() {
         return Ok(());
-    }
-    if files.get(INDEX).is_some() {
-        return Err(unsupported(INDEX, "a file of weights in several pieces"));
     }
     match PICKLES.iter().find(|name| files.get(name).is_some()) {
         Some(pickle) => Err(unsupported(
