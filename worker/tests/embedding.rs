@@ -44,6 +44,14 @@ fn mean_pooling_and_normalisation_are_pytorchs() {
 }
 
 #[test]
+fn weights_in_shards_give_the_same_vectors() {
+    let mut package = Package::tiny().into_shards();
+    check_package(&package, "embedding");
+    package.0.remove("model.safetensors.index.json");
+    check_package(&package, "embedding");
+}
+
+#[test]
 fn without_the_normalize_module_vectors_keep_their_length() {
     let mut package = Package::tiny();
     let modules = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},

@@ -6,9 +6,9 @@ mod support;
 use proptest::prelude::*;
 use ringfence_protocol::LoadError;
 use ringfence_worker::package::Files;
-use ringfence_worker::package::safetensors::{HEADER_BYTES_MAX, Tensors};
+use ringfence_worker::package::safetensors::{HEADER_BYTES_MAX, SHARDS_MAX, Tensors};
 use std::sync::Arc;
-use support::Package;
+use support::{Package, SHARDS};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -32,6 +32,51 @@ fn refused(what: &str, result: Result<impl Sized, LoadError>, file: &str, reason
         }
         other => panic!("{what}: {other:?}"),
     }
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+
+#[test]
+fn shards_that_do_not_fit_each_other_or_their_index() {
+    let package = Package::tiny().into_shards();
+    let load = |change: &dyn Fn(&mut Package)| {
+        let mut changed = package.clone();
+        change(&mut changed);
+        Tensors::read(&changed.files())
+    };
+    assert_eq!(
+        load(&|_| {}).unwrap().entries().len(),
+        Tensors::read(&Package::tiny().files()).unwrap().entries().len()
+    );
+    let twice = load(&|package| {
+        let shard = package.0[SHARDS[0]].clone();
+        package.0.remove(INDEX);
+        package.0.insert("other.safetensors".to_owned(), shard);
+    });
+    refused("a tensor in two shards", twice, "other.safetensors", "is in another file as well");
+    let swapped = load(&|package| package.replace(INDEX, SHARDS[0], SHARDS[1]));
+    refused("a tensor listed for another shard", swapped, INDEX, "doesn't list the tensors");
+    let unlisted = load(&|package| {
+        package.0.insert(
+            "other.safetensors".to_owned(),
+            weights(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1),
+        );
+    });
+    refused("a shard that is not listed", unlisted, INDEX, "`other.safetensors`");
+    let outside = load(&|package| package.replace(INDEX, SHARDS[0], "../model.safetensors"));
+    refused("a file elsewhere", outside, INDEX, "illegal file");
+    let missing = load(&|package| {
+        package.0.remove(SHARDS[1]);
+    });
+    assert_eq!(missing.err(), Some(LoadError::Missing { file: SHARDS[1].to_owned() }));
+    let broken = load(&|package| package.0.get_mut(SHARDS[1]).unwrap().push(0));
+    refused("a byte too many", broken, SHARDS[1], "don't end where the file ends");
+    let many = load(&|package| {
+        package.0.remove(INDEX);
+        let empty = |n| (format!("s{n:03}.safetensors"), weights("{}", 0));
+        package.0.extend((0..SHARDS_MAX).map(empty));
+    });
+    refused("too many shards", many, "s126.safetensors", "at most 128 files");
 }
 
 #[test]

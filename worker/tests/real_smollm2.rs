@@ -1,7 +1,14 @@
 //! SmolLM2's real GGUF file: every weight against llama.cpp's own dequantisation, and tokens against byte-level BPE that
-//! shares nothing with the tokeniser library (`tests/data/make_smollm2_digests.py`).
+//! shares nothing with the tokeniser library (`tests/data/make_smollm2_digests.py`). Logits of candle's Llama over the
+//! package against those of candle's own path from the file.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use candle_core::quantized::gguf_file::{self, Content};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
+use candle_transformers::models::quantized_llama::ModelWeights;
 use ringfence_protocol::{BlockType, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::blocks::Type;
 use ringfence_worker::convert::output::InMemory;
@@ -12,12 +19,18 @@ use ringfence_worker::package::tokenizer::parse_bpe;
 use ringfence_worker::package::{FileBytes, Files};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::io::Cursor;
 use std::sync::Arc;
 
-fn import() -> InMemory {
+fn gguf() -> Vec<u8> {
     let file = std::env::var("RINGFENCE_SMOLLM2")
         .expect("RINGFENCE_SMOLLM2 must name SmolLM2-135M-Instruct.Q4_1.gguf; `make test` fetches it");
-    let bytes = Arc::new(std::fs::read(file).unwrap()) as FileBytes;
+    std::fs::read(file).unwrap()
+}
+
+fn import() -> InMemory {
+    let bytes = Arc::new(gguf()) as FileBytes;
     let files: Files = [("model.gguf".to_owned(), bytes)].into_iter().collect();
     let mut output = InMemory::new(&files);
     let mut work = Work { files: &files, output: &mut output, memory: &Lease };
@@ -32,34 +45,122 @@ fn expected() -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn digest(bytes: &[u8], kind: Type) -> String {
-    let mut hash = Sha256::new();
-    let mut weights = vec![0.0_f32; kind.block_weights()];
-    for block in bytes.chunks_exact(kind.block_bytes()) {
-        kind.dequantise(block, &mut weights);
-        weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// A weight as the package has it.
+struct Weight<'a> {
+    kind: Type,
+    /// Before it was quantised.
+    shape: Vec<usize>,
+    bytes: &'a [u8],
 }
 
-#[test]
-fn every_weight_is_what_llama_cpp_makes_of_it() {
-    let mut output = import();
+impl Weight<'_> {
+    fn floats(&self) -> Vec<f32> {
+        let mut floats = vec![0.0; self.shape.iter().product()];
+        let places = floats.chunks_exact_mut(self.kind.block_weights());
+        let blocks = self.bytes.chunks_exact(self.kind.block_bytes());
+        blocks.zip(places).for_each(|(block, place)| self.kind.dequantise(block, place));
+        floats
+    }
+}
+
+/// Calls `see` for each weight of the package.
+fn each_weight(output: &mut InMemory, mut see: impl FnMut(&str, &Weight<'_>)) {
     let bytes = Arc::new(output.files.remove("model.safetensors").unwrap()) as FileBytes;
     let files: Files = [("model.safetensors".to_owned(), bytes.clone())].into_iter().collect();
-    let tensors = Tensors::read(&files).unwrap();
-    let expected = expected();
-    let digests = expected["tensors"].as_object().unwrap();
-    assert_eq!((tensors.entries().len(), digests.len()), (272, 272));
-    for (name, entry) in tensors.entries() {
-        let kind = match (entry.dtype, output.blocks.get(name).map(|(block, _)| *block)) {
+    for (name, entry) in Tensors::read(&files).unwrap().entries() {
+        let block = output.blocks.get(name);
+        let kind = match (entry.dtype, block.map(|(block, _)| *block)) {
             (Dtype::F32, None) => Type::F32,
             (Dtype::U8, Some(BlockType::Q4_1)) => Type::Q4_1,
             (Dtype::U8, Some(BlockType::Q8_0)) => Type::Q8_0,
             other => panic!("{name} is {other:?}"),
         };
-        assert_eq!(digest(&bytes[entry.bytes.clone()], kind), digests[name].as_str().unwrap(), "{name}");
+        let before = |(_, shape): &(BlockType, Vec<u64>)| shape.iter().map(|size| *size as usize).collect();
+        let shape = block.map_or_else(|| entry.shape.clone(), before);
+        see(name, &Weight { kind, shape, bytes: &bytes[entry.bytes.clone()] });
     }
+}
+
+fn digest(floats: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    floats.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn every_weight_is_what_llama_cpp_makes_of_it() {
+    let expected = expected();
+    let digests = expected["tensors"].as_object().unwrap();
+    let mut seen = 0;
+    each_weight(&mut import(), |name, weight| {
+        assert_eq!(digest(&weight.floats()), digests[name].as_str().unwrap(), "{name}");
+        seen += 1;
+    });
+    assert_eq!((seen, digests.len()), (272, 272));
+}
+
+/// What gives the logits after the last token, by candle's Llama over the package: our weights, in the order of rows of
+/// the Hugging Face layout, and our `config.json`.
+fn package_logits(output: &mut InMemory) -> impl Fn(&[u32]) -> Vec<f32> {
+    let config: LlamaConfig = serde_json::from_slice(&output.files["config.json"]).unwrap();
+    let config = config.into_config(false);
+    let mut tensors = HashMap::new();
+    each_weight(output, |name, weight| {
+        let tensor = Tensor::from_vec(weight.floats(), weight.shape.as_slice(), &Device::Cpu).unwrap();
+        tensors.insert(name.to_owned(), tensor);
+    });
+    let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let model = Llama::load(weights, &config).unwrap();
+    move |tokens| {
+        let mut cache = Cache::new(false, DType::F32, &config, &Device::Cpu).unwrap();
+        let tokens = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        model.forward(&tokens, 0, &mut cache).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+/// The same by candle's own reader of GGUF, its own dequantisation, and its Llama for GGUF, which takes the file's order
+/// of rows and rotates neighbours. It runs on F32 tensors under the file's names and metadata, because candle's products
+/// with blocks quantise activations as well.
+fn gguf_logits(tokens: &[u32]) -> Vec<f32> {
+    let mut file = Cursor::new(gguf());
+    let content = Content::read(&mut file).unwrap();
+    let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
+    let floats = |name: &String| {
+        let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
+        QTensor::quantize(&tensor, GgmlDType::F32).unwrap()
+    };
+    let tensors: Vec<QTensor> = names.iter().map(floats).collect();
+    let metadata: Vec<_> = content.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let named: Vec<_> = names.iter().map(String::as_str).zip(&tensors).collect();
+    let mut wide = Cursor::new(Vec::new());
+    gguf_file::write(&mut wide, &metadata, &named).unwrap();
+    drop(tensors);
+    wide.set_position(0);
+    let content = Content::read(&mut wide).unwrap();
+    let mut model = ModelWeights::from_gguf(content, &mut wide, &Device::Cpu).unwrap();
+    let tokens = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    model.forward(&tokens, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// How far logits may be from those of the other path; 2.2e-5 was measured.
+const LOGIT_ERROR_MAX: f32 = 0.05;
+
+#[test]
+fn logits_are_those_of_an_independent_reader_of_the_same_file() {
+    let mut output = import();
+    let tokenizer = parse_bpe(&output.files["tokenizer.json"], 49_152).unwrap();
+    let tokens = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    let prompt = tokens("Gravity is a force that pulls things together. The capital of France is");
+    assert!((12..=16).contains(&prompt.len()), "{}", prompt.len());
+    let package = package_logits(&mut output);
+    let (ours, theirs) = (package(&prompt), gguf_logits(&prompt));
+    assert_eq!((ours.len(), theirs.len()), (49_152, 49_152));
+    assert!(ours.iter().chain(&theirs).all(|logit| logit.is_finite()));
+    let error = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(error <= LOGIT_ERROR_MAX, "{error}");
+    let next = package(&tokens("The capital of France is"));
+    let best = (0..next.len()).max_by(|a, b| next[*a].total_cmp(&next[*b])).unwrap();
+    assert_eq!(tokenizer.decode(&[best as u32], false).unwrap(), " Paris");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use crate::device::{Stored, TableSource};
 use crate::memory::{Memory, load_error};
-use crate::package::Files;
 use crate::package::safetensors::{Dtype, Entry, Tensors};
+use crate::package::{FileBytes, Files};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::LoadError;
 
@@ -34,10 +34,10 @@ pub struct PackageWeights<'a> {
 const POSITION_IDS: &str = "embeddings.position_ids";
 
 impl<'a> PackageWeights<'a> {
-    /// Reads the header of a package's weights.
+    /// Reads the headers of a package's weights.
     ///
     /// # Errors
-    /// The file is malformed, or a tensor is neither F32 nor F16.
+    /// A file is malformed, or a tensor is neither F32 nor F16.
     pub fn read(files: &Files, memory: &'a dyn Memory) -> Result<Self, LoadError> {
         let tensors = Tensors::read(files)?;
         for (name, entry) in tensors.entries() {
@@ -50,34 +50,35 @@ impl<'a> PackageWeights<'a> {
         Ok(Self { tensors, prefix, memory })
     }
 
-    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Stored), LoadError> {
+    /// Where a tensor is, how it is stored, and the file that it is in.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Stored, &FileBytes), LoadError> {
         let name = format!("{}{name}", self.prefix);
-        let entry = self.tensors.entries().get(&name).ok_or_else(|| wrong(&name, "it is missing"))?;
+        let found = self.tensors.entries().get(&name).zip(self.tensors.file_of(&name));
+        let (entry, file) = found.ok_or_else(|| wrong(&name, "it is missing"))?;
         if entry.shape != shape {
             let reason = format!("its shape is {:?}, `config.json` says {shape:?}", entry.shape);
             return Err(wrong(&name, reason));
         }
         let stored = stored(entry.dtype).ok_or_else(|| wrong(&name, "its type is neither F32 nor F16"))?;
-        Ok((entry, stored))
+        Ok((entry, stored, file))
     }
 }
 
 impl Weights for PackageWeights<'_> {
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        let (entry, stored) = self.entry(name, shape)?;
+        let (entry, stored, file) = self.entry(name, shape)?;
         let count = entry.bytes.len() / stored.bytes();
         let mut floats = Vec::new();
         let refused = |_| OutOfMemory { bytes: count * size_of::<f32>() };
         floats.try_reserve_exact(count).map_err(refused).map_err(|e| load_error(self.memory.denied(e)))?;
         floats.resize(count, 0.0);
-        stored.widen(&self.tensors.bytes()[entry.bytes.clone()], &mut floats);
+        stored.widen(&file[entry.bytes.clone()], &mut floats);
         Ok(floats)
     }
 
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
-        let (entry, stored) = self.entry(name, &shape)?;
-        let file = self.tensors.bytes().clone();
-        Ok(TableSource::File { file, bytes: entry.bytes.clone(), stored })
+        let (entry, stored, file) = self.entry(name, &shape)?;
+        Ok(TableSource::File { file: file.clone(), bytes: entry.bytes.clone(), stored })
     }
 }
 

@@ -83,7 +83,15 @@ impl BertConfig {
     /// # Errors
     /// It is missing or malformed, describes another architecture, or is out of bounds.
     pub fn read(files: &Files) -> Result<Self, LoadError> {
-        let raw: Raw = json::parse(FILE, files.require(FILE, BYTES_MAX)?)?;
+        Self::parse(files.require(FILE, BYTES_MAX)?)
+    }
+
+    /// Reads such a file's bytes.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, LoadError> {
+        let raw: Raw = json::parse(FILE, bytes)?;
         let bounded = |key: &str, value: usize, max: usize| {
             let reason = || malformed(FILE, format!("`{key}` is {value}, it must be from 1 to {max}"));
             if (1..=max).contains(&value) { Ok(value) } else { Err(reason()) }

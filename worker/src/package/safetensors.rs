@@ -1,21 +1,30 @@
-//! `model.safetensors`: a strict parser of the whole header. The format is: a little-endian u64, that many bytes of
-//! JSON, then the tensors' bytes. Every byte belongs to exactly one tensor, in some order, without holes.
+//! `model.safetensors`, or the shards of one: a strict parser of the whole header. The format is: a little-endian u64,
+//! that many bytes of JSON, then the tensors' bytes. Every byte belongs to exactly one tensor, in some order, without
+//! holes; every tensor is in exactly one shard, and the index, where there is one, says in which.
 
-use super::{FileBytes, Files, json::describe, malformed};
+use super::{FileBytes, Files, json, malformed};
 use ringfence_protocol::LoadError;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-/// Its name.
+/// Its name where it is one file.
 pub const FILE: &str = "model.safetensors";
+/// What the names of all shards end with.
+const SUFFIX: &str = ".safetensors";
+/// Says which shard has which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+const INDEX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The largest shard in bytes.
 const BYTES_MAX: usize = 1 << 40;
+/// The most shards.
+pub const SHARDS_MAX: usize = 128;
 
 /// The longest header in bytes.
 pub const HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The most tensors.
+/// The most tensors, of all shards together.
 pub const TENSORS_MAX: usize = 16_384;
 /// The longest name of a tensor in bytes.
 const NAME_BYTES_MAX: usize = 256;
@@ -99,11 +108,12 @@ pub struct Entry {
     pub bytes: Range<usize>,
 }
 
-/// The tensors of a file.
-#[derive(Clone)]
+/// The tensors of a package.
+#[derive(Clone, Default)]
 pub struct Tensors {
-    bytes: FileBytes,
     entries: BTreeMap<String, Entry>,
+    /// The shard that has each.
+    shards: BTreeMap<String, FileBytes>,
 }
 
 impl fmt::Debug for Tensors {
@@ -113,14 +123,41 @@ impl fmt::Debug for Tensors {
 }
 
 impl Tensors {
-    /// Reads the header of a package's weights.
+    /// Reads the headers of all of a package's weights.
     ///
     /// # Errors
-    /// The file is missing or malformed.
+    /// There are none, a file is malformed, two have one tensor, or the index says something else.
     pub fn read(files: &Files) -> Result<Self, LoadError> {
-        let bytes = files.require(FILE, BYTES_MAX)?.clone();
-        let entries = parse(&bytes).map_err(|reason| malformed(FILE, reason))?;
-        Ok(Self { bytes, entries })
+        let index = Index::read(files)?;
+        let mut tensors = Self::default();
+        for (count, name) in shards(files).enumerate() {
+            if count == SHARDS_MAX {
+                return Err(malformed(name, format!("at most {SHARDS_MAX} files of weights are taken")));
+            }
+            let entries = tensors.add(name, files.require(name, BYTES_MAX)?)?;
+            if index.as_ref().is_some_and(|index| !index.agrees(name, &entries)) {
+                return Err(malformed(INDEX, format!("it doesn't list the tensors that `{name}` has")));
+            }
+            tensors.entries.extend(entries);
+        }
+        if shards(files).next().is_none() {
+            return Err(LoadError::Missing { file: FILE.to_owned() });
+        }
+        Ok(tensors)
+    }
+
+    /// The tensors of a shard, none of which was in another.
+    fn add(&mut self, name: &str, shard: &FileBytes) -> Result<BTreeMap<String, Entry>, LoadError> {
+        let entries = parse(name, shard)?;
+        if self.entries.len() + entries.len() > TENSORS_MAX {
+            return Err(malformed(name, format!("together, at most {TENSORS_MAX} tensors are taken")));
+        }
+        for tensor in entries.keys() {
+            if self.shards.insert(tensor.clone(), shard.clone()).is_some() {
+                return Err(malformed(name, format!("the tensor `{tensor}` is in another file as well")));
+            }
+        }
+        Ok(entries)
     }
 
     /// Every tensor by name.
@@ -128,14 +165,64 @@ impl Tensors {
         &self.entries
     }
 
-    /// The whole file.
-    pub fn bytes(&self) -> &FileBytes {
-        &self.bytes
+    /// The whole file that a tensor is in.
+    pub fn file_of(&self, tensor: &str) -> Option<&FileBytes> {
+        self.shards.get(tensor)
     }
 }
 
-/// Parses and checks a header.
-fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+/// The names of a package's files of weights.
+pub fn shards(files: &Files) -> impl Iterator<Item = &str> {
+    files.names().filter(|name| name.ends_with(SUFFIX) && !name.contains('/'))
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    /// The shard of each tensor.
+    weight_map: BTreeMap<String, String>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<IgnoredAny>,
+}
+
+impl Index {
+    /// All shards that it names are there.
+    fn read(files: &Files) -> Result<Option<Self>, LoadError> {
+        let Some(bytes) = files.find(INDEX, INDEX_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        let index = Self::parse(bytes)?;
+        match index.weight_map.values().find(|shard| files.get(shard).is_none()) {
+            Some(shard) => Err(LoadError::Missing { file: shard.clone() }),
+            None => Ok(Some(index)),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, LoadError> {
+        let index: Self = json::parse(INDEX, bytes)?;
+        let legal = |name: &String| is_legal_name(name) && name.ends_with(SUFFIX);
+        if index.weight_map.len() > TENSORS_MAX || !index.weight_map.values().all(legal) {
+            return Err(malformed(INDEX, "it lists too many tensors, or names an illegal file"));
+        }
+        Ok(index)
+    }
+
+    /// It lists exactly these tensors for this shard.
+    fn agrees(&self, shard: &str, entries: &BTreeMap<String, Entry>) -> bool {
+        let listed = self.weight_map.iter().filter(|(_, listed)| listed.as_str() == shard);
+        listed.map(|(tensor, _)| tensor).eq(entries.keys())
+    }
+}
+
+/// Parses and checks the header of the file `name`, which is in `bytes`.
+///
+/// # Errors
+/// It is malformed.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, Entry>, LoadError> {
+    entries(bytes).map_err(|reason| malformed(name, reason))
+}
+
+fn entries(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     let (length, rest) = file.split_first_chunk::<8>().ok_or("it ends in the header's length")?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > HEADER_BYTES_MAX {
@@ -146,7 +233,7 @@ fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
         return Err("the header doesn't start with `{`".to_owned());
     }
     let header: Header =
-        serde_json::from_slice(header).map_err(|error| format!("header: {}", describe(&error)))?;
+        serde_json::from_slice(header).map_err(|error| format!("header: {}", json::describe(&error)))?;
     check_cover(&header.0, data.len())?;
     let entry = |raw: RawEntry| {
         let [begin, end] = raw.data_offsets;

@@ -91,11 +91,18 @@ enum ModelType {
 /// # Errors
 /// The file is missing or malformed, isn't a BERT tokeniser, or has token ids that the model doesn't know.
 pub fn read(files: &Files, vocabulary: usize) -> Result<Tokenizer, LoadError> {
-    let bytes = files.require(FILE, BYTES_MAX)?;
+    parse(files.require(FILE, BYTES_MAX)?, vocabulary)
+}
+
+/// Reads such a file's bytes.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(bytes: &[u8], vocabulary: usize) -> Result<Tokenizer, LoadError> {
     let outline: Outline = json::parse(FILE, bytes)?;
     check(&outline, vocabulary)?;
     drop(outline);
-    let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&***bytes)));
+    let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)));
     let Ok(Ok(mut tokenizer)) = parsed else {
         return Err(malformed(FILE, "the tokeniser library refuses it"));
     };

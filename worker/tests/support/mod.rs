@@ -23,6 +23,9 @@ pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data").join(name)
 }
 
+/// The files of weights of [`Package::into_shards`].
+pub(crate) const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
 /// A package whose files can be changed.
 #[derive(Clone)]
 pub(crate) struct Package(pub(crate) BTreeMap<String, Vec<u8>>);
@@ -37,6 +40,23 @@ impl Package {
 
     pub(crate) fn files(&self) -> Files {
         self.0.iter().map(|(name, bytes)| (name.clone(), Arc::new(bytes.clone()) as FileBytes)).collect()
+    }
+
+    /// Puts every other tensor into a second file of weights, and an index beside both.
+    pub(crate) fn into_shards(mut self) -> Self {
+        let weights = self.0.remove("model.safetensors").unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+        let mut list = tensors.tensors();
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut map = BTreeMap::new();
+        for (half, name) in SHARDS.into_iter().enumerate() {
+            let part: Vec<_> = list.iter().skip(half).step_by(2).cloned().collect();
+            map.extend(part.iter().map(|(tensor, _)| (tensor.clone(), name)));
+            self.0.insert(name.to_owned(), safetensors::serialize(part, None).unwrap());
+        }
+        let index = serde_json::json!({"metadata": {"total_size": weights.len()}, "weight_map": map});
+        self.0.insert("model.safetensors.index.json".to_owned(), index.to_string().into_bytes());
+        self
     }
 
     /// Replaces a text that occurs in a JSON file.

@@ -14,7 +14,9 @@ use std::collections::HashSet;
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
-/// What a token or a merge takes while it is turned into JSON and read back by the library, in bytes; measured: 420.
+/// What a token or a merge takes while it is turned into JSON and read back by the library, in bytes. SmolLM2's 49,152
+/// tokens and 48,900 merges take 46.2 MB at the peak, by the counting allocator: 471 each. The rest is headroom for
+/// longer tokens.
 const WORKING_BYTES: u64 = 640;
 
 /// Both files.

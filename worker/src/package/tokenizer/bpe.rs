@@ -3,8 +3,9 @@
 //!
 //! Regular expressions are a closed list of exact texts. The library builds any expression without a step limit of ours,
 //! and where the engine's own limit (a million steps back) is reached it silently leaves the rest of the text unsplit; so
-//! no expression of a stranger's choosing may run. Those below go back at most once for each character of a run of white
-//! space.
+//! no expression of a stranger's choosing may run. Those below go back only over a run of white space, once for each
+//! character: measured, 990,000 spaces before words are split rightly in 0.15 s, 1,010,000 are past the limit. Whoever
+//! encodes must keep runs of white space below a million characters.
 
 use super::{ADDED_TOKENS_MAX, AddedToken, BYTES_MAX, FILE, SpecialToken};
 use crate::package::{Files, json, malformed};
