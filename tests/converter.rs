@@ -28,6 +28,7 @@ fn program() -> OwnedFd {
 
 fn start(arguments: &[&str]) -> (Child, StatusPage, OwnedFd) {
     let (ours, theirs) = connected_pair().unwrap();
+    ConverterLink::new(ours.try_clone().unwrap()).receive_credentials().unwrap();
     let page = StatusPage::create().unwrap();
     let child = spawn(SpawnRequest {
         program: program().as_fd(),
@@ -62,7 +63,6 @@ impl Converter {
     fn new() -> Self {
         let (child, page, link) = start(&["convert"]);
         let link = ConverterLink::new(link);
-        link.receive_credentials().unwrap();
         let hello = link.receive().unwrap();
         assert_eq!(hello.message, FromConverter::Hello { digest: DIGEST.to_owned() });
         link.send(&ToConverter::Start { lease_bytes: LEASE_BYTES }, &[]).unwrap();

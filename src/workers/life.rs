@@ -136,6 +136,8 @@ pub(crate) async fn live(spawner: &Spawner, plan: Plan, audience: &dyn Audience)
 
 async fn start(spawner: &Spawner, plan: &Plan) -> Result<(Child, Arc<Connection>), Failure> {
     let (ours, theirs) = protocol::connected_pair().map_err(std::io::Error::from)?;
+    // Before the worker can say anything: the kernel attaches a sender's pid when a message is sent.
+    let connection = Arc::new(Connection::new(ours)?);
     let start = spawner::Start {
         arguments: vec!["serve".to_owned()],
         threads: Some(plan.start.threads),
@@ -146,7 +148,7 @@ async fn start(spawner: &Spawner, plan: &Plan) -> Result<(Child, Arc<Connection>
     for pipe in [&child.stdout, &child.stderr] {
         plan.log.follow(pipe.try_clone()?);
     }
-    Ok((child, Arc::new(Connection::new(ours)?)))
+    Ok((child, connection))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -149,6 +149,9 @@ impl<'a> Converter<'a> {
         let program = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let program = program.map_err(|errno| failed(io::Error::from(errno).into()))?;
         let (ours, theirs) = connected_pair().map_err(|errno| failed(errno.into()))?;
+        let link = ConverterLink::new(ours);
+        // Before it can say anything: credentials are attached when a message is sent.
+        link.receive_credentials().map_err(|errno| failed(errno.into()))?;
         let page = StatusPage::create().map_err(|errno| failed(errno.into()))?;
         let child = spawn(SpawnRequest {
             program: program.as_fd(),
@@ -163,14 +166,13 @@ impl<'a> Converter<'a> {
         let child = child.map_err(|error| failed(error.into()))?;
         let printed = Some(follow(child.stderr.try_clone().map_err(|error| failed(error.into()))?));
         drop(follow(child.stdout.try_clone().map_err(|error| failed(error.into()))?));
-        Ok(Self { subject, child, page, link: ConverterLink::new(ours), printed })
+        Ok(Self { subject, child, page, link, printed })
     }
 
     /// From its hello to its answer.
     fn talk(&self, form: SourceForm, parts: &[Part], lease_bytes: u64, output: &Output) -> Result<Raw, Over> {
         set_socket_timeout(&self.link, Timeout::Recv, Some(SILENCE_MAX)).map_err(system("its link"))?;
         set_socket_timeout(&self.link, Timeout::Send, Some(SILENCE_MAX)).map_err(system("its link"))?;
-        self.link.receive_credentials().map_err(system("its link"))?;
         self.shake_hands(lease_bytes)?;
         let places = places(parts).map_err(system("memory for its files"))?;
         self.order(form, parts, &places)?;
