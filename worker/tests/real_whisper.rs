@@ -19,6 +19,7 @@ use ringfence_protocol::{Facts, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
 use ringfence_worker::memory::Lease;
+use ringfence_worker::package::tokenizer::parse_bpe;
 use ringfence_worker::package::{FileBytes, Files};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -135,6 +136,27 @@ fn says(output: &InMemory, prompt: &[&str]) {
 
 const ENGLISH: [&str; 2] = ["<|startoftranscript|>", "<|notimestamps|>"];
 const MULTILINGUAL: [&str; 4] = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"];
+
+#[test]
+fn packages_are_folders_that_are_taken_unchanged() {
+    for package in [english_pt(), multilingual_ggml()].into_iter().flatten() {
+        let shared =
+            |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
+        let files: Files = package.files.iter().map(shared).collect();
+        let mut output = InMemory::new(&files);
+        let mut work = Work { files: &files, output: &mut output, memory: &Lease };
+        let facts = convert(SourceForm::HuggingFace, &mut work).unwrap();
+        assert_eq!((facts.architecture, facts.max_tokens), (ModelArchitecture::Whisper, 448));
+        assert!(output.files == package.files);
+    }
+}
+
+/// The one that Hugging Face published, not one of ours.
+#[test]
+fn the_strict_parser_takes_the_published_tokenizer() {
+    let Some(folder) = folder() else { return };
+    parse_bpe(&std::fs::read(folder.join("base.tokenizer.json")).unwrap(), 51_865).unwrap();
+}
 
 #[test]
 fn tiny_en_of_openai_transcribes() {

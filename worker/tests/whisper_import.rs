@@ -349,9 +349,8 @@ fn silero() -> Sources {
     silero_with(2)
 }
 
-fn import(form: SourceForm, sources: &Sources) -> Result<InMemory, ConvertError> {
-    let shared =
-        |(name, bytes): (&&str, &Vec<u8>)| ((*name).to_owned(), Arc::new(bytes.clone()) as FileBytes);
+fn import(form: SourceForm, sources: &BTreeMap<impl ToString, Vec<u8>>) -> Result<InMemory, ConvertError> {
+    let shared = |(name, bytes)| (ToString::to_string(name), Arc::new(Vec::clone(bytes)) as FileBytes);
     let files: Files = sources.iter().map(shared).collect();
     let mut output = InMemory::new(&files);
     convert(form, &mut Work { files: &files, output: &mut output, memory: &Lease })?;
@@ -386,6 +385,44 @@ fn every_form_of_a_model_becomes_the_same_package() {
         let (shape, bytes) = &weights[name];
         assert_eq!(*bytes, floats(of, shape), "{name}");
     }
+}
+
+#[test]
+fn a_package_is_a_folder_that_is_kept_unchanged() {
+    let package = import(SourceForm::WhisperPt, &pt()).unwrap();
+    let again = import(SourceForm::HuggingFace, &package.files).unwrap();
+    assert_eq!(again.files, package.files);
+}
+
+#[test]
+fn folders_that_are_another_whisper_are_refused() {
+    let package = import(SourceForm::WhisperPt, &pt()).unwrap().files;
+    let config: serde_json::Value = serde_json::from_slice(&package["config.json"]).unwrap();
+    let import_with = |key: &str, value: serde_json::Value| {
+        let (mut files, mut config) = (package.clone(), config.clone());
+        config[key] = value;
+        files.insert("config.json".to_owned(), config.to_string().into_bytes());
+        import(SourceForm::HuggingFace, &files).unwrap_err()
+    };
+    for key in ["d_model", "num_mel_bins", "vocab_size", "max_source_positions", "max_target_positions"] {
+        assert!(
+            matches!(import_with(key, (1_u64 << 17 | 2).into()), ConvertError::Malformed { .. }),
+            "{key}"
+        );
+    }
+    for key in ["num_mel_bins", "max_source_positions", "max_target_positions"] {
+        assert!(matches!(import_with(key, 4.into()), ConvertError::Tensor { .. }), "{key}");
+    }
+    for key in ["encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"] {
+        assert!(matches!(import_with(key, 0.into()), ConvertError::Malformed { .. }), "{key}");
+    }
+    assert!(matches!(import_with("encoder_layers", 65.into()), ConvertError::Malformed { .. }));
+    assert!(matches!(import_with("encoder_layers", 64.into()), ConvertError::Tensor { .. }));
+    assert!(matches!(import_with("decoder_ffn_dim", 9.into()), ConvertError::Unsupported { .. }));
+    assert!(matches!(import_with("scale_embedding", true.into()), ConvertError::Unsupported { .. }));
+    assert!(matches!(import_with("activation_function", "relu".into()), ConvertError::Malformed { .. }));
+    // The ids of its tokens.
+    assert!(matches!(import_with("vocab_size", 258.into()), ConvertError::Malformed { .. }));
 }
 
 #[test]

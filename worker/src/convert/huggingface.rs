@@ -1,6 +1,7 @@
 //! Folders in the Hugging Face layout. `config.json` says which network it is; every file is kept unchanged once the
 //! strict parsers have read it.
 
+use super::whisper::Expected;
 use super::{Work, denied, malformed, refused};
 use crate::memory::Memory;
 use crate::models::PackageWeights;
@@ -30,6 +31,8 @@ const COMPANIONS: &[&str] = &[
     "config_sentence_transformers.json",
     "generation_config.json",
     "merges.txt",
+    "normalizer.json",
+    "preprocessor_config.json",
     safetensors::INDEX,
     "special_tokens_map.json",
     "tokenizer_config.json",
@@ -53,6 +56,7 @@ pub fn convert(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     let facts = match model.as_str() {
         "bert" => bert(files, work.memory),
         "llama" => llama(files),
+        "whisper" => whisper(files),
         other => Err(unsupported(config::FILE, format!("the model type {}", super::gguf::printable(other)))),
     }?;
     let companions = COMPANIONS.iter().copied().filter(|name| files.get(name).is_some());
@@ -115,6 +119,16 @@ fn llama(files: &Files) -> Result<Facts, ConvertError> {
         require(tensors.entries(), &name, &shape)?;
     }
     facts(ModelArchitecture::Llama, config.positions)
+}
+
+fn whisper(files: &Files) -> Result<Facts, ConvertError> {
+    let expected = Expected::parse(files.require(config::FILE, CONFIG_BYTES_MAX).map_err(refused)?)?;
+    tokenizer::read_bpe(files, expected.vocabulary).map_err(refused)?;
+    let tensors = Tensors::read(files).map_err(refused)?;
+    for (name, shape) in &expected.tensors {
+        require(tensors.entries(), name, shape)?;
+    }
+    facts(ModelArchitecture::Whisper, expected.text_positions)
 }
 
 fn facts(architecture: ModelArchitecture, max_tokens: usize) -> Result<Facts, ConvertError> {

@@ -3,6 +3,7 @@
 
 mod ctranslate2;
 mod ggml;
+mod huggingface;
 mod names;
 mod pickle;
 mod pt;
@@ -13,6 +14,7 @@ use super::safetensors::Tensor;
 use super::{Work, malformed, output, refused, safetensors};
 use crate::package::safetensors::{Dtype, Entry};
 use crate::package::{FileBytes, config, tokenizer as package_tokenizer};
+pub(super) use huggingface::Expected;
 use names::{Naming, Planned, plan};
 use ringfence_protocol::{ConvertError, Facts, ModelArchitecture};
 use serde_json::{Value, json};

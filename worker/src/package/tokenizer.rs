@@ -10,7 +10,7 @@ use super::{Files, json, malformed};
 use ringfence_protocol::LoadError;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::Tokenizer;
 
@@ -18,8 +18,8 @@ use tokenizers::Tokenizer;
 pub const FILE: &str = "tokenizer.json";
 /// Its largest size.
 pub const BYTES_MAX: usize = 32 * 1024 * 1024;
-/// The most tokens that are matched before words are split.
-const ADDED_TOKENS_MAX: usize = 1024;
+/// The most tokens that are matched before words are split; Whisper has 1609, most of them times.
+const ADDED_TOKENS_MAX: usize = 2048;
 /// The longest word that is split into pieces; splitting takes its square.
 const WORD_CHARACTERS_MAX: usize = 512;
 
@@ -99,16 +99,37 @@ pub fn read(files: &Files, vocabulary: usize) -> Result<Tokenizer, LoadError> {
 /// # Errors
 /// As [`read`].
 pub fn parse(bytes: &[u8], vocabulary: usize) -> Result<Tokenizer, LoadError> {
+    small_enough(bytes)?;
     let outline: Outline = json::parse(FILE, bytes)?;
     check(&outline, vocabulary)?;
-    drop(outline);
+    let added = outline.added_tokens;
+    library(bytes, &added)
+}
+
+fn small_enough(bytes: &[u8]) -> Result<(), LoadError> {
+    if bytes.len() > BYTES_MAX {
+        return Err(malformed(FILE, format!("it has {} bytes, at most {BYTES_MAX} are taken", bytes.len())));
+    }
+    Ok(())
+}
+
+/// What the library makes of a checked file: without truncation and padding, and able to encode.
+fn library(bytes: &[u8], added: &[AddedToken]) -> Result<Tokenizer, LoadError> {
     let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)));
     let Ok(Ok(mut tokenizer)) = parsed else {
         return Err(malformed(FILE, "the tokeniser library refuses it"));
     };
+    // The library numbers added tokens itself where the vocabulary lacks them.
+    if added.iter().any(|token| tokenizer.token_to_id(&token.content) != Some(token.id)) {
+        return Err(malformed(FILE, "an added token's id is not the one that it gets"));
+    }
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|_| malformed(FILE, "its truncation can't be switched off"))?;
-    Ok(tokenizer)
+    // It finds some faults of templates only while it encodes, by a panic.
+    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode("a", true))) {
+        Ok(Ok(_)) => Ok(tokenizer),
+        Ok(Err(_)) | Err(_) => Err(malformed(FILE, "the tokeniser library can't encode with it")),
+    }
 }
 
 fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
@@ -132,6 +153,10 @@ fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
         .any(|token| token.content.is_empty() || token.content.contains(char::is_whitespace))
     {
         return refuse("an added token is empty or contains white space");
+    }
+    let unique: HashSet<&u32> = model.vocab.values().collect();
+    if unique.len() != model.vocab.len() {
+        return refuse("two tokens have one id");
     }
     let mut ids =
         model.vocab.values().chain(added_tokens.iter().map(|token| &token.id)).chain(special(post_processor));
