@@ -1,9 +1,9 @@
 //! Published speech models through the importers: what comes out transcribes, and forms of the same weights agree.
-//! `RINGFENCE_SPEECH` names the folder with the sources; without it nothing here runs, which each case says.
+//! `RINGFENCE_SPEECH` names the folder with the sources; `make test` fills it.
 //!
 //! ```text
 //! tiny.en.pt, gpt2.tiktoken, multilingual.tiktoken     OpenAI's checkpoint and vocabularies
-//! tiny.en.ggml.bin                                     whisper.cpp's own convert-pt-to-ggml.py of that checkpoint
+//! tiny.en.ggml.bin                                     ggml's form of that checkpoint, by scripts/pt-to-ggml.py
 //! tiny.ggml.bin                                        ggml, multilingual
 //! base.ctranslate2.bin, base.tokenizer.json, base.config.json      CTranslate2
 //! silero.onnx, jfk.wav                                 Silero; eleven seconds of speech at 16 kHz
@@ -27,16 +27,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
 
-fn folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("RINGFENCE_SPEECH").map(PathBuf::from);
-    if folder.is_none() {
-        eprintln!("skipped: RINGFENCE_SPEECH names no folder with speech models");
-    }
-    folder
+fn folder() -> PathBuf {
+    PathBuf::from(
+        std::env::var_os("RINGFENCE_SPEECH").expect("RINGFENCE_SPEECH must be set; `make test` does"),
+    )
 }
 
-fn imported(form: SourceForm, sources: &[(&str, &str)]) -> Option<InMemory> {
-    let folder = folder()?;
+fn imported(form: SourceForm, sources: &[(&str, &str)]) -> InMemory {
+    let folder = folder();
     let read = |(name, file): &(&str, &str)| {
         let bytes = std::fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         ((*name).to_owned(), Arc::new(bytes) as FileBytes)
@@ -50,19 +48,19 @@ fn imported(form: SourceForm, sources: &[(&str, &str)]) -> Option<InMemory> {
         }
         other => assert_eq!((other.architecture, other.max_tokens), (ModelArchitecture::SileroVad, 1)),
     }
-    Some(output)
+    output
 }
 
-fn english_pt() -> Option<InMemory> {
+fn english_pt() -> InMemory {
     let sources = [("model.pt", "tiny.en.pt"), ("vocabulary.tiktoken", "gpt2.tiktoken")];
     imported(SourceForm::WhisperPt, &sources)
 }
 
-fn multilingual_ggml() -> Option<InMemory> {
+fn multilingual_ggml() -> InMemory {
     imported(SourceForm::WhisperGgml, &[("model.bin", "tiny.ggml.bin")])
 }
 
-fn base_ctranslate2() -> Option<InMemory> {
+fn base_ctranslate2() -> InMemory {
     let sources = [("model.bin", "base.ctranslate2.bin"), ("tokenizer.json", "base.tokenizer.json")];
     imported(SourceForm::WhisperCtranslate2, &sources)
 }
@@ -77,14 +75,14 @@ fn tensors(output: &InMemory) -> HashMap<String, Tensor> {
 
 /// Samples of a mono WAV of 16 bits, whose header has 44 bytes or a few chunks more.
 fn samples() -> Vec<f32> {
-    let wav = std::fs::read(folder().unwrap().join("jfk.wav")).unwrap();
+    let wav = std::fs::read(folder().join("jfk.wav")).unwrap();
     let data = wav.windows(4).position(|four| four == b"data").unwrap() + 8;
     wav[data..].chunks_exact(2).map(|two| f32::from(i16::from_le_bytes([two[0], two[1]])) / 32768.0).collect()
 }
 
 /// The mel filters for 80 bands, which the ggml form carries.
 fn filters() -> Vec<f32> {
-    let ggml = std::fs::read(folder().unwrap().join("tiny.ggml.bin")).unwrap();
+    let ggml = std::fs::read(folder().join("tiny.ggml.bin")).unwrap();
     ggml[56..][..80 * 201 * 4]
         .chunks_exact(4)
         .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
@@ -154,45 +152,40 @@ fn packages_are_folders_that_are_taken_unchanged() {
 /// The one that Hugging Face published, not one of ours.
 #[test]
 fn the_strict_parser_takes_the_published_tokenizer() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     parse_bpe(&std::fs::read(folder.join("base.tokenizer.json")).unwrap(), 51_865).unwrap();
 }
 
 #[test]
 fn tiny_en_of_openai_transcribes() {
-    if let Some(output) = english_pt() {
-        says(&output, &ENGLISH);
-    }
+    says(&english_pt(), &ENGLISH);
 }
 
 #[test]
 fn tiny_of_ggml_transcribes() {
-    if let Some(output) = multilingual_ggml() {
-        says(&output, &MULTILINGUAL);
-    }
+    says(&multilingual_ggml(), &MULTILINGUAL);
 }
 
 #[test]
 fn base_of_ctranslate2_transcribes() {
-    if let Some(output) = base_ctranslate2() {
-        says(&output, &MULTILINGUAL);
-        // What its own configuration suppresses is what the vocabulary alone gives.
-        let bytes = std::fs::read(folder().unwrap().join("base.config.json")).unwrap();
-        let theirs: Value = serde_json::from_slice(&bytes).unwrap();
-        let (config, generation) = (json(&output, "config.json"), json(&output, "generation_config.json"));
-        assert_eq!(config["suppress_tokens"], theirs["suppress_ids"]);
-        assert_eq!(config["begin_suppress_tokens"], theirs["suppress_ids_begin"]);
-        let mut languages: Vec<_> =
-            generation["lang_to_id"].as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
-        languages.sort_unstable();
-        assert_eq!(Value::from(languages), theirs["lang_ids"]);
-    }
+    let output = base_ctranslate2();
+    says(&output, &MULTILINGUAL);
+    // What its own configuration suppresses is what the vocabulary alone gives.
+    let bytes = std::fs::read(folder().join("base.config.json")).unwrap();
+    let theirs: Value = serde_json::from_slice(&bytes).unwrap();
+    let (config, generation) = (json(&output, "config.json"), json(&output, "generation_config.json"));
+    assert_eq!(config["suppress_tokens"], theirs["suppress_ids"]);
+    assert_eq!(config["begin_suppress_tokens"], theirs["suppress_ids_begin"]);
+    let mut languages: Vec<_> =
+        generation["lang_to_id"].as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
+    languages.sort_unstable();
+    assert_eq!(Value::from(languages), theirs["lang_ids"]);
 }
 
 #[test]
 fn tiny_en_from_pt_equals_the_ggml_form_of_the_same_weights() {
-    let Some(pt) = english_pt() else { return };
-    let ggml = imported(SourceForm::WhisperGgml, &[("model.bin", "tiny.en.ggml.bin")]).unwrap();
+    let pt = english_pt();
+    let ggml = imported(SourceForm::WhisperGgml, &[("model.bin", "tiny.en.ggml.bin")]);
     for name in ["config.json", "generation_config.json", "tokenizer.json"] {
         assert_eq!(pt.files[name], ggml.files[name], "{name}");
     }
@@ -211,7 +204,7 @@ fn tiny_en_from_pt_equals_the_ggml_form_of_the_same_weights() {
 
 #[test]
 fn tokens_are_those_of_openai() {
-    let Some(english) = english_pt() else { return };
+    let english = english_pt();
     let expected: Value =
         serde_json::from_slice(&std::fs::read(support::data("whisper.tokens.json")).unwrap()).unwrap();
     check_tokens(&english, &expected["english"]);
@@ -293,7 +286,7 @@ impl Silero {
 
 #[test]
 fn silero_says_what_onnxruntime_says() {
-    let Some(output) = imported(SourceForm::SileroOnnx, &[("model.onnx", "silero.onnx")]) else { return };
+    let output = imported(SourceForm::SileroOnnx, &[("model.onnx", "silero.onnx")]);
     let expected: Value =
         serde_json::from_slice(&std::fs::read(support::data("silero.expected.json")).unwrap()).unwrap();
     let expected = support::floats(&expected["jfk"]);
