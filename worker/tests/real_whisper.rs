@@ -137,7 +137,7 @@ const MULTILINGUAL: [&str; 4] = ["<|startoftranscript|>", "<|en|>", "<|transcrib
 
 #[test]
 fn packages_are_folders_that_are_taken_unchanged() {
-    for package in [english_pt(), multilingual_ggml()].into_iter().flatten() {
+    for package in [english_pt(), multilingual_ggml()] {
         let shared =
             |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
         let files: Files = package.files.iter().map(shared).collect();
@@ -208,11 +208,11 @@ fn tokens_are_those_of_openai() {
     let expected: Value =
         serde_json::from_slice(&std::fs::read(support::data("whisper.tokens.json")).unwrap()).unwrap();
     check_tokens(&english, &expected["english"]);
-    check_tokens(&multilingual_ggml().unwrap(), &expected["multilingual"]);
-    check_tokens(&base_ctranslate2().unwrap(), &expected["multilingual"]);
+    check_tokens(&multilingual_ggml(), &expected["multilingual"]);
+    check_tokens(&base_ctranslate2(), &expected["multilingual"]);
     let of_ranks = [("model.bin", "tiny.ggml.bin"), ("vocabulary.tiktoken", "multilingual.tiktoken")];
-    let of_ranks = imported(SourceForm::WhisperGgml, &of_ranks).unwrap();
-    assert_eq!(of_ranks.files["tokenizer.json"], multilingual_ggml().unwrap().files["tokenizer.json"]);
+    let of_ranks = imported(SourceForm::WhisperGgml, &of_ranks);
+    assert_eq!(of_ranks.files["tokenizer.json"], multilingual_ggml().files["tokenizer.json"]);
 }
 
 fn check_tokens(output: &InMemory, expected: &Value) {
