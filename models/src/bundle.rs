@@ -1,17 +1,17 @@
-//! The signature bundle: the shape of OpenSSF Model Signing v1.0 with an ed25519 key.
+//! The signature bundle: the shape of OpenSSF Model Signing v1.0 with an ed25519 or P-256 key.
 //!
 //! Nothing of the signed statement is read before its signature held.
 
 use crate::digest::{Digest, Hasher};
 use crate::dsse::{self, Envelope, EnvelopeJson};
 use crate::json::{self, Fault, Field, FieldError, Fields};
-use crate::keys::{KeyId, PublicKey};
-use crate::kind::{FileName, FileNameError};
+use crate::keys::{KeyId, SignBytes};
+use crate::kind::{FileName, FileNameError, is_relative};
 use crate::name::PackageName;
 use crate::refusal::Refusal;
 use crate::trust::Trust;
-use ed25519_dalek::SigningKey;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The longest bundle in bytes.
 pub const BUNDLE_BYTES_MAX: usize = 256 * 1024;
@@ -58,16 +58,16 @@ pub struct Resource {
 ///
 /// # Panics
 /// Where two files have one name, or there are none or more than [`FILES_MAX`]: a package made by this crate has not.
-pub fn sign(key: &SigningKey, name: &PackageName, mut files: Vec<Resource>) -> (String, Digest) {
+pub fn sign(key: &dyn SignBytes, name: &PackageName, mut files: Vec<Resource>) -> (String, Digest) {
     files.sort_by(|a, b| a.name.cmp(&b.name));
     assert!((1..=FILES_MAX).contains(&files.len()), "a package has 1 to {FILES_MAX} files");
     assert!(files.is_sorted_by(|a, b| a.name < b.name), "names are unique");
-    let digest = subject_digest(&files);
+    let digest = subject_digest(files.iter().map(|file| &file.digest));
     let payload = StatementJson::new(name, digest, &files).encode();
     let bundle = BundleJson {
         media_type: MEDIA_TYPE,
         verification_material: MaterialJson {
-            public_key: PublicKeyJson { hint: PublicKey::of(key).id().to_string() },
+            public_key: PublicKeyJson { hint: key.public().id().to_string() },
             tlog_entries: [],
         },
         dsse_envelope: dsse::sign(PAYLOAD_TYPE, payload.as_bytes(), "", key),
@@ -107,20 +107,60 @@ impl Bundle {
     /// # Errors
     /// [`Refusal`], the first that applies: of the signer, the signature, the statement.
     pub fn verify(&self, name: &PackageName, trust: &Trust, now: u64) -> Result<Statement, Refusal> {
+        let (signed_name, digest, listed) = self.statement(name, trust, now)?;
+        if signed_name != name.as_str() {
+            return Err(Refusal::NameMismatch(signed_name));
+        }
+        let files = listed.into_iter().map(known).collect::<Result<_, _>>()?;
+        Ok(Statement { signer: self.signer, digest, files })
+    }
+
+    /// Whether a folder of somebody else's holds exactly what a trusted signer signed, if the trust file lets that signer
+    /// sign packages of the name that the folder is to have here. What the folder was called there counts nothing.
+    ///
+    /// `found` are all its files, by relative names with `/`, in any order.
+    ///
+    /// # Errors
+    /// [`Refusal`], the first that applies.
+    pub fn verify_foreign(
+        &self,
+        name: &PackageName,
+        trust: &Trust,
+        now: u64,
+        found: &BTreeMap<String, Digest>,
+    ) -> Result<KeyId, Refusal> {
+        let (_, _, listed) = self.statement(name, trust, now)?;
+        for (file, signed) in &listed {
+            let found = *found.get(file).ok_or_else(|| Refusal::FileMissing(file.clone()))?;
+            if found != *signed {
+                return Err(Refusal::DigestMismatch { file: file.clone(), signed: *signed, found });
+            }
+        }
+        let is_listed = |name: &String| listed.iter().any(|(listed, _)| listed == name);
+        match found.keys().find(|name| !is_listed(name)) {
+            Some(unlisted) => Err(Refusal::FileUnlisted(unlisted.clone())),
+            None => Ok(self.signer),
+        }
+    }
+
+    /// What a trusted signer signed: the name, the digest over all files, and these.
+    fn statement(
+        &self,
+        name: &PackageName,
+        trust: &Trust,
+        now: u64,
+    ) -> Result<(String, Digest, Vec<Listed>), Refusal> {
         let key = trust.signer(self.signer, name, now)?;
         let payload = self.envelope.verify(key).ok_or(Refusal::SignatureInvalid)?;
         let fields = json::parse(payload, BUNDLE_BYTES_MAX).map_err(Refusal::BundleMalformed)?;
         let (signed_name, digest, files) = read_statement(fields)?;
-        if signed_name != name.as_str() {
-            return Err(Refusal::NameMismatch(signed_name));
-        }
-        if subject_digest(&files) != digest {
+        if subject_digest(files.iter().map(|(_, digest)| digest)) != digest {
             return Err(Refusal::SubjectMismatch);
         }
         if trust.revokes(digest) {
             return Err(Refusal::DigestRevoked(digest));
         }
-        Ok(Statement { signer: self.signer, digest, files })
+        Ok((signed_name, digest, files))
     }
 }
 
@@ -130,7 +170,10 @@ impl From<FieldError> for Refusal {
     }
 }
 
-fn read_statement(mut fields: Fields) -> Result<(String, Digest, Vec<Resource>), Refusal> {
+/// A file's name, relative with `/` and leading nowhere else, and its digest.
+type Listed = (String, Digest);
+
+fn read_statement(mut fields: Fields) -> Result<(String, Digest, Vec<Listed>), Refusal> {
     fields.constant("_type", STATEMENT_TYPE)?;
     let (name, digest) = read_subject(fields.single("subject")?)?;
     fields.constant("predicateType", PREDICATE_TYPE)?;
@@ -164,13 +207,13 @@ fn read_serialization(mut serialization: Fields) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn read_resources(list: Vec<Field>) -> Result<Vec<Resource>, Refusal> {
-    let mut resources: Vec<Resource> = Vec::with_capacity(list.len());
+fn read_resources(list: Vec<Field>) -> Result<Vec<Listed>, Refusal> {
+    let mut resources: Vec<Listed> = Vec::with_capacity(list.len());
     for field in list {
         let fault = |fault| field.fault(fault);
         let (twice, unordered) = (fault(Fault::Twice), fault(Fault::Unordered));
         let resource = read_resource(field)?;
-        match resources.last().map(|last| last.name.cmp(&resource.name)) {
+        match resources.last().map(|last| last.0.cmp(&resource.0)) {
             None | Some(std::cmp::Ordering::Less) => resources.push(resource),
             Some(std::cmp::Ordering::Equal) => return Err(twice.into()),
             Some(std::cmp::Ordering::Greater) => return Err(unordered.into()),
@@ -179,24 +222,32 @@ fn read_resources(list: Vec<Field>) -> Result<Vec<Resource>, Refusal> {
     Ok(resources)
 }
 
-fn read_resource(field: Field) -> Result<Resource, Refusal> {
+fn read_resource(field: Field) -> Result<Listed, Refusal> {
     let mut fields = field.object()?;
     let name_field = fields.take("name")?;
-    let text = name_field.text(NAME_BYTES_MAX)?;
-    let name = FileName::new(text).map_err(|error| match error {
-        FileNameError::Illegal => name_field.fault(Fault::WrongValue).into(),
-        FileNameError::KindUnknown => Refusal::FileKindUnknown(text.to_owned()),
-    })?;
+    let name = name_field.text(NAME_BYTES_MAX)?;
+    if !is_relative(name) {
+        return Err(name_field.fault(Fault::WrongValue).into());
+    }
+    let name = name.to_owned();
     let digest = fields.read("digest", Digest::from_hex)?;
     fields.constant("algorithm", "sha256")?;
     fields.end()?;
-    Ok(Resource { name, digest })
+    Ok((name, digest))
 }
 
-/// SHA-256 over the raw digests in the order of `files`.
-fn subject_digest(files: &[Resource]) -> Digest {
+/// A file of ours, which has one of the known kinds.
+fn known((name, digest): Listed) -> Result<Resource, Refusal> {
+    match FileName::new(&name) {
+        Ok(name) => Ok(Resource { name, digest }),
+        Err(FileNameError::Illegal | FileNameError::KindUnknown) => Err(Refusal::FileKindUnknown(name)),
+    }
+}
+
+/// SHA-256 over the raw digests in the order of the files' names.
+fn subject_digest<'a>(digests: impl Iterator<Item = &'a Digest>) -> Digest {
     let mut hasher = Hasher::default();
-    files.iter().for_each(|file| hasher.update(file.digest.as_bytes()));
+    digests.for_each(|digest| hasher.update(digest.as_bytes()));
     hasher.finish()
 }
 

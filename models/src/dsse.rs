@@ -1,10 +1,9 @@
-//! DSSE envelopes (Dead Simple Signing Envelope v1.0) with exactly one ed25519 signature.
+//! DSSE envelopes (Dead Simple Signing Envelope v1.0) with exactly one signature.
 
 use crate::json::{Fault, Field, FieldError, Fields};
-use crate::keys::PublicKey;
+use crate::keys::{PublicKey, SignBytes};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ed25519_dalek::{Signer, SigningKey};
 use serde::Serialize;
 
 /// The longest `keyid`: a digest in hexadecimal.
@@ -39,13 +38,13 @@ pub(crate) fn sign(
     payload_type: &'static str,
     payload: &[u8],
     keyid: &str,
-    key: &SigningKey,
+    key: &dyn SignBytes,
 ) -> EnvelopeJson {
-    let signature = key.sign(&signed_bytes(payload_type, payload));
+    let signature = key.sign_bytes(&signed_bytes(payload_type, payload));
     EnvelopeJson {
         payload: STANDARD.encode(payload),
         payload_type,
-        signatures: [SignatureJson { sig: STANDARD.encode(signature.to_bytes()), keyid: keyid.to_owned() }],
+        signatures: [SignatureJson { sig: STANDARD.encode(signature), keyid: keyid.to_owned() }],
     }
 }
 

@@ -105,18 +105,29 @@ impl FileKind {
     }
 }
 
+/// Whether a name leads to one place below a folder, the same for every program: no part empty, `.` or `..`, no
+/// backslash and no control character.
+pub(crate) fn is_relative(name: &str) -> bool {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && !part.contains(|c: char| c == '\\' || c.is_control())
+    };
+    name.split('/').all(plain)
+}
+
+fn is_hidden(part: &str) -> bool {
+    part.starts_with('.')
+}
+
 impl FileName {
     /// Takes a legal name of a known kind.
     ///
     /// # Errors
     /// [`FileNameError`].
     pub fn new(name: &str) -> Result<Self, FileNameError> {
-        let plain = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with('.')
-                && !part.contains(|c: char| c == '\\' || c.is_control())
-        };
-        if name.len() > FILE_NAME_BYTES_MAX || !name.split('/').all(plain) {
+        if name.len() > FILE_NAME_BYTES_MAX || !is_relative(name) || name.split('/').any(is_hidden) {
             return Err(FileNameError::Illegal);
         }
         let kind = FileKind::of(name).ok_or(FileNameError::KindUnknown)?;

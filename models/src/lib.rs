@@ -31,7 +31,7 @@ pub use catalog::{ArchiveKind, Catalog, CatalogArchive, CatalogEntry, CatalogMem
 pub use digest::{Digest, DigestError, Hasher};
 pub use ed25519_dalek::SigningKey;
 pub use json::{Fault, FieldError};
-pub use keys::{KeyError, KeyId, PublicKey};
+pub use keys::{Algorithm, KeyError, KeyId, P256SigningKey, PublicKey, SignBytes};
 pub use kind::{FileKind, FileName, FileNameError};
 pub use manifest::{
     Architecture, BlockType, MANIFEST_BYTES_MAX, MAX_TOKENS_MAX, Manifest, ManifestError, ManifestValues,

@@ -7,7 +7,7 @@
 use crate::digest::Digest;
 use crate::dsse::{self, Envelope};
 use crate::json::{self, Fault, Field, FieldError, Fields};
-use crate::keys::{KeyError, KeyId, PublicKey};
+use crate::keys::{Algorithm, KeyError, KeyId, PublicKey};
 use crate::name::PackageName;
 use crate::refusal::Refusal;
 use ed25519_dalek::SigningKey;
@@ -17,7 +17,6 @@ use serde::Serialize;
 pub const TRUST_BYTES_MAX: usize = 1024 * 1024;
 
 const PAYLOAD_TYPE: &str = "application/vnd.ringfence.trust+json";
-const ALGORITHM: &str = "ed25519";
 const KEYS_MAX: usize = 1024;
 const GLOBS_MAX: usize = 64;
 const GLOB_BYTES_MAX: usize = 128;
@@ -202,8 +201,8 @@ fn read(mut fields: Fields) -> Result<Trust, TrustError> {
 fn read_key(index: usize, field: Field) -> Result<TrustedKey, TrustError> {
     let mut fields = field.object()?;
     let id_field = fields.take("id")?;
-    fields.constant("alg", ALGORITHM)?;
-    let public = PublicKey::from_base64(fields.take("pub")?.text(TRUST_BYTES_MAX)?)
+    let algorithm = fields.read("alg", |name| Algorithm::named(name).ok_or(()))?;
+    let public = PublicKey::from_base64(algorithm, fields.take("pub")?.text(TRUST_BYTES_MAX)?)
         .map_err(|error| TrustError::Key { index, error })?;
     // An id that is not the key's own could pass one key off as another.
     if id_field.text(TRUST_BYTES_MAX)? != public.id().to_string() {
@@ -244,7 +243,7 @@ impl TrustJson {
     fn new(trust: &Trust) -> Self {
         let key = |key: &TrustedKey| TrustedKeyJson {
             id: key.public.id().to_string(),
-            alg: ALGORITHM,
+            alg: key.public.algorithm().name(),
             r#pub: key.public.to_base64(),
             models: key.models.iter().map(|glob| glob.0.clone()).collect(),
             not_before: key.not_before,

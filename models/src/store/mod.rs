@@ -26,6 +26,8 @@ use std::thread;
 
 /// The name of the required bundle in the bundle folder.
 const BUNDLE_FILE: &str = "ed25519.sig";
+/// The name of the bundle for other programs there.
+const INTERCHANGE_FILE: &str = "p256.sig";
 /// The most entries of the store's folder that are looked at.
 const ENTRIES_MAX: usize = 4096;
 /// Threads that read and hash files of one package.
@@ -186,20 +188,39 @@ impl Store {
             Err(Errno::NOENT) => return Err(PackageError::Missing),
             opened => opened.map_err(|error| folder::opening(name.as_str(), error))?,
         };
-        let statement = self.bundle(name)?.verify(name, trust, now)?;
+        let statement = self.bundle(name, BUNDLE_FILE)?.ok_or(Refusal::Unsigned)?.verify(name, trust, now)?;
+        self.check_interchange(name, trust, now, &statement)?;
         folder.refuse_unlisted(&statement.files).map_err(|error| error.named(name))?;
         let read = read_files(&folder, &statement.files, keep).map_err(|error| error.named(name))?;
         finish(name, statement, read)
     }
 
-    fn bundle(&self, name: &PackageName) -> Result<Bundle, PackageError> {
-        let file = format!("{}/{BUNDLE_FILE}", name.bundle_folder());
+    /// The second bundle is for other programs: nothing rests on it here. But one of a signer whom we trust that says
+    /// something else about the package is a sign that somebody has changed one of the two.
+    fn check_interchange(
+        &self,
+        name: &PackageName,
+        trust: &Trust,
+        now: u64,
+        statement: &Statement,
+    ) -> Result<(), PackageError> {
+        let Some(bundle) = self.bundle(name, INTERCHANGE_FILE)? else { return Ok(()) };
+        match bundle.verify(name, trust, now) {
+            Err(Refusal::UnknownSigner(_)) => Ok(()),
+            Err(refusal) => Err(refusal.into()),
+            Ok(second) if second.files == statement.files => Ok(()),
+            Ok(_) => Err(Refusal::SubjectMismatch.into()),
+        }
+    }
+
+    fn bundle(&self, name: &PackageName, file: &str) -> Result<Option<Bundle>, PackageError> {
+        let file = format!("{}/{file}", name.bundle_folder());
         let error = |source| StoreError::new(&file, source);
         let bytes = match self.folder.read_small(&file, BUNDLE_BYTES_MAX) {
-            Err(Errno::NOENT) => return Err(Refusal::Unsigned.into()),
+            Err(Errno::NOENT) => return Ok(None),
             read => read.map_err(error)?,
         };
-        Ok(Bundle::parse(&bytes).map_err(Refusal::BundleMalformed)?)
+        Ok(Some(Bundle::parse(&bytes).map_err(Refusal::BundleMalformed)?))
     }
 }
 

@@ -15,9 +15,10 @@
 //! leaves a package that is refused until it is added, signed or removed again; a crash before leaves the old one.
 //! Names that begin with a dot are not packages; the next draft of that name clears them away.
 
-use super::{BUNDLE_FILE, Folder, PackageError, Store, StoreError, Verified, VerifiedFile};
+use super::{BUNDLE_FILE, Folder, INTERCHANGE_FILE, PackageError, Store, StoreError, Verified, VerifiedFile};
 use crate::bundle::{self, FILES_MAX, Resource};
 use crate::digest::{Digest, Hasher};
+use crate::keys::P256SigningKey;
 use crate::kind::{FileKind, FileName, FileNameError};
 use crate::manifest::Manifest;
 use crate::name::PackageName;
@@ -143,6 +144,20 @@ impl Store {
         models.clear(&new(&name.bundle_folder()))?;
         models.write_bundle(name, &bundle)?;
         Ok(models.put(&name.bundle_folder())?)
+    }
+
+    /// Writes the bundle for other programs, `NAME.oms/p256.sig`, over exactly what was verified. Signing the package
+    /// again removes it.
+    ///
+    /// # Errors
+    /// [`DraftError::Busy`] and [`DraftError::System`].
+    pub fn sign_p256(&self, verified: &Verified, key: &P256SigningKey) -> Result<(), DraftError> {
+        let models = Models::lock(&self.folder)?;
+        let name = verified.manifest.name();
+        let resource = |file: &VerifiedFile| Resource { name: file.name.clone(), digest: file.digest };
+        let (bundle, digest) = bundle::sign(key, name, verified.files.iter().map(resource).collect());
+        assert_eq!(digest, verified.digest, "the same files have the same digest");
+        Ok(models.write_interchange(name, &bundle)?)
     }
 
     /// Removes a package and its bundles.
@@ -315,6 +330,21 @@ impl Models {
         self.make_folder(&folder)?;
         let mut file = self.create(&path)?;
         file.write_all(bundle.as_bytes()).and_then(|()| file.sync_all()).map_err(error)?;
+        self.sync_parent(&path)
+    }
+
+    /// One rename puts it there, whole.
+    fn write_interchange(&self, name: &PackageName, bundle: &str) -> Result<(), StoreError> {
+        let path = format!("{}/{INTERCHANGE_FILE}", name.bundle_folder());
+        let new = format!("{}/.{INTERCHANGE_FILE}.new", name.bundle_folder());
+        let error = |source| StoreError::new(&path, source);
+        match self.dir.remove_file(&new) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(error)?,
+        }
+        let mut file = self.create(&new)?;
+        file.write_all(bundle.as_bytes()).and_then(|()| file.sync_all()).map_err(error)?;
+        self.dir.rename(&new, &self.dir, &path).map_err(error)?;
         self.sync_parent(&path)
     }
 

@@ -181,7 +181,7 @@ fn a_listed_name_is_relative_unique_known_and_in_order() {
     {
         check(&first(illegal), malformed("predicate.resources[0].name", Fault::WrongValue));
     }
-    check(&first("model.py"), Refusal::FileKindUnknown("model.py".to_owned()));
+    check(&first("0.py"), Refusal::FileKindUnknown("0.py".to_owned()));
     check(&first(&"a".repeat(257)), malformed("predicate.resources[0].name", Fault::TooLong));
     let digest = |r: &mut Vec<Value>| r[0]["digest"] = json!("0");
     check(&digest, malformed("predicate.resources[0].digest", Fault::WrongValue));

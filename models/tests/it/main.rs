@@ -4,7 +4,9 @@
 
 mod bundles;
 mod fixture;
+mod interchange;
 mod loading;
 mod tampering;
 mod trust;
+mod wycheproof_vectors;
 mod writing;

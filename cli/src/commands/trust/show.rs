@@ -62,7 +62,7 @@ impl Key {
         };
         Self {
             id: id.to_string(),
-            alg: "ed25519",
+            alg: key.public.algorithm().name(),
             models: key.models.iter().map(|glob| Glob::as_str(glob).to_owned()).collect(),
             not_before: key.not_before,
             not_after: key.not_after,
