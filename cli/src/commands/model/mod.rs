@@ -14,10 +14,14 @@ use crate::operator::{KeyFile, OperatorArgs};
 use crate::output::Output;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use ringfence_models::{DraftError, PackageName};
+use ringfence_models::{DraftError, P256SigningKey, PackageName, SignBytes};
 use serde::Serialize;
-use std::io;
+use std::io::{self, Read};
+use std::path::Path;
 use trusted::Trusted;
+
+/// The longest file of a P-256 key in bytes.
+const KEY_BYTES_MAX: u64 = 16 * 1024;
 
 /// Add, list, verify and sign models
 #[derive(Args, Debug)]
@@ -51,10 +55,18 @@ enum ModelCommand {
         name: Option<PackageName>,
     },
     /// Sign what lies in a model's folder now with the operator's key: you vouch for it
-    #[command(after_help = "Examples:\n  ringfence model sign minilm --passphrase-file pass.txt")]
+    #[command(after_help = "Examples:
+  ringfence model sign minilm --passphrase-file pass.txt
+  ringfence model sign minilm --p256-key p256.pem
+
+With --p256-key the model must hold already; HOME/models/NAME.oms/p256.sig is then a bundle that other verifiers of
+OpenSSF Model Signing read, until the model is signed again.")]
     Sign {
         /// The model
         name: PackageName,
+        /// Write a second bundle for other programs with this P-256 key (PEM, PKCS#8 or SEC 1, no passphrase)
+        #[arg(long, value_name = "FILE")]
+        p256_key: Option<std::path::PathBuf>,
         #[command(flatten)]
         operator: OperatorArgs,
     },
@@ -76,7 +88,10 @@ pub fn run(args: ModelArgs, home: &Home, output: &Output) -> Result<(), CliError
         ModelCommand::List => show::list(&Trusted::open(home)?, output),
         ModelCommand::Show { name } => show::show(&Trusted::open(home)?, &name, output),
         ModelCommand::Verify { name } => show::verify(&Trusted::open(home)?, name, output),
-        ModelCommand::Sign { name, operator } => sign(home, &name, &operator, output),
+        ModelCommand::Sign { name, p256_key: Some(key), operator } => {
+            export(home, &name, &key, &operator, output)
+        }
+        ModelCommand::Sign { name, p256_key: None, operator } => sign(home, &name, &operator, output),
         ModelCommand::Remove { name } => remove(home, &name, output),
     }
 }
@@ -90,6 +105,42 @@ fn sign(home: &Home, name: &PackageName, operator: &OperatorArgs, output: &Outpu
     let signed = show::Line::new(name, &Ok(verified));
     output.answer(&signed, |_| format!("{} ({})", signed.summary(), describe(&server)))?;
     server.map(drop)
+}
+
+/// Writes the bundle for other programs over what holds now.
+fn export(
+    home: &Home,
+    name: &PackageName,
+    key: &Path,
+    operator: &OperatorArgs,
+    output: &Output,
+) -> Result<(), CliError> {
+    #[derive(Serialize)]
+    struct Exported {
+        model: String,
+        signer: String,
+        bundle: String,
+    }
+    let failed = |source: crate::error::Source| CliError::Failed {
+        subject: key.display().to_string(),
+        code: "key_invalid",
+        source,
+        advice: "a P-256 key: openssl ecparam -name prime256v1 -genkey -noout -out p256.pem".to_owned(),
+    };
+    let file = std::fs::OpenOptions::new().read(true).open(key).map_err(|error| failed(error.into()))?;
+    let mut text = zeroize::Zeroizing::new(String::new());
+    file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(|error| failed(error.into()))?;
+    let key = P256SigningKey::from_pem(&text).map_err(|error| failed(error.into()))?;
+    let trusted = Trusted::open_with(home, &operator.config()?)?;
+    let verified = trusted.verify(name)?;
+    trusted.store.sign_p256(&verified, &key).map_err(|error| writing(name, error))?;
+    trusted.verify(name)?;
+    let exported = Exported {
+        model: name.to_string(),
+        signer: key.public().id().to_string(),
+        bundle: home.models().join(name.bundle_folder()).join("p256.sig").display().to_string(),
+    };
+    output.answer(&exported, |_| format!("wrote {} ({})", exported.bundle, exported.signer))
 }
 
 fn remove(home: &Home, name: &PackageName, output: &Output) -> Result<(), CliError> {

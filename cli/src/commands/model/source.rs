@@ -7,6 +7,7 @@ use crate::output::{Output, progress};
 use ringfence_models::{Catalog, CatalogEntry, Digest, FileKind, FileName, Hasher};
 use ringfence_protocol::{Archive, SOURCES_MAX, SourceForm};
 use ringfence_sandbox::{Place, SealedFile};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -212,6 +213,28 @@ pub(super) fn folder(path: &Path, listing: &Listing, output: &Output) -> Result<
         return Err(usage(what, format!("at most {SOURCES_MAX} are taken")));
     }
     listing.taken.iter().map(|name| part(name, &path.join(name), output)).collect()
+}
+
+/// The digests of all files of a folder, also of those that are not taken: a bundle lists every one. Files that were
+/// taken are not read again: their digests are those of the sealed bytes. A bundle that lies in the folder is none of them.
+pub(super) fn digests(
+    folder: &Path,
+    parts: &[Part],
+    bundle: &Path,
+    output: &Output,
+) -> Result<BTreeMap<String, Digest>, CliError> {
+    let bundle = bundle.canonicalize().unwrap_or_else(|_| bundle.to_owned());
+    let mut found: BTreeMap<String, Digest> =
+        parts.iter().map(|part| (part.name.clone(), part.digest)).collect();
+    for name in Listing::read(folder)?.left_out {
+        let path = folder.join(&name);
+        if path.canonicalize().is_ok_and(|path| path == bundle) {
+            continue;
+        }
+        let (_, digest) = sealed(&path, output)?;
+        found.insert(name, digest);
+    }
+    Ok(found)
 }
 
 /// One file as a part.

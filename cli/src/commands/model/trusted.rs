@@ -5,8 +5,13 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::operator::Config;
 use crate::trust::{Installed, not_initialised};
-use ringfence_models::{PackageError, PackageName, Refusal, Store, Trust, Verified};
-use std::io;
+use ringfence_models::{
+    BUNDLE_BYTES_MAX, Bundle, Digest, KeyId, PackageError, PackageName, Refusal, Store, Trust, Verified,
+};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
 
 /// Packages, and whose signature counts for them.
 pub(in crate::commands) struct Trusted {
@@ -37,6 +42,32 @@ impl Trusted {
     /// Reads every file of a package and compares it with what was signed.
     pub(in crate::commands) fn judge(&self, name: &PackageName) -> Result<Verified, PackageError> {
         self.store.verify(name, &self.trust, clock::unix_seconds())
+    }
+
+    /// Which trusted key signed exactly these files, in a bundle of somebody else's.
+    pub(in crate::commands) fn vouch(
+        &self,
+        name: &PackageName,
+        bundle: &Path,
+        digests: &BTreeMap<String, Digest>,
+    ) -> Result<KeyId, CliError> {
+        let subject = bundle.display().to_string();
+        let file = fs::OpenOptions::new().read(true).open(bundle);
+        let mut bytes = Vec::new();
+        let read = file.and_then(|file| file.take(BUNDLE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+        read.map_err(|source| CliError::io(&subject, source))?;
+        let parsed = Bundle::parse(&bytes).map_err(Refusal::BundleMalformed);
+        let judged = parsed
+            .and_then(|bundle| bundle.verify_foreign(name, &self.trust, clock::unix_seconds(), digests));
+        judged.map_err(|refusal| CliError::Verification {
+            subject,
+            code: refusal.code(),
+            source: refusal.into(),
+            advice:
+                "list whose signatures count: ringfence trust show; a supplier's key is added with ringfence \
+                     trust key add"
+                    .to_owned(),
+        })
     }
 
     /// As [`Self::judge`], with an error for people.
