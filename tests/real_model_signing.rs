@@ -103,13 +103,14 @@ fn what_python_signs_is_taken_if_its_key_is_trusted() {
 fn what_is_signed_here_python_verifies() {
     let place = Place::new();
     place.home.add_tiny("tiny");
-    place.home.cli_ok(&["model", "sign", "tiny", "--p256-key", &place.text("key.pem")]);
+    let sign = ["model", "sign", "tiny", "--p256-key", &place.text("key.pem")];
+    says(&place.home.cli(&sign), "which the trust file does not list");
+    place.trust();
+    place.home.cli_ok(&sign);
     let models = place.home.path().join("models");
     let (folder, bundle) = (models.join("tiny"), models.join("tiny.oms/p256.sig"));
     let (folder, bundle) = (folder.to_str().unwrap(), bundle.to_str().unwrap());
     assert!(place.model_signing("verify", folder, bundle));
-    // And with its signer trusted, it is looked at here as well.
-    place.trust();
     place.home.cli_ok(&["model", "verify", "tiny"]);
     let config = models.join("tiny/config.json");
     fs::write(&config, fs::read_to_string(&config).unwrap() + " ").unwrap();

@@ -51,6 +51,10 @@ pub enum Refusal {
     /// The signature over the statement does not hold.
     #[error("its signature does not hold")]
     SignatureInvalid,
+    /// The second bundle, for other programs, does not hold: one of the two was changed, or its key is no longer
+    /// trusted.
+    #[error("its second bundle, p256.sig, does not hold: {0}")]
+    InterchangeInvalid(Box<Self>),
     /// The statement is about a package of another name.
     #[error("its signature is for another model, {0:?}")]
     NameMismatch(String),
@@ -141,6 +145,7 @@ impl Refusal {
             Self::KeyRevoked(_) => "key_revoked",
             Self::DigestRevoked(_) => "digest_revoked",
             Self::SignatureInvalid => "signature_invalid",
+            Self::InterchangeInvalid(_) => "interchange_invalid",
             Self::NameMismatch(_) => "name_mismatch",
             Self::SubjectMismatch => "subject_mismatch",
             Self::FileUnlisted(_) => "file_unlisted",

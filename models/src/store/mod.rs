@@ -195,8 +195,8 @@ impl Store {
         finish(name, statement, read)
     }
 
-    /// The second bundle is for other programs: nothing rests on it here. But one of a signer whom we trust that says
-    /// something else about the package is a sign that somebody has changed one of the two.
+    /// The second bundle is for other programs: nothing rests on it here. But one that does not hold is a sign that
+    /// somebody has changed one of the two, and one of a signer whom nobody here trusts can't be told from that.
     fn check_interchange(
         &self,
         name: &PackageName,
@@ -204,12 +204,16 @@ impl Store {
         now: u64,
         statement: &Statement,
     ) -> Result<(), PackageError> {
-        let Some(bundle) = self.bundle(name, INTERCHANGE_FILE)? else { return Ok(()) };
+        let invalid = |refusal| PackageError::Refused(Refusal::InterchangeInvalid(Box::new(refusal)));
+        let bundle = match self.bundle(name, INTERCHANGE_FILE) {
+            Ok(None) => return Ok(()),
+            Err(PackageError::Refused(refusal)) => return Err(invalid(refusal)),
+            read => read?.expect("none was seen above"),
+        };
         match bundle.verify(name, trust, now) {
-            Err(Refusal::UnknownSigner(_)) => Ok(()),
-            Err(refusal) => Err(refusal.into()),
+            Err(refusal) => Err(invalid(refusal)),
             Ok(second) if second.files == statement.files => Ok(()),
-            Ok(_) => Err(Refusal::SubjectMismatch.into()),
+            Ok(_) => Err(invalid(Refusal::SubjectMismatch)),
         }
     }
 

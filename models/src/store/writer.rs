@@ -16,13 +16,14 @@
 //! Names that begin with a dot are not packages; the next draft of that name clears them away.
 
 use super::{BUNDLE_FILE, Folder, INTERCHANGE_FILE, PackageError, Store, StoreError, Verified, VerifiedFile};
-use crate::bundle::{self, FILES_MAX, Resource};
+use crate::bundle::{self, Bundle, FILES_MAX, Resource};
 use crate::digest::{Digest, Hasher};
 use crate::keys::P256SigningKey;
 use crate::kind::{FileKind, FileName, FileNameError};
 use crate::manifest::Manifest;
 use crate::name::PackageName;
 use crate::refusal::Refusal;
+use crate::trust::Trust;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, PermissionsExt};
 use ed25519_dalek::SigningKey;
 use rustix::fs::{FlockOperation, RenameFlags, flock, fsync, renameat_with};
@@ -51,6 +52,9 @@ pub enum DraftError {
     /// There is no package of this name.
     #[error("there is no such model")]
     Missing,
+    /// The key for other programs is not one of the trust file's.
+    #[error("a second bundle of this key would be refused: {0}")]
+    Untrusted(Refusal),
     /// A package has no file of this name.
     #[error("{name:?}: {error}")]
     FileName {
@@ -147,16 +151,25 @@ impl Store {
     }
 
     /// Writes the bundle for other programs, `NAME.oms/p256.sig`, over exactly what was verified. Signing the package
-    /// again removes it.
+    /// again removes it. `now` is Unix seconds.
     ///
     /// # Errors
-    /// [`DraftError::Busy`] and [`DraftError::System`].
-    pub fn sign_p256(&self, verified: &Verified, key: &P256SigningKey) -> Result<(), DraftError> {
+    /// [`DraftError::Untrusted`] where the package would be refused with such a bundle, [`DraftError::Busy`] and
+    /// [`DraftError::System`].
+    pub fn sign_p256(
+        &self,
+        verified: &Verified,
+        key: &P256SigningKey,
+        trust: &Trust,
+        now: u64,
+    ) -> Result<(), DraftError> {
         let models = Models::lock(&self.folder)?;
         let name = verified.manifest.name();
         let resource = |file: &VerifiedFile| Resource { name: file.name.clone(), digest: file.digest };
         let (bundle, digest) = bundle::sign(key, name, verified.files.iter().map(resource).collect());
         assert_eq!(digest, verified.digest, "the same files have the same digest");
+        let parsed = Bundle::parse(bundle.as_bytes()).expect("a bundle of our own is one");
+        parsed.verify(name, trust, now).map_err(DraftError::Untrusted)?;
         Ok(models.write_interchange(name, &bundle)?)
     }
 

@@ -2,7 +2,8 @@
 
 use crate::fixture::{Fixture, NOW, name};
 use ringfence_models::{
-    Bundle, Digest, Glob, Hasher, KeyId, P256SigningKey, PublicKey, Refusal, SignBytes, TrustedKey,
+    Bundle, Digest, DraftError, Glob, Hasher, KeyId, P256SigningKey, PublicKey, Refusal, SignBytes,
+    TrustedKey,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,27 +72,37 @@ fn no_changed_bit_of_a_foreign_bundle_holds() {
 fn a_second_bundle_stands_beside_the_first_and_must_agree_with_it() {
     let mut fixture = Fixture::new();
     let verified = fixture.verify().unwrap();
-    fixture.store.sign_p256(&verified, &key()).unwrap();
     let path = fixture.path("tiny.oms/p256.sig");
-    fixture.load().unwrap();
+    let unknown = Refusal::UnknownSigner(key().public().id());
+    let sign = |fixture: &Fixture| fixture.store.sign_p256(&verified, &key(), &fixture.trust, NOW);
+    let untrusted = sign(&fixture).unwrap_err();
+    assert!(matches!(&untrusted, DraftError::Untrusted(refusal) if *refusal == unknown), "{untrusted}");
+    assert!(!path.exists(), "nothing was written");
     fixture.trust.keys.push(trusted(key().public(), "*"));
+    sign(&fixture).unwrap();
     fixture.load().unwrap();
+    // Its key is trusted no longer.
+    let key = fixture.trust.keys.pop().unwrap();
+    assert_eq!(fixture.refusal(), Refusal::InterchangeInvalid(Box::new(unknown)));
+    fixture.trust.keys.push(key);
     // Of a trusted signer, and about other files.
     let good = fs::read(&path).unwrap();
     fixture.write(&[("config.json", "{}"), ("model.safetensors", "other"), ("tokenizer.json", "{}")]);
     assert!(!path.exists(), "a new package has no old bundle");
     fixture.load().unwrap();
     fs::write(&path, &good).unwrap();
-    assert_eq!(fixture.refusal(), Refusal::SubjectMismatch);
+    assert_eq!(fixture.refusal(), Refusal::InterchangeInvalid(Box::new(Refusal::SubjectMismatch)));
     fs::write(&path, "{").unwrap();
-    assert!(matches!(fixture.refusal(), Refusal::BundleMalformed(_)));
+    let malformed = |refusal: &Refusal| matches!(refusal, Refusal::BundleMalformed(_));
+    let refused = fixture.refusal();
+    assert!(matches!(&refused, Refusal::InterchangeInvalid(inner) if malformed(inner)), "{refused}");
 }
 
 #[test]
 fn a_package_can_not_be_run_with_the_second_bundle_alone() {
     let mut fixture = Fixture::new();
     fixture.trust.keys.push(trusted(key().public(), "*"));
-    fixture.store.sign_p256(&fixture.verify().unwrap(), &key()).unwrap();
+    fixture.store.sign_p256(&fixture.verify().unwrap(), &key(), &fixture.trust, NOW).unwrap();
     fs::remove_file(fixture.bundle_path()).unwrap();
     assert_eq!(fixture.refusal(), Refusal::Unsigned);
 }

@@ -1,7 +1,9 @@
 //! A flipped bit anywhere in a package, its bundle or the trust file is refused, each with its own refusal.
 
 use crate::fixture::{FILES, Fixture, NOW, Numbers, name};
-use ringfence_models::{Bundle, Fault, FieldError, PublicKey, Refusal, Trust, TrustError};
+use ringfence_models::{
+    Bundle, Fault, FieldError, P256SigningKey, PublicKey, Refusal, SignBytes, Trust, TrustError, TrustedKey,
+};
 use std::fs;
 use std::ops::Range;
 
@@ -115,4 +117,43 @@ fn places(bytes: usize, seed: u64) -> Vec<(usize, usize)> {
         return (0..bytes).map(|at| (at, numbers.below(8))).collect();
     }
     (0..PLACES_MAX).map(|_| (numbers.below(bytes), numbers.below(8))).collect()
+}
+
+/// One bit of one of the files, the bundles or the trust file, from a seed: nothing changed is ever taken.
+/// `RINGFENCE_MUTATIONS` says how many are tried.
+#[test]
+fn no_changed_bit_of_a_package_is_accepted() {
+    let count = std::env::var("RINGFENCE_MUTATIONS").map_or(5_000, |count| count.parse().unwrap());
+    let mut fixture = Fixture::new();
+    let key = P256SigningKey::from_pem(include_str!("../data/p256.pem")).unwrap();
+    let interchange = TrustedKey { public: key.public(), ..fixture.trust.keys[0].clone() };
+    fixture.trust.keys.push(interchange);
+    fixture.store.sign_p256(&fixture.verify().unwrap(), &key, &fixture.trust, NOW).unwrap();
+    let files = FILES.map(|(file, _)| fixture.file(file));
+    let bundles = [fixture.bundle_path(), fixture.path("tiny.oms/p256.sig"), fixture.file("package.toml")];
+    let places: Vec<_> = files.into_iter().chain(bundles).collect();
+    let trust = fixture.trust.sign(&fixture.root);
+    let mut random = Numbers(0x5eed);
+    for number in 0..count {
+        let place = random.below(places.len() + 1);
+        let Some(path) = places.get(place) else {
+            let mut bad = trust.clone().into_bytes();
+            flip(&mut bad, &mut random);
+            assert!(Trust::verify(&bad, &PublicKey::of(&fixture.root)).is_err(), "mutation {number}");
+            continue;
+        };
+        let good = fs::read(path).unwrap();
+        let mut bad = good.clone();
+        flip(&mut bad, &mut random);
+        fs::write(path, bad).unwrap();
+        let taken = if number % 10 == 0 { fixture.load().is_ok() } else { fixture.verify().is_ok() };
+        assert!(!taken, "mutation {number} of seed 0x5eed, in {}", path.display());
+        fs::write(path, good).unwrap();
+    }
+    fixture.load().unwrap();
+}
+
+fn flip(bytes: &mut [u8], random: &mut Numbers) {
+    let (at, bit) = (random.below(bytes.len()), random.below(8));
+    bytes[at] ^= 1 << bit;
 }

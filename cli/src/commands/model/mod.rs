@@ -133,8 +133,7 @@ fn export(
     let key = P256SigningKey::from_pem(&text).map_err(|error| failed(error.into()))?;
     let trusted = Trusted::open_with(home, &operator.config()?)?;
     let verified = trusted.verify(name)?;
-    trusted.store.sign_p256(&verified, &key).map_err(|error| writing(name, error))?;
-    trusted.verify(name)?;
+    trusted.sign_p256(&verified, &key)?;
     let exported = Exported {
         model: name.to_string(),
         signer: key.public().id().to_string(),
@@ -192,6 +191,10 @@ pub(super) fn writing(name: &PackageName, error: DraftError) -> CliError {
     let (code, advice) = match &error {
         DraftError::Busy => ("models_busy", ""),
         DraftError::Missing => ("model_unknown", "list the models: ringfence model list"),
+        DraftError::Untrusted(_) => (
+            "signer_untrusted",
+            "trust its public half first: ringfence trust key add --help; openssl ec -in KEY -pubout writes it",
+        ),
         DraftError::FileName { .. } => ("file_refused", "take the file out of the folder"),
         DraftError::Refused(_) => ("file_refused", "put a plain file of its own there"),
         DraftError::Twice(_) | DraftError::TooLarge { .. } | DraftError::TooMany => ("file_refused", ""),

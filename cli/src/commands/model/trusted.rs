@@ -6,7 +6,8 @@ use crate::home::Home;
 use crate::operator::Config;
 use crate::trust::{Installed, not_initialised};
 use ringfence_models::{
-    BUNDLE_BYTES_MAX, Bundle, Digest, KeyId, PackageError, PackageName, Refusal, Store, Trust, Verified,
+    BUNDLE_BYTES_MAX, Bundle, Digest, KeyId, P256SigningKey, PackageError, PackageName, Refusal, Store,
+    Trust, Verified,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,6 +43,12 @@ impl Trusted {
     /// Reads every file of a package and compares it with what was signed.
     pub(in crate::commands) fn judge(&self, name: &PackageName) -> Result<Verified, PackageError> {
         self.store.verify(name, &self.trust, clock::unix_seconds())
+    }
+
+    /// Writes the bundle for other programs over what was verified.
+    pub(super) fn sign_p256(&self, verified: &Verified, key: &P256SigningKey) -> Result<(), CliError> {
+        let written = self.store.sign_p256(verified, key, &self.trust, clock::unix_seconds());
+        written.map_err(|error| super::writing(verified.manifest.name(), error))
     }
 
     /// Which trusted key signed exactly these files, in a bundle of somebody else's.
@@ -117,6 +124,11 @@ fn advice(name: &PackageName, refusal: &Refusal) -> String {
         }
         Refusal::KeyRevoked(_) => {
             format!("if you know that it is good, sign it with your own key: ringfence model sign {name}")
+        }
+        Refusal::InterchangeInvalid(_) => {
+            format!(
+                "remove models/{name}.oms/p256.sig from the home: the model's own signature must hold without it"
+            )
         }
         Refusal::DigestRevoked(_) => format!("remove it: ringfence model remove {name}"),
         Refusal::FileUnlisted(file) => format!("take {file:?} out of the model's folder, or {again}"),
