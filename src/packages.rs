@@ -3,8 +3,8 @@
 use crate::clock;
 use crate::home::{Home, HomeError};
 use ringfence_models::{
-    FLOOR_BYTES_MAX, LoadedPackage, PackageError, PackageName, PublicKey, Store, StoreError, TRUST_BYTES_MAX,
-    Trust, TrustError, TrustFiles, Verified,
+    FLOOR_BYTES_MAX, LoadedPackage, PROFILE_BYTES_MAX, PROFILES_FOLDER, PackageError, PackageName, Profile,
+    ProfileDevice, PublicKey, Store, StoreError, TRUST_BYTES_MAX, Trust, TrustError, TrustFiles, Verified,
 };
 use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
@@ -80,6 +80,30 @@ pub(crate) struct Surveyed {
     pub(crate) weight_bytes: u64,
     /// Bytes of all files that a worker gets.
     pub(crate) package_bytes: u64,
+    /// What a worker of this build takes, where it was measured.
+    pub(crate) profile: Option<Profile>,
+}
+
+/// What a worker will take, by its package's profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Predicted {
+    /// Peak with the smallest step.
+    pub(crate) least_bytes: u64,
+    /// Peak with the largest step.
+    pub(crate) peak_bytes: u64,
+}
+
+impl Surveyed {
+    /// What a worker with this many threads takes that runs steps of this many tokens, or of one longer input.
+    pub(crate) fn predicted(&self, threads: u16, step_tokens: u32) -> Option<Predicted> {
+        let profile = self.profile.as_ref()?;
+        let (threads, largest) = (u32::from(threads), step_tokens.max(self.max_tokens));
+        Some(Predicted {
+            least_bytes: profile.peak_bytes(threads, 1, 1),
+            // As many sequences as there can be: one for each token.
+            peak_bytes: profile.peak_bytes(threads, step_tokens, largest),
+        })
+    }
 }
 
 /// Verified bytes in sealed memory.
@@ -109,10 +133,32 @@ impl Packages {
         let trust = self.trust()?;
         let verify = |name: PackageName| {
             let verdict = self.store.verify(&name, &trust, clock::unix_seconds());
-            let verdict = verdict.map_err(|error| error.to_string()).and_then(|verified| surveyed(&verified));
+            let verdict = verdict.map_err(|error| error.to_string()).and_then(|verified| {
+                let profile = self.profile(&name, &verified);
+                surveyed(&verified, profile)
+            });
             Survey { name: name.to_string(), verdict }
         };
         Ok(self.store.list()?.into_iter().map(verify).collect())
+    }
+
+    /// The package's profile, if there is one that this build's workers were measured for.
+    fn profile(&self, name: &PackageName, verified: &Verified) -> Option<Profile> {
+        let digest = verified.digest.to_string();
+        let file = format!("{PROFILES_FOLDER}/{}", Profile::file_name(&digest, ProfileDevice::Cpu));
+        let read = self.home.read(&file, PROFILE_BYTES_MAX).map_err(|error| error.to_string());
+        let parse = |bytes: Vec<u8>| Profile::parse(&bytes).map_err(|error| error.to_string());
+        let problem = match read.and_then(|bytes| bytes.map(parse).transpose()) {
+            Ok(None) => return None,
+            Ok(Some(profile)) if profile.package != digest => "it is another package's".to_owned(),
+            Ok(Some(profile)) if profile.worker != protocol::DIGEST => {
+                "another build was measured".to_owned()
+            }
+            Ok(Some(profile)) => return Some(profile),
+            Err(error) => error,
+        };
+        tracing::warn!(model = %name, "{file} is not used: {problem}; run `ringfence model calibrate {name}`");
+        None
     }
 
     /// Reads one package into sealed memory and verifies these very bytes. Blocks.
@@ -149,7 +195,7 @@ impl Packages {
 }
 
 /// Packages hold more kinds of networks than this version's workers run.
-fn surveyed(verified: &Verified) -> Result<Surveyed, String> {
+fn surveyed(verified: &Verified, profile: Option<Profile>) -> Result<Surveyed, String> {
     let architecture = match verified.manifest.architecture() {
         ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
         other @ (ringfence_models::Architecture::Llama
@@ -169,5 +215,6 @@ fn surveyed(verified: &Verified) -> Result<Surveyed, String> {
         unverified_source: verified.manifest.is_unverified_source(),
         weight_bytes: verified.weight_bytes(),
         package_bytes: verified.worker_bytes(),
+        profile,
     })
 }

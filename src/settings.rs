@@ -1,5 +1,6 @@
 //! `quotas.toml`: budgets of devices, and leases, limits and timeouts of models.
 
+use crate::packages::Predicted;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -7,6 +8,9 @@ use std::collections::BTreeMap;
 pub(crate) const FILE_BYTES_MAX: usize = 256 * 1024;
 
 const MIB: u64 = 1024 * 1024;
+
+/// Room for jobs' inputs in a lease that follows from a profile.
+const INPUTS_BYTES: u64 = 64 * MIB;
 
 /// The whole file. Every value has a default; an unknown name is an error.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -68,7 +72,7 @@ impl Default for Queues {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelSettings {
-    /// A worker's lease, in MiB. Default: 1.25 times the weights, plus 256.
+    /// A worker's lease, in MiB. Default: 1.25 times the weights, plus 256; more where the model was measured to take more.
     pub(crate) lease_mib: Option<u64>,
     /// Workers at a time.
     pub(crate) workers: u16,
@@ -170,11 +174,30 @@ impl Settings {
 }
 
 impl ModelSettings {
-    /// The lease in bytes for weights of this many bytes.
-    pub(crate) fn lease_bytes(&self, weight_bytes: u64) -> u64 {
-        match self.lease_mib {
-            Some(mib) => mib * MIB,
-            None => weight_bytes + weight_bytes / 4 + 256 * MIB,
+    /// The lease in bytes for weights of this many bytes, and for what the model was measured to take.
+    ///
+    /// # Errors
+    /// The model does not fit in the lease that the file names: said before a worker is started for it.
+    pub(crate) fn lease_bytes(
+        &self,
+        weight_bytes: u64,
+        predicted: Option<&Predicted>,
+    ) -> Result<u64, String> {
+        let Some(mib) = self.lease_mib else {
+            let guess = weight_bytes + weight_bytes / 4 + 256 * MIB;
+            let measured = predicted.map_or(0, |predicted| {
+                predicted.peak_bytes.saturating_add(predicted.peak_bytes / 10).saturating_add(INPUTS_BYTES)
+            });
+            return Ok(guess.max(measured));
+        };
+        match predicted {
+            Some(predicted) if predicted.least_bytes > mib * MIB => Err(format!(
+                "lease_too_small: its lease is {mib} MiB, and by its profile it takes {} MiB loaded with a step of \
+                 one token; raise models.NAME.lease_mib in quotas.toml to {} MiB for full steps",
+                predicted.least_bytes.div_ceil(MIB),
+                predicted.peak_bytes.div_ceil(MIB),
+            )),
+            _ => Ok(mib * MIB),
         }
     }
 }
@@ -212,7 +235,25 @@ mod tests {
         assert_eq!(settings.model("any").concurrency, 64);
         let settings = Settings::parse(b"[models.default]\nworkers = 2\n[models.a]\nworkers = 3").unwrap();
         assert_eq!((settings.model("a").workers, settings.model("b").workers), (3, 2));
-        assert_eq!(settings.model("a").lease_bytes(80 * MIB), 356 * MIB);
+        assert_eq!(settings.model("a").lease_bytes(80 * MIB, None), Ok(356 * MIB));
+    }
+
+    #[test]
+    fn a_profile_raises_the_default_lease_and_refuses_one_that_is_too_small() {
+        let predicted = Predicted { least_bytes: 90 * MIB, peak_bytes: 1000 * MIB };
+        let settings =
+            Settings::parse(b"[models.small]\nlease_mib = 89\n[models.fits]\nlease_mib = 90").unwrap();
+        let modest = Predicted { peak_bytes: 100 * MIB, ..predicted };
+        let lease = |name, predicted| settings.model(name).lease_bytes(80 * MIB, predicted);
+        assert_eq!(lease("any", Some(&predicted)), Ok(1164 * MIB));
+        assert_eq!(lease("any", Some(&modest)), Ok(356 * MIB));
+        assert_eq!(lease("fits", Some(&predicted)), Ok(90 * MIB));
+        assert_eq!(lease("small", None), Ok(89 * MIB));
+        let refused = lease("small", Some(&predicted)).unwrap_err();
+        assert!(
+            refused.contains("89 MiB") && refused.contains("90 MiB") && refused.contains("1000 MiB"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -51,9 +51,13 @@ fn a_lease_that_does_not_hold_the_weights_is_a_typed_failure_of_the_load() {
     let server = home.start();
     let answer = embed(&server, &json!("a"));
     assert_eq!((answer.status, answer.code().as_str()), (503, "load_failed"));
-    let models = server.admin().get("/models").ok();
-    assert!(models["models"][0]["reason"].as_str().unwrap().contains("out of memory"), "{models}");
+    let reason = || server.admin().get("/models").ok()["models"][0]["reason"].as_str().unwrap().to_owned();
+    assert!(reason().contains("out of memory"), "{}", reason());
     assert_eq!(server.tcp().get("/health").status, 200, "nothing is loaded, and nothing fails");
+    // With a profile, that is known before a worker is started.
+    home.cli_ok(&["model", "calibrate", "minilm"]);
+    assert_eq!(embed(&server, &json!("a")).code(), "package_refused");
+    assert!(reason().contains("lease_too_small"), "{}", reason());
 }
 
 #[test]
@@ -66,4 +70,24 @@ fn a_job_over_the_lease_is_refused_and_the_next_one_runs() {
     let answer = embed(&server, &json!(long));
     assert_eq!((answer.status, answer.code().as_str()), (413, "job_too_large"));
     assert_eq!(embed(&server, &json!("a")).status, 200);
+}
+
+#[test]
+fn a_profile_predicts_what_texts_of_unseen_shapes_take() {
+    let home = home();
+    home.cli_ok(&["model", "calibrate", "minilm"]);
+    let file = std::fs::read_dir(home.path().join("profiles")).unwrap().next().unwrap().unwrap().path();
+    let profile = ringfence_models::Profile::parse(&std::fs::read(file).unwrap()).unwrap();
+    home.quotas("[models.default]\nstep_tokens = 4096\nthreads = 2\n");
+    for (sequences, words) in [(1, 3), (9, 100), (21, 77), (150, 10), (13, 210)] {
+        let server = home.start();
+        embed(&server, &json!(vec!["word ".repeat(words); sequences])).ok();
+        let measured = server.status()["workers"][0]["peak_bytes"].as_u64().unwrap();
+        let [sequences, tokens] =
+            [sequences, sequences * (words + 2)].map(|number| u32::try_from(number).unwrap());
+        let predicted = profile.peak_bytes(2, sequences, tokens);
+        let apart = predicted.abs_diff(measured) * 100 / measured;
+        assert!(apart < 10, "{sequences} sequences, {tokens} tokens: predicted {predicted}, took {measured}");
+        println!("{sequences} sequences, {tokens} tokens: predicted {predicted}, took {measured}");
+    }
 }

@@ -185,14 +185,22 @@ pub fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
 }
 
-/// A bar on a terminal, else one that nobody sees.
+/// A bar of bytes on a terminal, else one that nobody sees.
 pub fn progress(output: &Output, total_bytes: u64, what: &'static str) -> ProgressBar {
+    bar(output, total_bytes, what, "{msg:>10} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}")
+}
+
+/// A bar of things done on a terminal, else one that nobody sees.
+pub fn progress_of(output: &Output, total: u64, what: &'static str) -> ProgressBar {
+    bar(output, total, what, "{msg:>10} [{bar:32}] {pos}/{len}")
+}
+
+fn bar(output: &Output, total: u64, what: &'static str, template: &str) -> ProgressBar {
     if !output.shows_progress() {
         return ProgressBar::hidden();
     }
-    let template = "{msg:>10} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}";
     let style = ProgressStyle::with_template(template).expect("the template is legal");
-    ProgressBar::new(total_bytes).with_style(style.progress_chars("=> ")).with_message(what)
+    ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what)
 }
 
 #[cfg(test)]

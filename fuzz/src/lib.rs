@@ -35,6 +35,8 @@ impl Memory for Lease {
     fn peak(&self) -> u64 {
         0
     }
+
+    fn restart_peak(&self) {}
 }
 
 /// Files of these names and bytes.

@@ -21,6 +21,7 @@ mod keys;
 mod kind;
 mod manifest;
 mod name;
+mod profile;
 mod refusal;
 mod rollback;
 mod store;
@@ -38,6 +39,10 @@ pub use manifest::{
     SourceArchive, Task,
 };
 pub use name::{NameError, PackageName};
+pub use profile::{
+    DEVIATION_PERCENT_MAX, LoadMeasurement, Measurement, PROFILE_BYTES_MAX, PROFILES_FOLDER, PerThread,
+    Profile, ProfileDevice, ProfileError, Step,
+};
 pub use refusal::{NotRegular, Refusal};
 pub use rollback::{FLOOR_BYTES_MAX, TrustFiles, floor_text};
 pub use store::{

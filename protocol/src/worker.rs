@@ -42,6 +42,9 @@ pub struct Start {
     pub max_tokens: u32,
     /// Most tokens in one step.
     pub step_tokens: u32,
+    /// Jobs come one at a time, and each is to be measured alone: the worker gives back the former one's buffers and
+    /// counts the peak anew when the next comes.
+    pub calibrate: bool,
 }
 
 /// From the server to a worker.
@@ -183,7 +186,7 @@ pub enum FromWorker {
         truncated: u32,
         /// Time in tokeniser and device on behalf of this job, in microseconds.
         compute_us: u64,
-        /// The most bytes the allocator had handed out at one time so far.
+        /// The most bytes the allocator had handed out at one time so far; in a calibration, since this job came.
         peak_bytes: u64,
     },
     /// A job's end without output.

@@ -34,6 +34,11 @@ impl CountingAllocator {
         page().peak.load(Ordering::Relaxed)
     }
 
+    /// Counts [`Self::peak`] anew from what is in use now. Exact where no other thread allocates meanwhile.
+    pub fn restart_peak() {
+        page().peak.store(Self::used(), Ordering::Relaxed);
+    }
+
     /// The cap in bytes, `u64::MAX` where none is set.
     pub fn lease() -> u64 {
         LEASE.load(Ordering::Relaxed)

@@ -65,6 +65,8 @@ pub(crate) struct ModelView {
     pub(crate) max_tokens: Option<u32>,
     /// A worker's lease.
     pub(crate) lease_bytes: Option<u64>,
+    /// What a worker takes at most with steps of the largest size, by its profile; absent where it was not measured.
+    pub(crate) predicted_peak_bytes: Option<u64>,
     /// Jobs that wait.
     pub(crate) queued: usize,
     /// Jobs in workers.
@@ -92,6 +94,7 @@ pub(super) struct Model {
     surveyed: Surveyed,
     settings: ModelSettings,
     lease_bytes: u64,
+    predicted_peak_bytes: Option<u64>,
     source: Arc<Source>,
     /// What `/health` counts.
     pub(super) health: ModelHealth,
@@ -196,8 +199,9 @@ impl Models {
                 }
                 Ok(surveyed) => match self.add(name.clone(), surveyed, settings) {
                     Ok(event) => events.push(event),
-                    Err(error) => {
-                        self.refused.insert(name, format!("quotas.toml: {error}"));
+                    Err(reason) => {
+                        tracing::warn!(model = name, reason, "package refused");
+                        self.refused.insert(name, reason);
                     }
                 },
             }
@@ -205,11 +209,13 @@ impl Models {
         events
     }
 
-    fn add(&mut self, name: String, surveyed: Surveyed, settings: &Settings) -> Result<Event, ConfigError> {
+    fn add(&mut self, name: String, surveyed: Surveyed, settings: &Settings) -> Result<Event, String> {
         let own = settings.model(&name);
-        let lease_bytes = own.lease_bytes(surveyed.weight_bytes);
         let cores = u16::try_from(crate::status::cores()).unwrap_or(u16::MAX);
         let threads = own.threads.or(settings.devices.cpu.cores).unwrap_or(cores);
+        let predicted = surveyed.predicted(threads, own.step_tokens);
+        let lease_bytes = own.lease_bytes(surveyed.weight_bytes, predicted.as_ref())?;
+        let predicted_peak_bytes = predicted.map(|predicted| predicted.peak_bytes);
         let config = ModelConfig::new(ModelValues {
             lease_bytes,
             package_bytes: surveyed.package_bytes,
@@ -222,7 +228,8 @@ impl Models {
             idle_unload: (own.idle_unload_s > 0).then(|| Duration::from_secs(own.idle_unload_s)),
             threads,
             keep_loaded: false,
-        })?;
+        });
+        let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
         self.last += 1;
         let id = ModelId(self.last);
         let source = Arc::new(Source {
@@ -231,8 +238,17 @@ impl Models {
             held: tokio::sync::Mutex::new(None),
         });
         let health = ModelHealth::default();
-        self.known
-            .insert(id, Model { name, surveyed, settings: own, lease_bytes, source, health, trouble: None });
+        let model = Model {
+            name,
+            surveyed,
+            settings: own,
+            lease_bytes,
+            predicted_peak_bytes,
+            source,
+            health,
+            trouble: None,
+        };
+        self.known.insert(id, model);
         Ok(Event::ModelAdded { model: id, config })
     }
 
@@ -276,6 +292,7 @@ impl Models {
             lease_bytes,
             max_tokens: model.surveyed.max_tokens,
             step_tokens: model.settings.step_tokens,
+            calibrate: false,
         }
     }
 
@@ -343,6 +360,7 @@ impl Models {
             unverified_source: false,
             max_tokens: None,
             lease_bytes: None,
+            predicted_peak_bytes: None,
             queued: 0,
             running: 0,
         })
@@ -376,6 +394,7 @@ impl Model {
             unverified_source: self.surveyed.unverified_source,
             max_tokens: Some(self.surveyed.max_tokens),
             lease_bytes: Some(self.lease_bytes),
+            predicted_peak_bytes: self.predicted_peak_bytes,
             queued: queued as usize,
             running: running as usize,
         }

@@ -69,6 +69,7 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
         lease_bytes,
         max_tokens: 256,
         step_tokens: 512,
+        calibrate: false,
     }));
     match worker.hear() {
         FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {

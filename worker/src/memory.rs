@@ -14,6 +14,8 @@ pub trait Memory {
     fn used(&self) -> u64;
     /// The most that was handed out at one time.
     fn peak(&self) -> u64;
+    /// Counts the peak anew from what is handed out now.
+    fn restart_peak(&self);
 }
 
 /// The process's own lease, kept by the counting allocator. Without that allocator there is no bound.
@@ -37,6 +39,10 @@ impl Memory for Lease {
 
     fn peak(&self) -> u64 {
         CountingAllocator::peak()
+    }
+
+    fn restart_peak(&self) {
+        CountingAllocator::restart_peak();
     }
 }
 

@@ -68,6 +68,9 @@ pub trait Embedder {
     /// There is none. What there was before may be gone, and comes back with a smaller batch.
     fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Denial>;
 
+    /// Gives back what [`Embedder::reserve`] took.
+    fn release(&mut self);
+
     /// The vectors of a batch, one after another; room for it was made.
     fn embed(&mut self, batch: &Batch) -> &[f32];
 }

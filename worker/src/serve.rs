@@ -66,8 +66,8 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
     });
     match loaded {
         Ok(loaded) => {
-            Server { link, memory, loaded, step_tokens: start.step_tokens as usize, jobs: Jobs::default() }
-                .run()
+            let (step_tokens, calibrate) = (start.step_tokens as usize, start.calibrate);
+            Server { link, memory, loaded, step_tokens, calibrate, jobs: Jobs::default() }.run()
         }
         Err(error) => {
             send(link, FromWorker::LoadFailed { error: error.clone() })?;
@@ -156,6 +156,7 @@ struct Server<'a> {
     memory: &'a dyn Memory,
     loaded: Loaded,
     step_tokens: usize,
+    calibrate: bool,
     jobs: Jobs,
 }
 
@@ -209,6 +210,9 @@ impl Server<'_> {
 
     fn handle(&mut self, received: Received<ToWorker>) -> Result<Next, End> {
         let Received { message, mut descriptors, .. } = received;
+        if self.calibrate && matches!(message, ToWorker::Run { .. }) {
+            self.measure_anew()?;
+        }
         match (message, descriptors.len()) {
             (ToWorker::Run { slot, domain: _, input: Data::Inline(input) }, 0) => {
                 self.run_inline(slot, input)?
@@ -226,6 +230,16 @@ impl Server<'_> {
             }
         }
         Ok(Next::Go)
+    }
+
+    /// The next job's peak is its own. No other thread is at work between two jobs.
+    fn measure_anew(&mut self) -> Result<(), End> {
+        if !self.jobs.is_empty() {
+            return Err(End::Illegal("a second job in a calibration"));
+        }
+        self.loaded.model.release();
+        self.memory.restart_peak();
+        Ok(())
     }
 
     fn run_inline(&mut self, slot: u32, input: EmbedInput) -> Result<(), End> {

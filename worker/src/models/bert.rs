@@ -156,6 +156,10 @@ impl<D: Device> Embedder for Bert<D> {
         Ok(())
     }
 
+    fn release(&mut self) {
+        self.buffers = None;
+    }
+
     fn embed(&mut self, batch: &Batch) -> &[f32] {
         self.embed_tokens(batch);
         for index in 0..self.layers.len() {

@@ -127,6 +127,8 @@ impl Memory for FixedLease {
     fn peak(&self) -> u64 {
         0
     }
+
+    fn restart_peak(&self) {}
 }
 
 struct NoSandbox;
@@ -156,6 +158,7 @@ pub(crate) const START: Start = Start {
     lease_bytes: u64::MAX,
     max_tokens: 512,
     step_tokens: 64,
+    calibrate: false,
 };
 
 impl Worker {

@@ -1,7 +1,8 @@
 //! `ringfence model add`.
 
-use super::convert::{Converted, Made, convert, user};
+use super::convert::{Converted, Made, convert};
 use super::fetch::{Cache, hub};
+use super::sandboxed::user;
 use super::source::{self, Listing, Origin, Part, main_name};
 use super::trusted::Trusted;
 use super::{describe, show, tell_server, writing};

@@ -1,8 +1,10 @@
 //! `ringfence model`: adds, lists, verifies, signs and removes packages.
 
 mod add;
+mod calibrate;
 mod convert;
 mod fetch;
+mod sandboxed;
 mod show;
 mod source;
 pub(super) mod trusted;
@@ -54,6 +56,8 @@ enum ModelCommand {
         /// The model [default: all]
         name: Option<PackageName>,
     },
+    /// Measure what models take of memory, for their leases; again after an update of ringfence
+    Calibrate(calibrate::CalibrateArgs),
     /// Sign what lies in a model's folder now with the operator's key: you vouch for it
     #[command(after_help = "Examples:
   ringfence model sign minilm --passphrase-file pass.txt
@@ -88,6 +92,7 @@ pub fn run(args: ModelArgs, home: &Home, output: &Output) -> Result<(), CliError
         ModelCommand::List => show::list(&Trusted::open(home)?, output),
         ModelCommand::Show { name } => show::show(&Trusted::open(home)?, &name, output),
         ModelCommand::Verify { name } => show::verify(&Trusted::open(home)?, name, output),
+        ModelCommand::Calibrate(args) => calibrate::run(args, home, output),
         ModelCommand::Sign { name, p256_key: Some(key), operator } => {
             export(home, &name, &key, &operator, output)
         }

@@ -6,8 +6,8 @@ use crate::home::Home;
 use crate::operator::Config;
 use crate::trust::{Installed, not_initialised};
 use ringfence_models::{
-    BUNDLE_BYTES_MAX, Bundle, Digest, KeyId, P256SigningKey, PackageError, PackageName, Refusal, Store,
-    Trust, Verified,
+    BUNDLE_BYTES_MAX, Bundle, Digest, KeyId, LoadedPackage, P256SigningKey, PackageError, PackageName,
+    Refusal, Store, Trust, Verified,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,6 +43,12 @@ impl Trusted {
     /// Reads every file of a package and compares it with what was signed.
     pub(in crate::commands) fn judge(&self, name: &PackageName) -> Result<Verified, PackageError> {
         self.store.verify(name, &self.trust, clock::unix_seconds())
+    }
+
+    /// The package's bytes in sealed memory, verified.
+    pub(super) fn load(&self, name: &PackageName) -> Result<LoadedPackage, CliError> {
+        let loaded = self.store.load(name, &self.trust, clock::unix_seconds());
+        loaded.map_err(|error| refused(name, error))
     }
 
     /// Writes the bundle for other programs over what was verified.
