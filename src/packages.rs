@@ -3,8 +3,9 @@
 use crate::clock;
 use crate::home::{Home, HomeError};
 use ringfence_models::{
-    FLOOR_BYTES_MAX, LoadedPackage, PROFILE_BYTES_MAX, PROFILES_FOLDER, PackageError, PackageName, Profile,
-    ProfileDevice, PublicKey, Store, StoreError, TRUST_BYTES_MAX, Trust, TrustError, TrustFiles, Verified,
+    FLOOR_BYTES_MAX, FileName, LoadedPackage, PROFILE_BYTES_MAX, PROFILES_FOLDER, PackageError, PackageName,
+    Profile, ProfileDevice, PublicKey, Refusal, Stamps, Store, StoreError, TRUST_BYTES_MAX, Trust,
+    TrustError, TrustFiles, Verified,
 };
 use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
@@ -80,6 +81,8 @@ pub(crate) struct Surveyed {
     pub(crate) weight_bytes: u64,
     /// Bytes of all files that a worker gets.
     pub(crate) package_bytes: u64,
+    /// All of its files.
+    pub(crate) files: Vec<FileName>,
     /// What a worker of this build takes, where it was measured.
     pub(crate) profile: Option<Profile>,
 }
@@ -109,12 +112,55 @@ impl Surveyed {
 /// Verified bytes in sealed memory.
 #[derive(Debug)]
 pub(crate) struct Package {
+    name: PackageName,
     /// As in [`Surveyed`].
     pub(crate) digest: String,
+    /// Of its files on the disk, from before they were read.
+    pub(crate) stamps: Stamps,
+    names: Vec<FileName>,
     files: Vec<(String, Arc<OwnedFd>)>,
 }
 
+/// What was found where the stamps of a loaded package's files differ.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The stamps, from before the files were read.
+    pub(crate) stamps: Stamps,
+    /// `None` where the files are the running ones all the same.
+    pub(crate) change: Option<Change>,
+}
+
+/// The disk holds something else than what runs.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// One sentence.
+    pub(crate) reason: String,
+    /// The file, where it is one.
+    pub(crate) file: Option<String>,
+    /// Digest that runs: the file's, or else the package's.
+    pub(crate) running: String,
+    /// Digest on the disk, where there is one.
+    pub(crate) found: Option<String>,
+}
+
 impl Package {
+    fn missing(&self) -> Change {
+        let reason = "it is no longer there".to_owned();
+        Change { reason, file: None, running: self.digest.clone(), found: None }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Change {
+        let change = Change { reason: refusal.to_string(), ..self.missing() };
+        match refusal {
+            Refusal::DigestMismatch { file, signed, found } => {
+                let (file, found) = (Some(file.clone()), Some(found.to_string()));
+                Change { file, running: signed.to_string(), found, ..change }
+            }
+            Refusal::FileMissing(file) => Change { file: Some(file.clone()), ..change },
+            _ => change,
+        }
+    }
+
     /// Names and descriptors, for the message that loads them.
     pub(crate) fn files(&self) -> (Vec<String>, Vec<Arc<OwnedFd>>) {
         self.files.iter().cloned().unzip()
@@ -162,12 +208,35 @@ impl Packages {
     }
 
     /// Reads one package into sealed memory and verifies these very bytes. Blocks.
-    pub(crate) fn load(&self, name: &str) -> Result<Package, PackagesError> {
+    pub(crate) fn load(&self, name: &str, names: Vec<FileName>) -> Result<Package, PackagesError> {
         let name = PackageName::new(name)?;
+        // Before the bytes: a change that the reading did not see is seen by the next look.
+        let stamps = self.store.stamps(&name, &names);
         let LoadedPackage { verified, files } =
             self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
-        Ok(Package { digest: verified.digest.to_string(), files })
+        Ok(Package { name, digest: verified.digest.to_string(), stamps, names, files })
+    }
+
+    /// Compares the files of a loaded package with what runs, where their stamps are not the known ones; `None` where
+    /// they are. Blocks, and may read all of their bytes.
+    pub(crate) fn compare(&self, package: &Package, known: &Stamps) -> Result<Option<Found>, PackagesError> {
+        let stamps = self.store.stamps(&package.name, &package.names);
+        if stamps == *known {
+            return Ok(None);
+        }
+        let change = match self.store.verify(&package.name, &self.trust()?, clock::unix_seconds()) {
+            Err(PackageError::System(error)) => return Err(error.into()),
+            Ok(verified) if verified.digest.to_string() == package.digest => None,
+            Ok(verified) => Some(Change {
+                reason: "another version was put in its place".to_owned(),
+                found: Some(verified.digest.to_string()),
+                ..package.missing()
+            }),
+            Err(PackageError::Missing) => Some(package.missing()),
+            Err(PackageError::Refused(refusal)) => Some(package.refused(&refusal)),
+        };
+        Ok(Some(Found { stamps, change }))
     }
 
     /// The trust file as it is now: an operator's change counts for the next load, an older file does not.
@@ -215,6 +284,7 @@ fn surveyed(verified: &Verified, profile: Option<Profile>) -> Result<Surveyed, S
         unverified_source: verified.manifest.is_unverified_source(),
         weight_bytes: verified.weight_bytes(),
         package_bytes: verified.worker_bytes(),
+        files: verified.files.iter().map(|file| file.name.clone()).collect(),
         profile,
     })
 }

@@ -92,6 +92,19 @@ pub(crate) struct ModelSettings {
     pub(crate) step_tokens: u32,
     /// Compute threads of a worker. Default: the device's cores.
     pub(crate) threads: Option<u16>,
+    /// What happens to new jobs while the files of a loaded package are not the running ones. An alert in any case.
+    pub(crate) on_disk_change: OnDiskChange,
+}
+
+/// Values of `on_disk_change`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnDiskChange {
+    /// They are refused.
+    #[default]
+    RefuseNew,
+    /// They run, with the verified bytes that are held in memory.
+    Ignore,
 }
 
 impl Default for ModelSettings {
@@ -107,6 +120,7 @@ impl Default for ModelSettings {
             idle_unload_s: 600,
             step_tokens: 512,
             threads: None,
+            on_disk_change: OnDiskChange::default(),
         }
     }
 }
@@ -233,6 +247,9 @@ mod tests {
     fn an_empty_file_has_every_default_and_a_model_falls_back_to_the_default_section() {
         let settings = Settings::parse(b"").unwrap();
         assert_eq!(settings.model("any").concurrency, 64);
+        assert_eq!(settings.model("any").on_disk_change, OnDiskChange::RefuseNew);
+        let ignoring = Settings::parse(b"[models.default]\non_disk_change = \"ignore\"").unwrap();
+        assert_eq!(ignoring.model("any").on_disk_change, OnDiskChange::Ignore);
         let settings = Settings::parse(b"[models.default]\nworkers = 2\n[models.a]\nworkers = 3").unwrap();
         assert_eq!((settings.model("a").workers, settings.model("b").workers), (3, 2));
         assert_eq!(settings.model("a").lease_bytes(80 * MIB, None), Ok(356 * MIB));
@@ -262,6 +279,7 @@ mod tests {
             ("[models.a]\nworkers = 0", "models.a.workers is 0"),
             ("[models.a]\nconcurrency = 257", "models.a.concurrency is 257"),
             ("[models.a]\nlease_gib = 1", "lease_gib"),
+            ("[models.a]\non_disk_change = \"refuse\"", "refuse_new"),
             ("[device]", "device"),
             ("[queues]\ntotal = -1", "total"),
             ("[models.a]\nstep_limit_ms = 0", "models.a.step_limit_ms is 0"),

@@ -167,6 +167,7 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
     let serving = tokio::spawn(api::serve(api::router(&app), running.tcp, running.new_listeners, stopped));
     tokio::spawn(app.dispatcher.clone().keep_time());
     tokio::spawn(app.dispatcher.clone().keep_asking());
+    tokio::spawn(app.dispatcher.clone().keep_comparing());
     bind(&app).await?;
     announce(&app, ready_file)?;
 

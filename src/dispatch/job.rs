@@ -224,6 +224,10 @@ impl Dispatcher {
         let (model, max_tokens, step_tokens) = {
             let state = self.lock();
             let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
+            // A canary asks about what runs, whatever the disk holds.
+            if purpose != Purpose::Canary {
+                state.models.refuse_changed(found.id)?;
+            }
             (found.id, found.max_tokens, found.step_tokens)
         };
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.

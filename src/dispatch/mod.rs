@@ -4,6 +4,7 @@
 //! out the actions; nothing waits while it is held, so a request costs no hop to another task.
 
 mod canary;
+mod disk;
 mod job;
 mod models;
 mod views;

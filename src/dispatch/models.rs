@@ -1,5 +1,6 @@
 //! The models of this home as the server knows them: their packages' verdicts, held bytes and last answers.
 
+use super::disk::ChangeView;
 use super::{Dispatcher, State};
 use crate::api::ApiError;
 use crate::clock;
@@ -7,7 +8,7 @@ use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings::{ModelSettings, Settings};
 use crate::workers::Ending;
 use axum::http::StatusCode;
-use ringfence_models::TrustError;
+use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, ModelValues, Outcome};
 use serde::Serialize;
@@ -67,6 +68,9 @@ pub(crate) struct ModelView {
     pub(crate) lease_bytes: Option<u64>,
     /// What a worker takes at most with steps of the largest size, by its profile; absent where it was not measured.
     pub(crate) predicted_peak_bytes: Option<u64>,
+    /// The files on the disk are not the running ones; absent where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) changed_on_disk: Option<ChangeView>,
     /// Jobs that wait.
     pub(crate) queued: usize,
     /// Jobs in workers.
@@ -100,6 +104,8 @@ pub(super) struct Model {
     pub(super) health: ModelHealth,
     /// The last worker's end that was not wanted.
     trouble: Option<String>,
+    /// The disk holds something else than what is loaded.
+    pub(super) change: Option<ChangeView>,
 }
 
 /// What the last answers of a loaded model say.
@@ -113,8 +119,9 @@ pub(super) struct ModelHealth {
 
 /// The package's bytes, read once and held while the scheduler says so.
 pub(super) struct Source {
-    name: String,
+    pub(super) name: String,
     digest: String,
+    files: Vec<FileName>,
     held: tokio::sync::Mutex<Option<Arc<Package>>>,
 }
 
@@ -125,8 +132,8 @@ impl Source {
         if let Some(package) = held.as_ref() {
             return Ok((package.clone(), false));
         }
-        let (packages, name) = (packages.clone(), self.name.clone());
-        let loading = tokio::task::spawn_blocking(move || packages.load(&name));
+        let (packages, name, files) = (packages.clone(), self.name.clone(), self.files.clone());
+        let loading = tokio::task::spawn_blocking(move || packages.load(&name, files));
         let package = loading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         if package.digest != self.digest {
             return Err(
@@ -235,6 +242,7 @@ impl Models {
         let source = Arc::new(Source {
             name: name.clone(),
             digest: surveyed.digest.clone(),
+            files: surveyed.files.clone(),
             held: tokio::sync::Mutex::new(None),
         });
         let health = ModelHealth::default();
@@ -247,6 +255,7 @@ impl Models {
             source,
             health,
             trouble: None,
+            change: None,
         };
         self.known.insert(id, model);
         Ok(Event::ModelAdded { model: id, config })
@@ -345,6 +354,40 @@ impl Models {
         });
     }
 
+    /// The models whose bytes are held. One that is being read now is not.
+    pub(super) fn held(&self) -> Vec<(ModelId, Arc<Source>, Arc<Package>)> {
+        let held = |(id, model): (&ModelId, &Model)| {
+            let package = model.source.held.try_lock().ok()?.clone()?;
+            Some((*id, model.source.clone(), package))
+        };
+        self.known.iter().filter_map(held).collect()
+    }
+
+    pub(super) fn get_mut(&mut self, model: ModelId) -> Option<&mut Model> {
+        self.known.get_mut(&model)
+    }
+
+    /// Ends the alerts of these models.
+    pub(super) fn forget_changes(&mut self, of: impl Fn(ModelId) -> bool) {
+        self.known.iter_mut().filter(|(id, _)| of(**id)).for_each(|(_, model)| model.change = None);
+    }
+
+    /// The refusal of a new job where the disk holds something else than what runs, and the operator wants it so.
+    pub(super) fn refuse_changed(&self, model: ModelId) -> Result<(), ApiError> {
+        let Some(Model { name, change: Some(change), settings, .. }) = self.known.get(&model) else {
+            return Ok(());
+        };
+        if !settings.on_disk_change.refuses() {
+            return Ok(());
+        }
+        let message = format!(
+            "the files of {name} are no longer the verified ones that run: {}; the operator must restore them, or add \
+             the model again",
+            change.reason
+        );
+        Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_changed_on_disk", message))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (ModelId, &Model)> {
         self.known.iter().map(|(id, model)| (*id, model))
     }
@@ -361,6 +404,7 @@ impl Models {
             max_tokens: None,
             lease_bytes: None,
             predicted_peak_bytes: None,
+            changed_on_disk: None,
             queued: 0,
             running: 0,
         })
@@ -395,6 +439,7 @@ impl Model {
             max_tokens: Some(self.surveyed.max_tokens),
             lease_bytes: Some(self.lease_bytes),
             predicted_peak_bytes: self.predicted_peak_bytes,
+            changed_on_disk: self.change.clone(),
             queued: queued as usize,
             running: running as usize,
         }

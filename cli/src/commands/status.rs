@@ -101,6 +101,10 @@ fn models(status: &Value, style: Style) -> String {
         if let Some(reason) = model["reason"].as_str() {
             page.push_str(&format!("\n  {}: {reason}", text(model, "name")));
         }
+        if let Some(reason) = model["changed_on_disk"]["reason"].as_str() {
+            let line = format!("{}: changed on disk: {reason}", text(model, "name"));
+            page.push_str(&format!("\n  {}", style.red(&line)));
+        }
     }
     page
 }
