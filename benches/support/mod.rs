@@ -29,8 +29,9 @@ pub(crate) fn build_programs(extra: &[&str]) {
 pub(crate) fn minilm() -> PathBuf {
     let folder = root().join(".cache/minilm");
     if !folder.join("model.safetensors").exists() {
-        let script = root().join("scripts/fetch-minilm");
-        let status = Command::new(script).arg(&folder).current_dir(root()).status().expect("the script runs");
+        let mut script = Command::new(root().join("scripts/fetch-sources"));
+        let arguments = [root().join(".cache"), PathBuf::from("minilm")];
+        let status = script.args(arguments).current_dir(root()).status().expect("the script runs");
         assert!(status.success(), "MiniLM could not be fetched");
     }
     folder
