@@ -4,7 +4,7 @@
 //! | folder | holds |
 //! | --- | --- |
 //! | `api/` | routes, identity, bodies, errors on the wire, listening |
-//! | `dispatch/` | the scheduler's rim: jobs, models, workers' entries, canaries |
+//! | `dispatch/` | the scheduler's rim: jobs, models, workers' entries, canaries, files that change |
 //! | `workers/` | worker processes: spawning, links, legal messages, their ends |
 //!
 //! `start` puts them together; the other files are what they say.

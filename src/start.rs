@@ -28,6 +28,9 @@ use tokio::sync::watch;
 /// How long running jobs may go on after SIGTERM.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
+/// How long the runtime's threads may take to end after the last task.
+const THREADS_END_MAX: Duration = Duration::from_secs(1);
+
 /// Threads of the runtime: requests are short, models run elsewhere.
 const THREADS: usize = 2;
 
@@ -118,7 +121,10 @@ pub(crate) fn serve(options: &Options) -> Result<(), StartError> {
     let opened = open_and_drop(options)?;
     let host = ringfence_sandbox::preflight()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-    runtime.block_on(run(options, opened, &host))
+    let ended = runtime.block_on(run(options, opened, &host));
+    // A thread may be reading the files of a package, gigabytes of them: nobody needs what it finds.
+    runtime.shutdown_timeout(THREADS_END_MAX);
+    ended
 }
 
 fn open_and_drop(options: &Options) -> Result<Opened, StartError> {

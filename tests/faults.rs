@@ -83,6 +83,7 @@ fn a_killed_server_leaves_no_orphan_and_can_be_started_again() {
 #[test]
 fn a_file_swapped_after_verification_changes_nothing_until_it_would_be_read_again() {
     let home = Home::with_tiny();
+    home.quotas("[models.default]\non_disk_change = \"ignore\"\n");
     let server = home.start();
     let ask = || server.api().embed(&json!({ "model": "tiny-bert", "input": "same" }));
     let before = ask().ok()["data"].clone();

@@ -1,13 +1,13 @@
 //! Cheap facts of a package's files: whether the disk may hold something else than before, without reading a byte.
 
 use super::folder::Folder;
-use super::{BUNDLE_FILE, Store};
+use super::{BUNDLE_FILE, INTERCHANGE_FILE, Store};
 use crate::kind::FileName;
 use crate::name::PackageName;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
-/// What the kernel said about a package's folders, files and bundle at one moment.
+/// What the kernel said about a package's folders, files and bundles at one moment.
 ///
 /// Equal stamps say that nothing is known to have changed, no more: a clock can be set and a file system may keep
 /// coarse times. Different stamps say that the package is to be verified again, not that its bytes differ.
@@ -39,13 +39,13 @@ impl Stamps {
 }
 
 impl Store {
-    /// The facts of these files of a package, of the folders they lie in and of its bundle, as they are now.
+    /// The facts of these files of a package, of the folders they lie in and of its bundles, as they are now.
     ///
     /// A file that is missing or can't be looked at is a fact too, so this does not fail. It opens no file for
     /// reading and follows no link; it may wait for the disk.
     pub fn stamps<'a>(&self, name: &PackageName, files: impl IntoIterator<Item = &'a FileName>) -> Stamps {
-        let bundle = format!("{}/{BUNDLE_FILE}", name.bundle_folder());
-        let mut paths = vec![name.as_str().to_owned(), bundle];
+        let bundle = |file| format!("{}/{file}", name.bundle_folder());
+        let mut paths = vec![name.as_str().to_owned(), bundle(BUNDLE_FILE), bundle(INTERCHANGE_FILE)];
         for file in files {
             let path = format!("{name}/{}", file.as_str());
             paths.extend(path.rsplit_once('/').map(|(folder, _)| folder.to_owned()));
@@ -121,11 +121,13 @@ mod tests {
 
     #[test]
     fn a_bundle_that_appears_differs() {
-        let appear = |home: &Path| {
-            let folder = home.join(PackageName::new("tiny").unwrap().bundle_folder());
-            fs::create_dir(&folder).unwrap();
-            fs::write(folder.join(BUNDLE_FILE), "x").unwrap();
-        };
-        assert!(after(appear).iter().any(|path| path.ends_with(BUNDLE_FILE)));
+        for file in [BUNDLE_FILE, INTERCHANGE_FILE] {
+            let appear = |home: &Path| {
+                let folder = home.join(PackageName::new("tiny").unwrap().bundle_folder());
+                fs::create_dir(&folder).unwrap();
+                fs::write(folder.join(file), "x").unwrap();
+            };
+            assert!(after(appear).iter().any(|path| path.ends_with(file)));
+        }
     }
 }
