@@ -10,6 +10,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let source: FileBytes = Arc::new(bytes.to_vec());
     for kind in [ArchiveKind::Zip, ArchiveKind::TarGz] {
         let members = vec![Member { path: "a".to_owned(), name: "a".to_owned(), bytes: None }];
-        let _ = unpack("source", &source, &Archive { kind, members }, &mut BTreeMap::new(), &ringfence_fuzz::Lease);
+        let _ = unpack(
+            "source",
+            &source,
+            &Archive { kind, members },
+            &mut BTreeMap::new(),
+            &ringfence_fuzz::Lease,
+        );
     }
 });

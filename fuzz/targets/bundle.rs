@@ -6,9 +6,15 @@ use ringfence_models::{Bundle, Glob, PackageName, PublicKey, Trust, TrustedKey};
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let public = PublicKey::of(&ringfence_fuzz::key());
     let hint = public.id().to_string();
-    let key = TrustedKey { public, models: vec![Glob::new("*").unwrap()], not_before: 0, not_after: u64::MAX };
-    let trust =
-        Trust { version: 1, expires: u64::MAX, keys: vec![key], revoked_keys: vec![], revoked_digests: vec![] };
+    let key =
+        TrustedKey { public, models: vec![Glob::new("*").unwrap()], not_before: 0, not_after: u64::MAX };
+    let trust = Trust {
+        version: 1,
+        expires: u64::MAX,
+        keys: vec![key],
+        revoked_keys: vec![],
+        revoked_digests: vec![],
+    };
     let name = PackageName::new("silero-vad").unwrap();
     if let Ok(bundle) = Bundle::parse(bytes) {
         assert!(bundle.verify(&name, &trust, 1).is_err());

@@ -6,7 +6,6 @@
 use crate::memory::{Memory, load_error};
 use crate::package::{Files, malformed, tokenizer};
 use ringfence_protocol::{Item, JobError, LoadError};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::Tokenizer;
 
 /// Long texts are tokenised in windows that end at white space, so that the tokeniser's working memory, some hundred
@@ -114,8 +113,7 @@ impl Text {
                 break;
             }
             let (window, after) = rest.split_at(window_end(rest));
-            let encoding =
-                catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(window, false))).ok()?.ok()?;
+            let encoding = tokenizer::encode(&self.tokenizer, window, false)?;
             ids.extend_from_slice(encoding.get_ids());
             rest = after;
         }
@@ -137,8 +135,7 @@ fn window_end(text: &str) -> usize {
 /// What the tokeniser puts before and after a text.
 fn special_tokens(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let refused = || malformed(tokenizer::FILE, "it doesn't tokenise `a` between special tokens of type 0");
-    let encoded = catch_unwind(AssertUnwindSafe(|| tokenizer.encode("a", true)));
-    let encoding = encoded.ok().and_then(Result::ok).ok_or_else(refused)?;
+    let encoding = tokenizer::encode(tokenizer, "a", true).ok_or_else(refused)?;
     let special = encoding.get_special_tokens_mask();
     let first = special.iter().position(|mask| *mask == 0).ok_or_else(refused)?;
     let last = special.iter().rposition(|mask| *mask == 0).ok_or_else(refused)?;

@@ -222,14 +222,58 @@ fn the_same_holds_for_wordpiece() {
     }
 }
 
+/// The special token `<s>` in front of one text.
+fn template() -> Value {
+    json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [4], "tokens": ["<s>"]}},
+    })
+}
+
+#[test]
+fn templates_are_checked_before_the_library_trusts_them() {
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let lost = json!({"SpecialToken": {"id": "<lost>", "type_id": 0}});
+    let (undefined, not_one) = ("names a special token", "exactly that text");
+    for (change, reason) in [
+        (&(|t: &mut Value| t["special_tokens"] = json!({})) as &dyn Fn(&mut Value), undefined),
+        (&|t| t["pair"][0] = lost.clone(), undefined),
+        (&|t| t["single"][1] = json!({"Sequence": {"id": "B", "type_id": 0}}), not_one),
+        (&|t| t["single"][0] = text.clone(), not_one),
+        (&|t| t["single"] = json!([]), not_one),
+        (&|t| t["single"] = json!(vec![text.clone(); 65]), "too many pieces"),
+        (&|t| t["special_tokens"]["<s>"]["ids"] = json!([4, 4]), "as many ids as tokens"),
+        (&|t| t["special_tokens"]["<s>"]["ids"] = json!(vec![4; 17]), "too many ids"),
+        (&|t| t["special_tokens"]["<s>"]["ids"] = json!([16]), "outside the vocabulary"),
+        (
+            &|t| {
+                for i in 0..2048 {
+                    t["special_tokens"][format!("<{i}>")] = t["special_tokens"]["<s>"].clone();
+                }
+            },
+            "too many special tokens",
+        ),
+    ] {
+        let mut wrong = template();
+        change(&mut wrong);
+        refused(&changed(|tokenizer| tokenizer["post_processor"] = wrong.clone()), reason);
+        let nested = json!({"type": "Sequence", "processors": [wrong]});
+        refused(&changed(|tokenizer| tokenizer["post_processor"] = nested), reason);
+    }
+    let whole = changed(|tokenizer| tokenizer["post_processor"] = template());
+    let tokenizer = parse_bpe(&whole, VOCABULARY).unwrap();
+    assert_eq!(tokenizer::encode(&tokenizer, "c", true).unwrap().get_ids(), [4, 2]);
+}
+
 /// The library looks a template's tokens up without asking whether they are there.
 #[test]
-fn a_panic_of_the_library_is_a_refusal() {
-    let template = json!({
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<lost>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {},
+fn a_panic_of_the_library_is_no_answer() {
+    let unchecked = changed(|tokenizer| {
+        tokenizer["post_processor"] = template();
+        tokenizer["post_processor"]["special_tokens"] = json!({});
     });
-    refused(&changed(|tokenizer| tokenizer["post_processor"] = template), "can't encode");
+    let tokenizer = tokenizers::Tokenizer::from_bytes(unchecked).unwrap();
+    assert!(tokenizer::encode(&tokenizer, "c", true).is_none());
 }

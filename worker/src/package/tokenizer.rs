@@ -2,6 +2,7 @@
 //! expression and no other component of a stranger's choosing ever runs.
 
 mod bpe;
+mod template;
 
 pub(crate) use bpe::{LLAMA3, QWEN2, TOKEN_BYTES_MAX, VOCABULARY_MAX};
 pub use bpe::{parse as parse_bpe, read_bpe};
@@ -12,7 +13,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tokenizers::Tokenizer;
+use template::Template;
+use tokenizers::{Encoding, Tokenizer};
 
 /// Its name.
 pub const FILE: &str = "tokenizer.json";
@@ -57,13 +59,8 @@ enum PreTokenizer {
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum PostProcessor {
-    TemplateProcessing { special_tokens: HashMap<String, SpecialToken> },
+    TemplateProcessing(Template),
     BertProcessing { sep: (String, u32), cls: (String, u32) },
-}
-
-#[derive(Deserialize)]
-struct SpecialToken {
-    ids: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -125,11 +122,17 @@ fn library(bytes: &[u8], added: &[AddedToken]) -> Result<Tokenizer, LoadError> {
     }
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|_| malformed(FILE, "its truncation can't be switched off"))?;
-    // It finds some faults of templates only while it encodes, by a panic.
-    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode("a", true))) {
-        Ok(Ok(_)) => Ok(tokenizer),
-        Ok(Err(_)) | Err(_) => Err(malformed(FILE, "the tokeniser library can't encode with it")),
+    // It finds some faults only while it encodes, by a panic.
+    match encode(&tokenizer, "a", true) {
+        Some(_) => Ok(tokenizer),
+        None => Err(malformed(FILE, "the tokeniser library can't encode with it")),
     }
+}
+
+/// The tokens of a text, special tokens around them if `special`; `None` if the library fails or panics. Offsets are not
+/// computed.
+pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Option<Encoding> {
+    catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, special))).ok()?.ok()
 }
 
 fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
@@ -158,20 +161,18 @@ fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
     if unique.len() != model.vocab.len() {
         return refuse("two tokens have one id");
     }
-    let mut ids =
-        model.vocab.values().chain(added_tokens.iter().map(|token| &token.id)).chain(special(post_processor));
+    let special: Vec<u32> = match post_processor {
+        None => Vec::new(),
+        Some(PostProcessor::TemplateProcessing(template)) => {
+            template.check().map_err(|reason| malformed(FILE, reason))?;
+            template.ids().collect()
+        }
+        Some(PostProcessor::BertProcessing { sep, cls }) => vec![sep.1, cls.1],
+    };
+    let added = added_tokens.iter().map(|token| &token.id);
+    let mut ids = model.vocab.values().chain(added).chain(&special);
     if ids.any(|id| usize::try_from(*id).map_or(true, |id| id >= vocabulary)) {
         return refuse("a token's id is outside the vocabulary of `config.json`");
     }
     Ok(())
-}
-
-fn special(processor: &Option<PostProcessor>) -> Box<dyn Iterator<Item = &u32> + '_> {
-    match processor {
-        None => Box::new(std::iter::empty()),
-        Some(PostProcessor::TemplateProcessing { special_tokens }) => {
-            Box::new(special_tokens.values().flat_map(|token| &token.ids))
-        }
-        Some(PostProcessor::BertProcessing { sep, cls }) => Box::new([&sep.1, &cls.1].into_iter()),
-    }
 }

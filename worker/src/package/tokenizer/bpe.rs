@@ -7,7 +7,8 @@
 //! character: measured, 990,000 spaces before words are split rightly in 0.15 s, 1,010,000 are past the limit. Texts
 //! are encoded in windows of far fewer.
 
-use super::{ADDED_TOKENS_MAX, AddedToken, BYTES_MAX, FILE, SpecialToken, library, small_enough};
+use super::template::Template;
+use super::{ADDED_TOKENS_MAX, AddedToken, BYTES_MAX, FILE, library, small_enough};
 use crate::package::{Files, json, malformed};
 use ringfence_protocol::LoadError;
 use serde::Deserialize;
@@ -21,8 +22,6 @@ pub(crate) const VOCABULARY_MAX: usize = 1 << 21;
 pub(crate) const TOKEN_BYTES_MAX: usize = 4096;
 /// The most components in a sequence.
 const COMPONENTS_MAX: usize = 4;
-/// The most ids that a special token of a template stands for.
-const TEMPLATE_IDS_MAX: usize = 16;
 
 /// GPT-2's words.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -75,7 +74,7 @@ enum Pattern {
 #[serde(tag = "type")]
 enum PostProcessor {
     ByteLevel {},
-    TemplateProcessing { special_tokens: HashMap<String, SpecialToken> },
+    TemplateProcessing(Template),
     Sequence { processors: Vec<PostProcessor> },
 }
 
@@ -157,9 +156,9 @@ impl Outline {
         if !is_known(&self.pre_tokenizer, true) {
             return refuse("a component or a regular expression of its pre-tokeniser is not known");
         }
-        let processor = self.post_processor.as_ref();
-        if processor.is_some_and(|processor| !is_legal(processor, true)) {
-            return refuse("its post-processor is too large");
+        let mut special = Vec::new();
+        if let Some(processor) = &self.post_processor {
+            check_processor(processor, true, &mut special).map_err(|reason| malformed(FILE, reason))?;
         }
         if self.added_tokens.len() > ADDED_TOKENS_MAX {
             return refuse("too many added tokens");
@@ -169,17 +168,16 @@ impl Outline {
             return refuse("an added token is empty or there twice");
         }
         self.model.check()?;
-        self.check_ids(vocabulary)
+        self.check_ids(&special, vocabulary)
     }
 
-    fn check_ids(&self, vocabulary: usize) -> Result<(), LoadError> {
+    fn check_ids(&self, special: &[u32], vocabulary: usize) -> Result<(), LoadError> {
         let unique: HashSet<&u32> = self.model.vocab.values().collect();
         if unique.len() != self.model.vocab.len() {
             return Err(malformed(FILE, "two tokens have one id"));
         }
         let added = self.added_tokens.iter().map(|token| token.id);
-        let special = self.post_processor.iter().flat_map(special);
-        let mut ids = self.model.vocab.values().copied().chain(added).chain(special);
+        let mut ids = self.model.vocab.values().copied().chain(added).chain(special.iter().copied());
         if ids.any(|id| usize::try_from(id).map_or(true, |id| id >= vocabulary)) {
             return Err(malformed(FILE, "a token's id is outside the vocabulary of `config.json`"));
         }
@@ -228,27 +226,23 @@ fn is_known(tokenizer: &PreTokenizer, outermost: bool) -> bool {
     }
 }
 
-fn is_legal(processor: &PostProcessor, outermost: bool) -> bool {
+/// Collects the ids of the special tokens that it puts around a text.
+fn check_processor(
+    processor: &PostProcessor,
+    outermost: bool,
+    special: &mut Vec<u32>,
+) -> Result<(), &'static str> {
     match processor {
-        PostProcessor::ByteLevel {} => true,
-        PostProcessor::TemplateProcessing { special_tokens } => {
-            special_tokens.len() <= ADDED_TOKENS_MAX
-                && special_tokens.values().all(|token| token.ids.len() <= TEMPLATE_IDS_MAX)
+        PostProcessor::ByteLevel {} => Ok(()),
+        PostProcessor::TemplateProcessing(template) => {
+            special.extend(template.ids());
+            template.check()
         }
         PostProcessor::Sequence { processors } => {
-            outermost
-                && processors.len() <= COMPONENTS_MAX
-                && processors.iter().all(|inner| is_legal(inner, false))
+            if !outermost || processors.len() > COMPONENTS_MAX {
+                return Err("its post-processor has too many components");
+            }
+            processors.iter().try_for_each(|inner| check_processor(inner, false, special))
         }
-    }
-}
-
-fn special(processor: &PostProcessor) -> Vec<u32> {
-    match processor {
-        PostProcessor::ByteLevel {} => Vec::new(),
-        PostProcessor::TemplateProcessing { special_tokens } => {
-            special_tokens.values().flat_map(|token| &token.ids).copied().collect()
-        }
-        PostProcessor::Sequence { processors } => processors.iter().flat_map(special).collect(),
     }
 }
