@@ -207,7 +207,7 @@ fn changed_files_are_refused_by_name() {
         ),
         ("tokenizer.json", r#""unk_token":"[UNK]""#, r#""unk_token":"[GONE]""#, "unknown token"),
         ("tokenizer.json", r#""content":"[MASK]""#, r#""content":"two words""#, "white space"),
-        ("tokenizer.json", r#""ids":["#, r#""ids":[999,"#, "vocabulary"),
+        ("tokenizer.json", r#""ids":["#, r#""ids":[999"#, "vocabulary"),
     ] {
         let mut package = Package::tiny();
         compact_tokenizer(&mut package);
