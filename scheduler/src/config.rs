@@ -11,6 +11,15 @@ pub const WORKERS_MAX: u16 = 64;
 /// The largest bound of a queue, in jobs.
 pub const QUEUE_MAX: u32 = 1_000_000;
 
+/// The largest weight of a client.
+pub const WEIGHT_MAX: u16 = 1_000;
+
+/// The most units of a rate in a minute.
+pub const RATE_MAX: u64 = 1_000_000_000_000;
+
+/// The longest target of a step.
+pub const STEP_TARGET_MAX: Duration = Duration::from_millis(50);
+
 /// The longest of the configured times.
 pub const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -27,8 +36,62 @@ pub struct ConfigValues {
     pub host_budget_bytes: u64,
     /// Jobs that wait in all.
     pub queue_total_max: u32,
-    /// Jobs of one client that wait.
-    pub queue_per_client_max: u32,
+    /// In which order waiting jobs run.
+    pub order: Order,
+    /// A job that has waited for so long counts as one of the first class.
+    pub aging: Duration,
+    /// What clients may do that have no section of their own.
+    pub client: ClientConfig,
+}
+
+/// In which order waiting jobs of one model run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By class, and inside a class to the client that has had the least device time for its weight.
+    Fair,
+    /// First come, first served: what fairness is measured against.
+    Arrival,
+}
+
+/// Which jobs come first, whatever anybody has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// First.
+    Realtime,
+    /// Then these.
+    Interactive,
+    /// Last.
+    Batch,
+}
+
+/// What one client may do; see [`ClientValues`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientConfig(ClientValues);
+
+/// What [`ClientConfig::new`] checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientValues {
+    /// Its share of device time beside others of its class.
+    pub weight: u16,
+    /// Its class.
+    pub class: Class,
+    /// Its jobs that wait.
+    pub queue_max: u32,
+    /// Jobs; each counts 1.
+    pub jobs: Option<Rate>,
+    /// Device time in microseconds.
+    pub device_us: Option<Rate>,
+    /// Tokens of inputs.
+    pub tokens: Option<Rate>,
+}
+
+/// How much of something in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Units in a minute.
+    pub per_minute: u64,
+    /// Units that may come at once after a pause.
+    pub burst: u64,
 }
 
 /// The devices that workers run on.
@@ -66,6 +129,10 @@ pub struct ModelValues {
     pub queue_max: u32,
     /// Device time of one job.
     pub timeout: Duration,
+    /// The most tokens in one step.
+    pub step_tokens: u32,
+    /// How long a step should last, by measured speed: what is in a worker at a time is cut to it.
+    pub step_target: Duration,
     /// How long one step may last before its worker is killed.
     pub step_limit: Duration,
     /// How long a worker may take from its spawn until it is ready.
@@ -100,12 +167,33 @@ impl Config {
         within("devices.cpu.cores", u64::from(values.devices.cpu.cores), 1, u64::from(u16::MAX))?;
         within("host_budget_bytes", values.host_budget_bytes, 1, BYTES_MAX)?;
         within("queue_total_max", u64::from(values.queue_total_max), 1, queue_max)?;
-        within("queue_per_client_max", u64::from(values.queue_per_client_max), 1, queue_max)?;
+        within_time("aging", values.aging)?;
         Ok(Self(values))
     }
 
     /// The checked values.
     pub fn values(&self) -> &ConfigValues {
+        &self.0
+    }
+}
+
+impl ClientConfig {
+    /// Checks each value.
+    pub fn new(values: ClientValues) -> Result<Self, ConfigError> {
+        within("weight", u64::from(values.weight), 1, u64::from(WEIGHT_MAX))?;
+        within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
+        for (field, rate) in
+            [("jobs", values.jobs), ("device_us", values.device_us), ("tokens", values.tokens)]
+        {
+            let Some(rate) = rate else { continue };
+            within(field, rate.per_minute, 1, RATE_MAX)?;
+            within(field, rate.burst, 1, RATE_MAX)?;
+        }
+        Ok(Self(values))
+    }
+
+    /// The checked values.
+    pub fn values(&self) -> &ClientValues {
         &self.0
     }
 }
@@ -119,6 +207,8 @@ impl ModelConfig {
         within("concurrency", u64::from(values.concurrency), 1, u64::from(CONCURRENCY_MAX))?;
         within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
         within("threads", u64::from(values.threads), 1, u64::from(u16::MAX))?;
+        within("step_tokens", u64::from(values.step_tokens), 1, u64::from(u32::MAX))?;
+        within("step_target", crate::ids::micros(values.step_target), 1, crate::ids::micros(STEP_TARGET_MAX))?;
         within_time("timeout", values.timeout)?;
         within_time("step_limit", values.step_limit)?;
         within_time("load_limit", values.load_limit)?;

@@ -1,6 +1,6 @@
 //! What the server tells the scheduler.
 
-use crate::config::ModelConfig;
+use crate::config::{ClientConfig, Config, ModelConfig};
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
 
 /// Something that happened. An event about a job or worker that has ended changes nothing: messages cross.
@@ -25,6 +25,15 @@ pub enum Event {
     ModelRemoved {
         /// Which.
         model: ModelId,
+    },
+    /// The operator changed budgets, bounds or what unnamed clients may do. What is promised already stays.
+    Configured(Config),
+    /// What this client may do from now on; `None` is what unnamed ones may.
+    ClientConfigured {
+        /// Which.
+        client: ClientId,
+        /// What it may do.
+        config: Option<ClientConfig>,
     },
     /// A client asks for something.
     Submit(Submit),
@@ -155,6 +164,8 @@ impl Event {
             Event::ModelAdded { .. } => "model_added",
             Event::ModelChanged { .. } => "model_changed",
             Event::ModelRemoved { .. } => "model_removed",
+            Event::Configured(_) => "configured",
+            Event::ClientConfigured { .. } => "client_configured",
             Event::Submit(_) => "submit",
             Event::Cancel { .. } => "cancel",
             Event::SpawnFailed { .. } => "spawn_failed",
