@@ -263,7 +263,16 @@ fn config(settings: &Settings, machine_bytes: u64) -> Result<Config, ConfigError
         },
         host_budget_bytes: settings.devices.package_budget_bytes(machine_bytes),
         queue_total_max: settings.queues.total,
-        queue_per_client_max: settings.queues.per_client,
+        order: ringfence_scheduler::Order::Fair,
+        aging: std::time::Duration::from_secs(10),
+        client: ringfence_scheduler::ClientConfig::new(ringfence_scheduler::ClientValues {
+            weight: 1,
+            class: ringfence_scheduler::Class::Interactive,
+            queue_max: settings.queues.per_client,
+            jobs: None,
+            device_us: None,
+            tokens: None,
+        })?,
     })
 }
 

@@ -56,6 +56,7 @@ impl Scheduler {
             client: submit.client,
             model: submit.model,
             deadline: submit.deadline,
+            tokens: submit.tokens,
             tokens_bound: submit.tokens_bound,
             canary: submit.canary,
             submitted: self.now,

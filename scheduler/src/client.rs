@@ -183,8 +183,8 @@ impl Scheduler {
     fn cost(&self, submit: &Submit, resource: Resource) -> u64 {
         match resource {
             Resource::Jobs => 1,
-            Resource::DeviceTime => self.expected_us(&self.models[&submit.model], submit.tokens_bound),
-            Resource::Tokens => submit.tokens_bound,
+            Resource::DeviceTime => self.expected_us(&self.models[&submit.model], submit.tokens),
+            Resource::Tokens => submit.tokens,
         }
     }
 
@@ -212,7 +212,7 @@ impl Scheduler {
     /// A job starts: what it is expected to take stands on its client's counter.
     pub(crate) fn expect_charge(&mut self, id: JobId) {
         let job = &self.jobs[&id];
-        let expected = self.expected_us(&self.models[&job.model], job.tokens_bound);
+        let expected = self.expected_us(&self.models[&job.model], job.tokens);
         let Some(bill) = self.bills.get(&id) else { return };
         let (client, used) = (bill.client, bill.used_us);
         let class = self.client_values(client).class;
@@ -288,15 +288,15 @@ impl Scheduler {
     }
 
     /// The device time that a job should take; zero until the model was measured.
-    pub(crate) fn expected_us(&self, model: &Model, tokens_bound: u64) -> u64 {
-        let nanos = u128::from(expected_tokens(model, tokens_bound)) * u128::from(model.token_time.micros());
+    pub(crate) fn expected_us(&self, model: &Model, tokens: u64) -> u64 {
+        let nanos = u128::from(expected_tokens(model, tokens)) * u128::from(model.token_time.micros());
         u64::try_from(nanos / 1_000).unwrap_or(u64::MAX)
     }
 
     /// Tokens of a job, in parts of a million of what it could have had by its size; unknown where its worker said none.
     pub(crate) fn token_part(&self, id: JobId) -> Option<u64> {
         let (job, bill) = (self.jobs.get(&id)?, self.bills.get(&id)?);
-        let whole = u128::from(job.tokens_bound.max(1));
+        let whole = u128::from(job.tokens.max(1));
         let part = u128::from(bill.used_tokens) * u128::from(crate::state::WHOLE) / whole;
         (part > 0).then(|| u64::try_from(part).unwrap_or(u64::MAX).min(crate::state::WHOLE))
     }
@@ -304,7 +304,7 @@ impl Scheduler {
     /// How much of a step a job takes, in tokens.
     pub(crate) fn load_of(&self, job: &Job) -> u64 {
         let model = &self.models[&job.model];
-        expected_tokens(model, job.tokens_bound).clamp(1, step_budget(model))
+        expected_tokens(model, job.tokens).clamp(1, step_budget(model))
     }
 
     /// How much device time a job's bill says it took.
@@ -389,10 +389,10 @@ pub(crate) fn rate_of(values: &ClientValues, resource: Resource) -> Option<Rate>
 }
 
 /// A job's tokens: what it could have by its size, times the part that jobs of this model turned out to have.
-pub(crate) fn expected_tokens(model: &Model, tokens_bound: u64) -> u64 {
+pub(crate) fn expected_tokens(model: &Model, tokens: u64) -> u64 {
     let part = model.token_part.value().unwrap_or(crate::state::WHOLE);
-    let tokens = u128::from(tokens_bound) * u128::from(part) / u128::from(crate::state::WHOLE);
-    u64::try_from(tokens).unwrap_or(u64::MAX)
+    let expected = u128::from(tokens) * u128::from(part) / u128::from(crate::state::WHOLE);
+    u64::try_from(expected).unwrap_or(u64::MAX)
 }
 
 /// Tokens of a step that lasts as long as a step should, by the speed that was measured.

@@ -64,6 +64,17 @@ pub enum Class {
     Batch,
 }
 
+impl Class {
+    /// A stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Realtime => "realtime",
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        }
+    }
+}
+
 /// What one client may do; see [`ClientValues`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig(ClientValues);

@@ -60,6 +60,9 @@ pub(crate) struct Job {
     pub(crate) client: ClientId,
     pub(crate) model: ModelId,
     pub(crate) deadline: Option<Time>,
+    /// Upper bound of the tokens of all its inputs.
+    pub(crate) tokens: u64,
+    /// The same of one step.
     pub(crate) tokens_bound: u64,
     pub(crate) canary: bool,
     pub(crate) submitted: Time,
@@ -270,7 +273,7 @@ impl Scheduler {
     pub(crate) fn start(&mut self, id: JobId, to: WorkerId, rule: Rule) {
         let now = self.now;
         let waiting = &self.jobs[&id];
-        let left = expected_tokens(&self.models[&waiting.model], waiting.tokens_bound);
+        let left = expected_tokens(&self.models[&waiting.model], waiting.tokens);
         let job = self.jobs.get_mut(&id).expect("only known jobs start");
         job.worker = Some(to);
         job.started = Some(now);

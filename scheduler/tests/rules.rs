@@ -83,7 +83,7 @@ fn text(action: &Action) -> String {
 
 fn job(job: u64, model: u32) -> Submit {
     let (job, model) = (JobId(job), ModelId(model));
-    Submit { job, client: ClientId(1), model, deadline: None, tokens_bound: 1, canary: false }
+    Submit { job, client: ClientId(1), model, deadline: None, tokens: 1, tokens_bound: 1, canary: false }
 }
 
 fn submit(id: u64, model: u32) -> Event {

@@ -5,6 +5,7 @@ mod body;
 mod error;
 mod health;
 mod identity;
+mod jobs;
 mod listen;
 mod openai;
 mod openapi;
@@ -63,6 +64,8 @@ enum Route {
     OpenAiModelsPrefixed,
     OpenAiModel,
     OpenAiModelPrefixed,
+    Job,
+    Usage,
     Status,
     Workers,
     Models,
@@ -78,7 +81,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -87,6 +90,8 @@ impl Route {
         Self::OpenAiModelsPrefixed,
         Self::OpenAiModel,
         Self::OpenAiModelPrefixed,
+        Self::Job,
+        Self::Usage,
         Self::Status,
         Self::Workers,
         Self::Models,
@@ -111,6 +116,8 @@ impl Route {
             Self::OpenAiModelsPrefixed => (Method::GET, "/openai/v1/models", Surface::Public),
             Self::OpenAiModel => (Method::GET, "/v1/models/{model}", Surface::Public),
             Self::OpenAiModelPrefixed => (Method::GET, "/openai/v1/models/{model}", Surface::Public),
+            Self::Job => (Method::GET, "/jobs/{job}", Surface::Own),
+            Self::Usage => (Method::GET, "/usage", Surface::Own),
             Self::Status => (Method::GET, "/status", Surface::Admin),
             Self::Workers => (Method::GET, "/workers", Surface::Admin),
             Self::Models => (Method::GET, "/models", Surface::Admin),
@@ -133,6 +140,8 @@ impl Route {
             Self::Embeddings | Self::EmbeddingsPrefixed => post(openai::embeddings),
             Self::OpenAiModels | Self::OpenAiModelsPrefixed => get(openai::models),
             Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
+            Self::Job => get(jobs::job),
+            Self::Usage => get(jobs::usage),
             Self::Status => get(admin::status),
             Self::Workers => get(admin::workers),
             Self::Models => get(admin::models),
@@ -217,6 +226,7 @@ mod tests {
         };
         assert_eq!(of(Surface::Open), ["/health", "/openapi.json"]);
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
+        assert_eq!(of(Surface::Own), ["/jobs/{job}", "/usage"]);
         assert!(of(Surface::Public).iter().all(|path| path.contains("/v1/")));
         assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
     }

@@ -145,7 +145,13 @@ fn answer(
         Err(error) => return ApiError::internal(&error).into_response(),
     };
     let stamps = timing::header(clock::instant().duration_since(received), output);
-    ([("content-type", "application/json"), ("server-timing", stamps.as_str())], body).into_response()
+    let job = output.job.to_string();
+    let headers = [
+        ("content-type", "application/json"),
+        ("server-timing", stamps.as_str()),
+        ("ringfence-job", job.as_str()),
+    ];
+    (headers, body).into_response()
 }
 
 fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {

@@ -5,11 +5,13 @@
 
 mod canary;
 mod disk;
+mod explain;
 mod job;
 mod models;
 mod views;
 mod worker;
 
+pub(crate) use explain::{JobView, UsageView};
 pub(crate) use job::{JobRequest, Output, Purpose};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
@@ -53,6 +55,8 @@ struct State {
     workers: BTreeMap<WorkerId, Worker>,
     models: Models,
     clients: HashMap<String, Client>,
+    /// Their names by number, from 1.
+    client_names: Vec<String>,
     last_job: u64,
     draining: bool,
 }
@@ -79,6 +83,7 @@ impl Dispatcher {
             workers: BTreeMap::new(),
             models: Models::default(),
             clients: HashMap::new(),
+            client_names: Vec::new(),
             last_job: 0,
             draining: false,
         };
@@ -167,6 +172,10 @@ impl Dispatcher {
 }
 
 impl State {
+    fn client_name(&self, id: ClientId) -> &str {
+        &self.client_names[id.0 as usize - 1]
+    }
+
     /// The numbers of a client, made up when it is first seen.
     fn client(&mut self, name: &str) -> Result<Client, ApiError> {
         if let Some(client) = self.clients.get(name) {
@@ -184,6 +193,7 @@ impl State {
         getrandom::fill(&mut domain).map_err(|error| ApiError::internal(&error))?;
         let client = Client { id: ClientId(number), domain: u64::from_le_bytes(domain) };
         self.clients.insert(name.to_owned(), client);
+        self.client_names.push(name.to_owned());
         Ok(client)
     }
 }

@@ -229,6 +229,8 @@ impl Models {
             workers_max: own.workers,
             concurrency: own.concurrency,
             queue_max: own.queue,
+            step_tokens: own.step_tokens,
+            step_target: Duration::from_millis(20),
             timeout: Duration::from_millis(own.timeout_ms),
             step_limit: Duration::from_millis(own.step_limit_ms),
             load_limit: Duration::from_millis(own.load_limit_ms),
@@ -301,6 +303,7 @@ impl Models {
             lease_bytes,
             max_tokens: model.surveyed.max_tokens,
             step_tokens: model.settings.step_tokens,
+            step_us: 20_000,
             calibrate: false,
         }
     }

@@ -69,6 +69,7 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
         lease_bytes,
         max_tokens: 256,
         step_tokens: 512,
+        step_us: 50_000,
         calibrate: false,
     }));
     match worker.hear() {

@@ -1,14 +1,14 @@
-//! What goes into the next step: one item of each job in turn, oldest job first, as long as the token budget lasts.
+//! What goes into the next step: one item of each lane in turn, as long as the token budget lasts.
 
-/// How many of each job's waiting items to take. `length(job, n)` is the tokens of the n-th waiting item of a job, the
-/// jobs counted from the oldest. The first item is taken whatever its length, so that the oldest job always moves on.
-pub fn choose(jobs: usize, budget: usize, length: impl Fn(usize, usize) -> Option<usize>) -> Vec<usize> {
-    let mut taken = vec![0; jobs];
+/// How many of each lane's waiting items to take. `length(lane, n)` is the tokens of the n-th waiting item of a lane.
+/// The first item is taken whatever its length, so that the first lane always moves on.
+pub fn choose(lanes: usize, budget: usize, length: impl Fn(usize, usize) -> Option<usize>) -> Vec<usize> {
+    let mut taken = vec![0; lanes];
     let mut tokens = 0;
     loop {
         let before = tokens;
-        for (job, taken) in taken.iter_mut().enumerate() {
-            if let Some(more) = length(job, *taken)
+        for (lane, taken) in taken.iter_mut().enumerate() {
+            if let Some(more) = length(lane, *taken)
                 && (tokens == 0 || tokens + more <= budget)
             {
                 *taken += 1;
@@ -30,7 +30,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_share_a_step_item_by_item() {
+    fn lanes_share_a_step_item_by_item() {
         check(&[], 10, &[]);
         check(&[&[], &[]], 10, &[0, 0]);
         check(&[&[4, 4, 4], &[4]], 12, &[2, 1]);
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_jobs_next_item_always_runs() {
+    fn the_first_lanes_next_item_always_runs() {
         check(&[&[50, 1], &[1]], 10, &[1, 0]);
         check(&[&[8, 8], &[3]], 10, &[1, 0]);
         check(&[&[8, 8], &[2, 2]], 10, &[1, 1]);

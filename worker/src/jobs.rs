@@ -1,4 +1,5 @@
-//! The jobs that a worker holds, oldest first, and how far each is.
+//! The jobs that a worker holds, oldest first, and how far each is. Those of one domain are a lane: a step is shared by
+//! lanes, so that nobody gets more of it by bringing more jobs.
 
 use crate::batch;
 use crate::stopwatch::Stopwatch;
@@ -11,6 +12,7 @@ use std::collections::VecDeque;
 pub struct Job {
     /// The server's number for it.
     pub slot: u32,
+    domain: u64,
     truncate: bool,
     /// What the tokeniser has not seen.
     untokenised: VecDeque<Item>,
@@ -31,9 +33,10 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(slot: u32, input: EmbedInput) -> Self {
+    fn new(slot: u32, domain: u64, input: EmbedInput) -> Self {
         Self {
             slot,
+            domain,
             truncate: input.truncate,
             untokenised: input.items.into(),
             tokenised: 0,
@@ -104,11 +107,13 @@ pub struct Jobs {
     jobs: Vec<Job>,
     /// Slots that have had a job: a cancel may cross its job's end on the way.
     used: Vec<bool>,
+    /// Whose turn it is to be first in a step.
+    turn: usize,
 }
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize] }
+        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], turn: 0 }
     }
 }
 
@@ -129,8 +134,8 @@ impl Jobs {
     }
 
     /// Adds a job to a free slot.
-    pub fn add(&mut self, slot: u32, input: EmbedInput) {
-        self.jobs.push(Job::new(slot, input));
+    pub fn add(&mut self, slot: u32, domain: u64, input: EmbedInput) {
+        self.jobs.push(Job::new(slot, domain, input));
     }
 
     /// Drops a slot's job; false if it has ended already.
@@ -174,15 +179,75 @@ impl Jobs {
         Ok(())
     }
 
-    /// What goes into the next step: slots, oldest first, each with a number of items that is not 0.
-    pub fn choose(&self, budget: usize) -> Vec<(u32, usize)> {
-        let taken = batch::choose(self.jobs.len(), budget, |job, n| self.jobs[job].next_lengths(n));
-        self.jobs.iter().map(|job| job.slot).zip(taken).filter(|(_, items)| *items > 0).collect()
+    /// What goes into the next step: slots, each with a number of items that is not 0. Lanes take turns to be first.
+    pub fn choose(&mut self, budget: usize) -> Vec<(u32, usize)> {
+        let mut lanes = self.lanes();
+        if lanes.is_empty() {
+            return Vec::new();
+        }
+        let lanes_now = lanes.len();
+        lanes.rotate_left(self.turn % lanes_now);
+        self.turn = (self.turn + 1) % lanes_now;
+        let taken =
+            batch::choose(lanes.len(), budget, |lane, n| lanes[lane].get(n).map(|(_, tokens)| *tokens));
+        let mut chosen: Vec<(u32, usize)> = Vec::new();
+        for (slot, _) in lanes.iter().zip(taken).flat_map(|(lane, taken)| &lane[..taken]) {
+            match chosen.last_mut() {
+                Some((last, items)) if last == slot => *items += 1,
+                Some(_) | None => chosen.push((*slot, 1)),
+            }
+        }
+        chosen
+    }
+
+    /// For each domain that has items which can run, the slots and tokens of these, oldest job first.
+    fn lanes(&self) -> Vec<Vec<(u32, usize)>> {
+        let mut lanes: Vec<(u64, Vec<(u32, usize)>)> = Vec::new();
+        for job in &self.jobs {
+            let items = (0..).map_while(|n| job.next_lengths(n)).map(|tokens| (job.slot, tokens));
+            match lanes.iter_mut().find(|(domain, _)| *domain == job.domain) {
+                Some((_, lane)) => lane.extend(items),
+                None => lanes.push((job.domain, items.collect())),
+            }
+        }
+        lanes.into_iter().map(|(_, lane)| lane).filter(|lane| !lane.is_empty()).collect()
     }
 
     /// Tokens of the first `items` waiting items of a slot.
     pub fn tokens_of(&self, slot: u32, items: usize) -> usize {
         let job = self.jobs.iter().find(|job| job.slot == slot).expect("the slot has a job");
         job.waiting.iter().take(items).map(|tokens| tokens.ids.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Jobs as domain and lengths of their items, in slots from 0.
+    fn jobs(of: &[(u64, &[usize])]) -> Jobs {
+        let mut jobs = Jobs::default();
+        for (slot, (domain, lengths)) in (0..).zip(of) {
+            let mut job = Job::new(slot, *domain, EmbedInput { items: Vec::new(), truncate: false });
+            job.waiting =
+                lengths.iter().map(|length| Tokens { ids: vec![0; *length], truncated: false }).collect();
+            jobs.jobs.push(job);
+        }
+        jobs
+    }
+
+    #[test]
+    fn a_step_is_shared_by_domains_however_many_jobs_they_bring() {
+        let many = [(1, &[4, 4][..]), (1, &[4, 4]), (1, &[4, 4]), (2, &[4, 4, 4])];
+        assert_eq!(jobs(&many).choose(24), [(0, 2), (1, 1), (3, 3)]);
+        assert_eq!(jobs(&many).choose(100), [(0, 2), (1, 2), (2, 2), (3, 3)]);
+    }
+
+    #[test]
+    fn lanes_take_turns_where_a_step_has_no_room_for_all() {
+        let mut jobs = jobs(&[(1, &[10; 4]), (2, &[10; 4]), (3, &[10; 4])]);
+        let first: Vec<u32> = (0..4).map(|_| jobs.choose(10)[0].0).collect();
+        assert_eq!(first, [0, 1, 2, 0]);
+        assert_eq!(Jobs::default().choose(10), []);
     }
 }

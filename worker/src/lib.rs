@@ -14,6 +14,7 @@ pub mod device;
 pub mod jobs;
 pub mod memory;
 pub mod models;
+mod pace;
 pub mod package;
 pub mod serve;
 pub mod shell;

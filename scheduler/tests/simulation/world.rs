@@ -379,6 +379,7 @@ impl World {
             client: ClientId(self.random.within(0, 3) as u32),
             model,
             deadline: self.random.permille(400).then_some(Time(in_time)),
+            tokens: self.random.within(1, 40),
             tokens_bound: self.random.within(1, 12),
             canary: self.random.permille(60),
         })

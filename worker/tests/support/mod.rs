@@ -158,6 +158,7 @@ pub(crate) const START: Start = Start {
     lease_bytes: u64::MAX,
     max_tokens: 512,
     step_tokens: 64,
+    step_us: 60_000_000,
     calibrate: false,
 };
 

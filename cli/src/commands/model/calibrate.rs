@@ -260,6 +260,7 @@ impl<'a> Worker<'a> {
             lease_bytes: self.lease_bytes,
             max_tokens: manifest.max_tokens(),
             step_tokens: 2 * STEP_TOKENS,
+            step_us: u32::MAX,
             calibrate: true,
         };
         self.program.send(&ToWorker::Start(start), &[])?;
