@@ -57,7 +57,7 @@ impl Loaded {
         self.now += 10;
         let actions = self.scheduler.step(Time(self.now), event);
         for action in &actions {
-            if let Action::Run { job, worker } = action {
+            if let Action::Run { job, worker, .. } = action {
                 self.slots(*worker).push(*job);
             }
         }

@@ -219,7 +219,6 @@ const CLIENT_SERIES_MAX: usize = 1_000;
 
 fn usage_gauges(app: &App) {
     let usage = app.dispatcher.usage(None);
-    gauge("ringfence_unfairness_microseconds", usage.unfairness_us);
     gauge("ringfence_unfairness_bound_microseconds", usage.unfairness_bound_us);
     for (code, count) in usage.refusals {
         labelled("ringfence_refusals", "code", code, count);

@@ -66,6 +66,8 @@ pub enum ToWorker {
         slot: u32,
         /// Caches must not be shared across domains.
         domain: u64,
+        /// The domain's share of steps beside other domains in the worker; at least 1.
+        weight: u16,
         /// The job's input.
         input: Data,
     },

@@ -24,6 +24,8 @@ pub enum Action {
         job: JobId,
         /// Where. After the worker's death the same job may be run once more elsewhere.
         worker: WorkerId,
+        /// Of its client: how the worker shares its steps.
+        weight: u16,
     },
     /// Tell a worker to end a slot at its next step. Its job has ended already; `JobEnded` still follows.
     CancelJob {

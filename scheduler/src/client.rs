@@ -18,10 +18,10 @@ use std::time::Duration;
 pub const CLIENTS_MAX: usize = 10_000;
 
 /// The counter runs in device time of weight 1; this keeps its resolution for the largest weight.
-const COUNTER_SCALE: u64 = crate::config::WEIGHT_MAX as u64;
+pub(crate) const COUNTER_SCALE: u64 = crate::config::WEIGHT_MAX as u64;
 
 /// One client.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Client {
     /// Its own section; `None` is what unnamed ones may.
     pub(crate) config: Option<ClientValues>,
@@ -29,13 +29,24 @@ pub(crate) struct Client {
     pub(crate) running: u32,
     /// Models for which its jobs wait.
     pub(crate) waits_for: BTreeSet<ModelId>,
-    /// Device time for its weight, in parts of a microsecond.
-    pub(crate) counter: u64,
+    /// Device time that it has had, for its weight, in parts of a microsecond.
+    had: u64,
+    /// What its running jobs are expected to take beyond it.
+    expected: u64,
     pub(crate) buckets: [Bucket; 3],
     pub(crate) usage: Usage,
     bills: u32,
     /// Since when it has no job.
     idle: Option<Time>,
+    /// Its class and what it has had, while it has jobs.
+    active: Option<(Class, u64)>,
+}
+
+impl Client {
+    /// What decides whose turn it is: the least comes first.
+    pub(crate) fn counter(&self) -> u64 {
+        self.had.saturating_add(self.expected)
+    }
 }
 
 /// What a client has had since it was first seen.
@@ -75,13 +86,13 @@ pub struct ClientUsage {
 }
 
 /// What a job that was taken is charged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bill {
     client: ClientId,
     /// Taken from the buckets when it came.
     taken: [u64; 3],
-    /// What stands on the counter for it, in microseconds: never less than what was used.
-    counted_us: u64,
+    /// What it is expected to take beyond what it used, for its client's weight.
+    expected: u64,
     used_us: u64,
     used_tokens: u64,
 }
@@ -113,6 +124,19 @@ impl Scheduler {
         if self.idle_clients.len() > CLIENTS_MAX {
             self.forget_one();
         }
+        self.index(id);
+    }
+
+    /// Keeps the order of clients with jobs by class and by what they have had.
+    fn index(&mut self, id: ClientId) {
+        let class = self.client_values(id).class;
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let now = (client.waiting + client.running > 0).then_some((class, client.had));
+        let before = std::mem::replace(&mut client.active, now);
+        if before != now {
+            before.map(|(class, had)| self.active[class as usize].remove(&(had, id)));
+            now.map(|(class, had)| self.active[class as usize].insert((had, id)));
+        }
     }
 
     fn forget_one(&mut self) {
@@ -133,16 +157,18 @@ impl Scheduler {
     pub(crate) fn moved_class(&mut self, id: ClientId, before: Class) {
         let class = self.client_values(id).class;
         if class != before {
-            let counter = self.virtual_time[class as usize];
-            self.clients.get_mut(&id).expect("it was there").counter = counter;
+            let had = self.class_time(class);
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.had = had;
+            }
+            self.index(id);
         }
     }
 
     pub(crate) fn standing(&self, id: ClientId) -> Standing {
         let ClientValues { class, weight, .. } = *self.client_values(id);
-        let counter = self.clients.get(&id).map_or(0, |client| client.counter);
-        let time = |class: Class| i128::from(self.virtual_time[class as usize]);
-        Standing { class, weight, counter, to_first: time(Class::Realtime) - time(class) }
+        let counter = self.clients.get(&id).map_or(0, Client::counter);
+        Standing { class, weight, counter }
     }
 
     /// Puts a client's waiting jobs where its counter says.
@@ -155,14 +181,20 @@ impl Scheduler {
         }
     }
 
-    /// A client that comes back has no claim on the time in which it asked for nothing.
+    /// A client that comes back has no claim on the time in which it asked for nothing: it is put just before the one that
+    /// has had the least of those that ask.
     fn rejoin(&mut self, id: ClientId) {
-        let now = self.virtual_time[self.client_values(id).class as usize];
+        let now = self.class_time(self.client_values(id).class);
         self.change_client(id, |client| {
             if client.waiting == 0 && client.running == 0 {
-                client.counter = client.counter.max(now);
+                client.had = client.had.max(now);
             }
         });
+    }
+
+    fn class_time(&self, class: Class) -> u64 {
+        let least = self.active[class as usize].first().map(|(had, _)| *had);
+        least.map_or(self.virtual_time[class as usize], |least| least.saturating_sub(1))
     }
 
     /// The rate that lets this job wait for longest, if one does.
@@ -205,53 +237,61 @@ impl Scheduler {
                 }
             }
         });
-        let bill = Bill { client: submit.client, taken, counted_us: 0, used_us: 0, used_tokens: 0 };
+        let bill = Bill { client: submit.client, taken, expected: 0, used_us: 0, used_tokens: 0 };
         self.bills.insert(submit.job, bill);
     }
 
-    /// A job starts: what it is expected to take stands on its client's counter.
+    /// The first job of a client's line is about to start.
+    pub(crate) fn advance_time(&mut self, model: ModelId, client: ClientId) {
+        let class = self.client_values(client).class;
+        let counter = self.clients[&client].counter();
+        let time = &mut self.virtual_time[class as usize];
+        *time = (*time).max(counter);
+        let now = self.now;
+        self.models.get_mut(&model).expect("jobs wait for known models").queue.serve(now, client);
+    }
+
+    /// A job starts: what it is expected to take is counted for its client as if it had it already.
     pub(crate) fn expect_charge(&mut self, id: JobId) {
         let job = &self.jobs[&id];
         let expected = self.expected_us(&self.models[&job.model], job.tokens);
-        let Some(bill) = self.bills.get(&id) else { return };
-        let (client, used) = (bill.client, bill.used_us);
-        let class = self.client_values(client).class;
-        let time = &mut self.virtual_time[class as usize];
-        *time = (*time).max(self.clients[&client].counter);
-        self.count_for(id, used.saturating_add(expected));
+        let weight = self.client_values(job.client).weight;
+        let Some(bill) = self.bills.get_mut(&id) else { return };
+        bill.expected = weighted(expected, weight);
+        let (client, expected) = (bill.client, bill.expected);
+        self.count(client, |client| client.expected = client.expected.saturating_add(expected));
     }
 
     /// A job has used device time, and tokens as its worker says.
     pub(crate) fn charge(&mut self, id: JobId, client: ClientId, device_us: u64, tokens: u32) {
+        let weight = self.client_values(client).weight;
         let Some(known) = self.clients.get_mut(&client) else { return };
         known.usage.device_us = known.usage.device_us.saturating_add(device_us);
         known.usage.tokens = known.usage.tokens.saturating_add(u64::from(tokens));
         let Some(bill) = self.bills.get_mut(&id) else { return };
         bill.used_us = bill.used_us.saturating_add(device_us);
         bill.used_tokens = bill.used_tokens.saturating_add(u64::from(tokens));
-        let used = bill.used_us;
-        if used > bill.counted_us {
-            self.count_for(id, used);
-        }
+        self.largest_charge = self.largest_charge.max(weighted(bill.used_us, weight));
+        let had = weighted(device_us, weight);
+        let foreseen = had.min(bill.expected);
+        bill.expected -= foreseen;
+        self.count(client, |client| {
+            client.had = client.had.saturating_add(had);
+            client.expected = client.expected.saturating_sub(foreseen);
+        });
     }
 
-    /// What was expected and not used comes back: the job runs no more, or not where it ran.
+    /// What was expected and not used is not counted any more: the job has ended, or runs again elsewhere.
     pub(crate) fn uncount(&mut self, id: JobId) {
-        if let Some(bill) = self.bills.get(&id) {
-            self.count_for(id, bill.used_us);
-        }
+        let Some(bill) = self.bills.get_mut(&id) else { return };
+        let (client, unused) = (bill.client, std::mem::take(&mut bill.expected));
+        self.count(client, |client| client.expected = client.expected.saturating_sub(unused));
     }
 
-    /// Lets so much stand on the counter for a job.
-    fn count_for(&mut self, id: JobId, us: u64) {
-        let bill = self.bills.get_mut(&id).expect("only jobs with a bill are counted");
-        let (before, client) = (std::mem::replace(&mut bill.counted_us, us), bill.client);
-        let weight = self.client_values(client).weight;
-        let (before, after) = (weighted(before, weight), weighted(us, weight));
-        let counter = &mut self.clients.get_mut(&client).expect("a client with a bill is known").counter;
-        *counter = counter.saturating_sub(before).saturating_add(after);
-        self.largest_charge = self.largest_charge.max(after);
-        self.move_lines(client);
+    fn count(&mut self, id: ClientId, change: impl FnOnce(&mut Client)) {
+        change(self.clients.get_mut(&id).expect("a client with a bill is known"));
+        self.index(id);
+        self.move_lines(id);
     }
 
     /// A job will never use anything again.
@@ -340,21 +380,15 @@ impl Scheduler {
         &self.refusals
     }
 
-    /// The greatest difference in weighted device time between two clients of one class whose jobs wait, and what it
-    /// can be by the rules: two of the largest jobs for each worker. In microseconds for weight 1.
-    pub fn unfairness(&self) -> (Duration, Duration) {
-        let mut ends: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
-        for (id, client) in self.clients.iter().filter(|(_, client)| client.waiting > 0) {
-            let class = self.client_values(*id).class;
-            let (least, most) = ends.entry(class).or_insert((client.counter, client.counter));
-            *least = (*least).min(client.counter);
-            *most = (*most).max(client.counter);
-        }
-        let now = ends.values().map(|(least, most)| most - least).max().unwrap_or(0);
+    /// By how much two clients of a class that both always wait for one model can differ in the device time that they have
+    /// had for their weight, as far as jobs so far tell: for each worker, two of the largest jobs and two steps. For
+    /// weight 1.
+    pub fn unfairness_bound(&self) -> Duration {
+        let steps = self.models.values().map(|model| model.config.step_target);
+        let step = weighted(crate::ids::micros(steps.max().unwrap_or_default()), 1);
         let workers = self.workers.len().max(1) as u64;
-        let bound = self.largest_charge.saturating_mul(2 * workers);
-        let duration = |counter: u64| Duration::from_micros(counter / COUNTER_SCALE);
-        (duration(now), duration(bound))
+        let bound = self.largest_charge.saturating_add(step).saturating_mul(2 * workers);
+        Duration::from_micros(bound / COUNTER_SCALE)
     }
 
     /// Jobs that would start before a new one of this client, as far as that can be known.

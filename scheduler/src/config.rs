@@ -38,7 +38,7 @@ pub struct ConfigValues {
     pub queue_total_max: u32,
     /// In which order waiting jobs run.
     pub order: Order,
-    /// A job that has waited for so long counts as one of the first class.
+    /// While jobs of better classes wait, a class gets a job started after so long without one.
     pub aging: Duration,
     /// What clients may do that have no section of their own.
     pub client: ClientConfig,

@@ -102,7 +102,7 @@ pub enum WaitsFor {
 }
 
 /// A job that has ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Past {
     pub(crate) client: ClientId,
     pub(crate) model: ModelId,
@@ -179,7 +179,7 @@ pub enum Rule {
     Draining,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Decisions(VecDeque<Decision>);
 
 impl Decisions {
@@ -268,16 +268,17 @@ impl Scheduler {
             return before;
         }
         let own_ahead = queue.line(job.client).take_while(|other| *other != id).count();
-        let mut lines: BTreeSet<_> = queue.order().map(|(key, client)| (key, client, 0)).collect();
+        let mut lines: BTreeSet<_> =
+            queue.order().map(|(class, place, client)| (class, place, client, 0)).collect();
         for _ in 0..AHEAD_MAX {
-            let Some((mut key, client, taken)) = lines.pop_first() else { break };
+            let Some((class, mut place, client, taken)) = lines.pop_first() else { break };
             if client == job.client && taken == own_ahead {
                 break;
             }
             count(client);
             if taken + 1 < queue.of(client) {
-                key.advance(crate::client::weighted(job_us.max(1), self.client_values(client).weight));
-                lines.insert((key, client, taken + 1));
+                place.advance(crate::client::weighted(job_us.max(1), self.client_values(client).weight));
+                lines.insert((class, place, client, taken + 1));
             }
         }
         before

@@ -1,5 +1,5 @@
 //! Which job runs next. For each model: of the best class, the first job of the client that has had the least device
-//! time for its weight; a job that has waited for long enough counts as one of the best class. Between models that need a
+//! time for its weight; a class that had nothing started for long enough comes first once. Between models that need a
 //! worker: the one whose first job came first.
 
 use crate::ids::{JobId, ModelId};
@@ -8,14 +8,8 @@ use crate::state::{Model, Scheduler};
 impl Scheduler {
     /// The job of this model that runs next.
     pub(crate) fn next_job(&self, model: &Model) -> Option<JobId> {
-        model.queue.next(self.config.values().order)
-    }
-
-    /// Lets jobs of this model that have waited long enough count as of the best class.
-    pub(crate) fn age(&mut self, id: ModelId) {
-        let mut queue = std::mem::take(&mut self.models.get_mut(&id).expect("it is known").queue);
-        queue.age(self.now, |client| self.standing(client));
-        self.models.get_mut(&id).expect("it is known").queue = queue;
+        let values = self.config.values();
+        model.queue.next(values.order, self.now, values.aging)
     }
 
     /// Models that somebody waits for, in the order in which they get new workers.

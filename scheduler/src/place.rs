@@ -6,7 +6,7 @@ use crate::client::step_budget;
 use crate::config::{ModelValues, Order};
 use crate::explain::Rule;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
-use crate::state::{Job, Model, Package, Phase, Scheduler, Worker};
+use crate::state::{Job, Model, Package, Phase, Scheduler, Slot, Worker};
 use std::collections::BTreeMap;
 
 /// Why a model needs a worker.
@@ -42,7 +42,6 @@ impl Scheduler {
 
     /// Handles the first job of a queue; false if it has to wait.
     fn run_next(&mut self, id: ModelId) -> bool {
-        self.age(id);
         let model = &self.models[&id];
         let Some(next) = self.next_job(model) else { return false };
         let job = &self.jobs[&next];
@@ -62,6 +61,7 @@ impl Scheduler {
             Order::Arrival => Rule::Arrival,
             Order::Fair => Rule::Fair,
         };
+        self.advance_time(job.model, job.client);
         self.dequeue(&job, id);
         self.jobs.insert(id, job);
         self.start(id, worker, rule);
@@ -74,7 +74,7 @@ impl Scheduler {
     }
 
     /// Whether a worker may take a job now. In fair order it holds one step's worth of work at a time, so that whoever
-    /// comes next waits for at most a step; a client that has had less than all whose jobs are in the worker joins them.
+    /// comes next waits for at most a step; a client that has had less than all others in the worker joins them.
     fn has_room(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
         if worker.phase != Phase::Ready || worker.slots.is_empty() {
             return worker.phase == Phase::Ready;
@@ -85,20 +85,24 @@ impl Scheduler {
         }
         match self.config.values().order {
             Order::Arrival => true,
-            Order::Fair => self.fits_step(worker, model, job) || self.has_had_least(worker, job.client),
+            Order::Fair => self.fits_step(worker, model, job) || self.may_join(worker, model, job),
         }
     }
 
     fn fits_step(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
         let budget = step_budget(model);
-        let held: u64 = worker.slots.values().map(|slot| slot.left.min(budget)).sum();
-        held.saturating_add(self.load_of(job)) <= budget
+        held(worker.slots.values(), budget).saturating_add(self.load_of(job)) <= budget
     }
 
-    fn has_had_least(&self, worker: &Worker, client: ClientId) -> bool {
-        let counter = |client: &ClientId| self.clients[client].counter;
-        let others = worker.slots.values().filter(|slot| !slot.canary).map(|slot| &slot.client);
-        others.clone().all(|other| *other != client && counter(&client) < counter(other))
+    fn may_join(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
+        let (own, others): (Vec<&Slot>, Vec<&Slot>) =
+            worker.slots.values().filter(|slot| !slot.canary).partition(|slot| slot.client == job.client);
+        let counter = |client: &ClientId| self.clients[client].counter();
+        let least = others.iter().map(|slot| counter(&slot.client)).min();
+        let budget = step_budget(model);
+        let fits =
+            own.is_empty() || held(own.iter().copied(), budget).saturating_add(self.load_of(job)) <= budget;
+        fits && least.is_some_and(|least| counter(&job.client) < least)
     }
 
     fn stop_retired(&mut self) {
@@ -240,6 +244,11 @@ impl Model {
         let never = Time(u64::MAX);
         package.kept.map(|since| self.config.idle_unload.map_or(never, |idle| since + idle))
     }
+}
+
+/// How much of a step the jobs in these slots take, in tokens.
+fn held<'a>(slots: impl Iterator<Item = &'a Slot>, budget: u64) -> u64 {
+    slots.map(|slot| slot.left.min(budget)).fold(0, u64::saturating_add)
 }
 
 fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Worker {

@@ -1,11 +1,11 @@
 //! What the scheduler remembers, and the few changes that keep its parts in agreement.
 
 use crate::action::{Action, BrokenCause, Outcome};
-use crate::client::{Bill, Client, expected_tokens};
+use crate::client::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::config::{Config, ModelValues};
 use crate::explain::{Decision, Decisions, Past, Rule};
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId, micros};
-use crate::queue::{Queue, Waiting};
+use crate::queue::Queue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) const WHOLE: u64 = 1_000_000;
 pub(crate) const DEATHS_MAX: u32 = 5;
 
 /// The quota scheduler: takes events, gives actions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scheduler {
     pub(crate) config: Config,
     /// The time of the event that is being handled.
@@ -37,6 +37,8 @@ pub struct Scheduler {
     pub(crate) bills: BTreeMap<JobId, Bill>,
     /// For each class, what the last client to be chosen had had.
     pub(crate) virtual_time: [u64; 3],
+    /// For each class, clients with jobs by counter.
+    pub(crate) active: [BTreeSet<(u64, ClientId)>; 3],
     /// The largest weighted charge of one job so far.
     pub(crate) largest_charge: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
@@ -55,7 +57,7 @@ pub struct Scheduler {
 }
 
 /// A job whose client waits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) client: ClientId,
     pub(crate) model: ModelId,
@@ -79,7 +81,7 @@ pub(crate) struct Job {
 }
 
 /// A model, until it is removed and its last worker is dead.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) config: ModelValues,
     pub(crate) queue: Queue,
@@ -123,7 +125,7 @@ pub(crate) struct Footprint {
 }
 
 /// A worker, from its spawn until its memory is back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Worker {
     pub(crate) model: ModelId,
     pub(crate) lease_bytes: u64,
@@ -167,7 +169,7 @@ pub(crate) enum Blame {
 }
 
 /// A job's place in a worker, until the worker gives it back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slot {
     pub(crate) client: ClientId,
     pub(crate) started: Time,
@@ -208,7 +210,9 @@ impl Scheduler {
             clients: BTreeMap::new(),
             idle_clients: BTreeSet::new(),
             bills: BTreeMap::new(),
-            virtual_time: [0; 3],
+            // Above zero, so that there is a place before the first.
+            virtual_time: [COUNTER_SCALE; 3],
+            active: Default::default(),
             largest_charge: 0,
             refusals: BTreeMap::new(),
             past: BTreeMap::new(),
@@ -241,8 +245,7 @@ impl Scheduler {
         let job = &self.jobs[&id];
         assert!(job.worker.is_none() && !job.canary, "what waits has no worker, and canaries don't wait");
         let (client, model) = (job.client, job.model);
-        let ages = job.submitted + self.config.values().aging;
-        let waiting = Waiting { job: id, arrival: job.arrival, ages };
+        let (now, arrival) = (self.now, job.arrival);
         let for_model = model;
         self.change_client(client, |client| {
             client.waiting += 1;
@@ -250,7 +253,7 @@ impl Scheduler {
         });
         let standing = self.standing(client);
         let model = self.models.get_mut(&model).expect("a job's model is known");
-        model.queue.push(client, waiting, standing);
+        model.queue.push(now, client, id, arrival, standing);
         model.unloaded = false;
         self.waiting += 1;
     }
@@ -296,7 +299,8 @@ impl Scheduler {
         worker.slots.insert(id, slot);
         self.change_client(client, |client| client.running += 1);
         self.expect_charge(id);
-        self.emit(Action::Run { job: id, worker: to }, rule);
+        let weight = self.client_values(client).weight;
+        self.emit(Action::Run { job: id, worker: to, weight }, rule);
     }
 
     /// Answers a job's client, wherever the job is. A slot that it still has is cancelled.

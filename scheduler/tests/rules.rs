@@ -72,7 +72,7 @@ impl Script {
 fn text(action: &Action) -> String {
     match action {
         Action::Spawn { worker, model, .. } => format!("spawn {} for {}", worker.0, model.0),
-        Action::Run { job, worker } => format!("run {} in {}", job.0, worker.0),
+        Action::Run { job, worker, .. } => format!("run {} in {}", job.0, worker.0),
         Action::CancelJob { job, worker } => format!("cancel {} in {}", job.0, worker.0),
         Action::End { job, outcome } => format!("end {} {}", job.0, outcome.code()),
         Action::Stop { worker } => format!("stop {}", worker.0),

@@ -99,9 +99,8 @@ pub(crate) struct DecisionView {
 pub(crate) struct UsageView {
     /// Since the server's start, in microseconds; all counts are since then.
     pub(crate) uptime_us: u64,
-    /// The greatest difference between two clients of a class whose jobs wait, in device time for weight 1.
-    pub(crate) unfairness_us: u64,
-    /// What the rules allow it to be.
+    /// By how much two clients of a class that always wait for one model can differ in device time for weight 1, as far
+    /// as jobs so far tell.
     pub(crate) unfairness_bound_us: u64,
     /// Jobs that were not taken, by code; the client's own on a client's socket.
     pub(crate) refusals: BTreeMap<&'static str, u64>,
@@ -186,15 +185,9 @@ impl Dispatcher {
             None => state.scheduler.refusals().clone(),
             Some(_) => clients.first().map(|client| client.usage.refused.clone()).unwrap_or_default(),
         };
-        let (unfairness, bound) = state.scheduler.unfairness();
+        let bound = state.scheduler.unfairness_bound();
         let clients = clients.into_iter().map(|client| usage(&state, client)).collect();
-        UsageView {
-            uptime_us: clock::now().0,
-            unfairness_us: micros(unfairness),
-            unfairness_bound_us: micros(bound),
-            refusals,
-            clients,
-        }
+        UsageView { uptime_us: clock::now().0, unfairness_bound_us: micros(bound), refusals, clients }
     }
 }
 

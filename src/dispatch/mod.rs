@@ -156,7 +156,7 @@ impl Dispatcher {
             Action::Spawn { worker, model, lease_bytes, threads } => {
                 self.spawn(state, worker, model, lease_bytes, threads);
             }
-            Action::Run { job, worker } => state.run(job, worker),
+            Action::Run { job, worker, weight } => state.run(job, worker, weight),
             Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),
             Action::End { job, outcome } => {
                 if let Some(job) = state.jobs.remove(&job) {

@@ -1,11 +1,10 @@
-//! The jobs that a worker holds, oldest first, and how far each is. Those of one domain are a lane: a step is shared by
-//! lanes, so that nobody gets more of it by bringing more jobs.
+//! The jobs that a worker holds, oldest first, and how far each is. Those of one domain are a lane: steps are shared by
+//! lanes and their weights, so that nobody gets more by bringing more jobs.
 
-use crate::batch;
 use crate::stopwatch::Stopwatch;
 use crate::text::{Text, Tokens};
 use ringfence_protocol::{EmbedInput, Item, JobError, SLOTS_MAX};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A job from its `Run` to its end.
 #[derive(Debug)]
@@ -107,13 +106,33 @@ pub struct Jobs {
     jobs: Vec<Job>,
     /// Slots that have had a job: a cancel may cross its job's end on the way.
     used: Vec<bool>,
-    /// Whose turn it is to be first in a step.
-    turn: usize,
+    /// By domain; those without a job are forgotten at the next step.
+    lanes: BTreeMap<u64, Lane>,
 }
+
+/// Whose a job is, as far as a worker knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Jobs of one domain share a lane.
+    pub domain: u64,
+    /// The lane's share of steps beside others; at least 1.
+    pub weight: u16,
+}
+
+/// The jobs of one domain together.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    /// Tokens that it has had, for its weight.
+    counter: u64,
+    weight: u16,
+}
+
+/// Keeps the resolution of counters for the largest weight.
+const COUNTER_SCALE: u64 = 1 << 16;
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], turn: 0 }
+        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], lanes: BTreeMap::new() }
     }
 }
 
@@ -134,7 +153,11 @@ impl Jobs {
     }
 
     /// Adds a job to a free slot.
-    pub fn add(&mut self, slot: u32, domain: u64, input: EmbedInput) {
+    pub fn add(&mut self, slot: u32, share: Share, input: EmbedInput) {
+        let Share { domain, weight } = share;
+        // A lane that comes has no claim on the steps before it came.
+        let least = self.lanes.values().map(|lane| lane.counter).min().unwrap_or(0);
+        self.lanes.entry(domain).or_insert(Lane { counter: least, weight }).weight = weight;
         self.jobs.push(Job::new(slot, domain, input));
     }
 
@@ -179,38 +202,42 @@ impl Jobs {
         Ok(())
     }
 
-    /// What goes into the next step: slots, each with a number of items that is not 0. Lanes take turns to be first.
+    /// What goes into the next step: slots, each with a number of items that is not 0. The next item is always of the lane
+    /// that has had the least for its weight; the first is taken whatever its length, and a step ends with the first that
+    /// finds no room in its budget of tokens.
     pub fn choose(&mut self, budget: usize) -> Vec<(u32, usize)> {
-        let mut lanes = self.lanes();
-        if lanes.is_empty() {
-            return Vec::new();
-        }
-        let lanes_now = lanes.len();
-        lanes.rotate_left(self.turn % lanes_now);
-        self.turn = (self.turn + 1) % lanes_now;
-        let taken =
-            batch::choose(lanes.len(), budget, |lane, n| lanes[lane].get(n).map(|(_, tokens)| *tokens));
+        self.lanes.retain(|domain, _| self.jobs.iter().any(|job| job.domain == *domain));
+        let mut waiting = self.waiting();
         let mut chosen: Vec<(u32, usize)> = Vec::new();
-        for (slot, _) in lanes.iter().zip(taken).flat_map(|(lane, taken)| &lane[..taken]) {
-            match chosen.last_mut() {
-                Some((last, items)) if last == slot => *items += 1,
-                Some(_) | None => chosen.push((*slot, 1)),
+        let mut tokens = 0;
+        loop {
+            let open = self.lanes.iter_mut().filter(|(domain, _)| !waiting[*domain].is_empty());
+            let Some((domain, lane)) = open.min_by_key(|(domain, lane)| (lane.counter, **domain)) else {
+                break;
+            };
+            let (slot, more) = waiting[domain][0];
+            if tokens > 0 && tokens + more > budget {
+                break;
+            }
+            tokens += more;
+            lane.counter += more as u64 * COUNTER_SCALE / u64::from(lane.weight);
+            waiting.get_mut(domain).expect("it was there").pop_front();
+            match chosen.iter_mut().find(|(chosen, _)| *chosen == slot) {
+                Some((_, items)) => *items += 1,
+                None => chosen.push((slot, 1)),
             }
         }
         chosen
     }
 
-    /// For each domain that has items which can run, the slots and tokens of these, oldest job first.
-    fn lanes(&self) -> Vec<Vec<(u32, usize)>> {
-        let mut lanes: Vec<(u64, Vec<(u32, usize)>)> = Vec::new();
+    /// For each domain, the slots and tokens of its items that can run, oldest job first.
+    fn waiting(&self) -> BTreeMap<u64, VecDeque<(u32, usize)>> {
+        let mut waiting: BTreeMap<u64, VecDeque<(u32, usize)>> = BTreeMap::new();
         for job in &self.jobs {
             let items = (0..).map_while(|n| job.next_lengths(n)).map(|tokens| (job.slot, tokens));
-            match lanes.iter_mut().find(|(domain, _)| *domain == job.domain) {
-                Some((_, lane)) => lane.extend(items),
-                None => lanes.push((job.domain, items.collect())),
-            }
+            waiting.entry(job.domain).or_default().extend(items);
         }
-        lanes.into_iter().map(|(_, lane)| lane).filter(|lane| !lane.is_empty()).collect()
+        waiting
     }
 
     /// Tokens of the first `items` waiting items of a slot.
@@ -228,10 +255,13 @@ mod tests {
     fn jobs(of: &[(u64, &[usize])]) -> Jobs {
         let mut jobs = Jobs::default();
         for (slot, (domain, lengths)) in (0..).zip(of) {
-            let mut job = Job::new(slot, *domain, EmbedInput { items: Vec::new(), truncate: false });
-            job.waiting =
+            jobs.add(
+                slot,
+                Share { domain: *domain, weight: 1 },
+                EmbedInput { items: Vec::new(), truncate: false },
+            );
+            jobs.get_mut(slot).waiting =
                 lengths.iter().map(|length| Tokens { ids: vec![0; *length], truncated: false }).collect();
-            jobs.jobs.push(job);
         }
         jobs
     }
@@ -239,8 +269,17 @@ mod tests {
     #[test]
     fn a_step_is_shared_by_domains_however_many_jobs_they_bring() {
         let many = [(1, &[4, 4][..]), (1, &[4, 4]), (1, &[4, 4]), (2, &[4, 4, 4])];
-        assert_eq!(jobs(&many).choose(24), [(0, 2), (1, 1), (3, 3)]);
-        assert_eq!(jobs(&many).choose(100), [(0, 2), (1, 2), (2, 2), (3, 3)]);
+        assert_eq!(jobs(&many).choose(24), [(0, 2), (3, 3), (1, 1)]);
+        assert_eq!(jobs(&many).choose(100), [(0, 2), (3, 3), (1, 2), (2, 2)]);
+    }
+
+    #[test]
+    fn small_items_don_t_get_less_than_large_ones_nor_does_weight() {
+        let mut even = jobs(&[(1, &[10; 40]), (2, &[50; 8])]);
+        assert_eq!(even.choose(200), [(0, 10), (1, 2)]);
+        let mut weighted = jobs(&[(1, &[10; 90]), (2, &[10; 90])]);
+        weighted.lanes.get_mut(&2).unwrap().weight = 4;
+        assert_eq!(weighted.choose(500), [(0, 10), (1, 40)]);
     }
 
     #[test]
@@ -249,5 +288,14 @@ mod tests {
         let first: Vec<u32> = (0..4).map(|_| jobs.choose(10)[0].0).collect();
         assert_eq!(first, [0, 1, 2, 0]);
         assert_eq!(Jobs::default().choose(10), []);
+    }
+
+    #[test]
+    fn the_first_item_runs_whatever_its_length_and_jobs_that_are_not_tokenised_wait() {
+        let mut jobs = jobs(&[(1, &[50, 1]), (2, &[60])]);
+        assert_eq!(jobs.choose(10), [(0, 1)]);
+        assert_eq!(jobs.choose(10), [(1, 1)]);
+        jobs.jobs[1].untokenised.push_back(Item::Text("b".to_owned()));
+        assert_eq!(jobs.choose(100), [(0, 2)]);
     }
 }

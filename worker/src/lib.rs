@@ -8,7 +8,6 @@
 //! package   every byte that a stranger wrote: strict, bounded parsers
 //! ```
 
-pub mod batch;
 pub mod convert;
 pub mod device;
 pub mod jobs;

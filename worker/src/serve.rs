@@ -1,6 +1,6 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
-use crate::jobs::{Jobs, SlotFault};
+use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, job_error};
 use crate::models::{self, Batch, Loaded};
 use crate::pace::Pace;
@@ -216,11 +216,12 @@ impl Server<'_> {
             self.measure_anew()?;
         }
         match (message, descriptors.len()) {
-            (ToWorker::Run { slot, domain, input: Data::Inline(input) }, 0) => {
-                self.run_inline(slot, domain, input)?
+            (ToWorker::Run { weight: 0, .. }, _) => return Err(End::Illegal("a weight of nothing")),
+            (ToWorker::Run { slot, domain, weight, input: Data::Inline(input) }, 0) => {
+                self.run_inline(slot, Share { domain, weight }, input)?
             }
-            (ToWorker::Run { slot, domain, input: Data::Descriptor { bytes } }, 1) => {
-                self.run_descriptor(slot, domain, bytes, descriptors.remove(0))?;
+            (ToWorker::Run { slot, domain, weight, input: Data::Descriptor { bytes } }, 1) => {
+                self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
@@ -244,17 +245,23 @@ impl Server<'_> {
         Ok(())
     }
 
-    fn run_inline(&mut self, slot: u32, domain: u64, input: EmbedInput) -> Result<(), End> {
+    fn run_inline(&mut self, slot: u32, share: Share, input: EmbedInput) -> Result<(), End> {
         self.jobs.free(slot)?;
         let bytes: usize = input.items.iter().map(least_encoding).sum();
         if !input.is_legal() || bytes > INLINE_INPUT_BYTES_MAX {
             return Err(End::Illegal("an inline input out of bounds"));
         }
-        self.jobs.add(slot, domain, input);
+        self.jobs.add(slot, share, input);
         Ok(())
     }
 
-    fn run_descriptor(&mut self, slot: u32, domain: u64, bytes: u64, descriptor: OwnedFd) -> Result<(), End> {
+    fn run_descriptor(
+        &mut self,
+        slot: u32,
+        share: Share,
+        bytes: u64,
+        descriptor: OwnedFd,
+    ) -> Result<(), End> {
         self.jobs.free(slot)?;
         let file = SealedFile::from_descriptor(descriptor)?;
         if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
@@ -264,7 +271,7 @@ impl Server<'_> {
             return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
         }
         let input = EmbedInput::decode(&file.map()?).ok_or(End::Illegal("an input that doesn't decode"))?;
-        self.jobs.add(slot, domain, input);
+        self.jobs.add(slot, share, input);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ pub(crate) struct Oracle {
     /// Device time of all steps.
     busy_us: u64,
     submitted: u64,
+    /// When a job of a class last started.
+    served: BTreeMap<(ModelId, Class), Time>,
     /// Submitted and not ended.
     pub(crate) jobs: BTreeMap<JobId, Job>,
     ended: BTreeSet<JobId>,
@@ -30,9 +32,6 @@ pub(crate) struct Oracle {
 pub(crate) struct Job {
     submit: Submit,
     arrival: u64,
-    submitted: Time,
-    /// When it counts as of the best class.
-    ages: Time,
     /// Where it runs; `None` while it waits.
     worker: Option<WorkerId>,
     runs: u32,
@@ -61,6 +60,7 @@ impl Oracle {
             models: BTreeMap::new(),
             clients: BTreeMap::new(),
             busy_us: 0,
+            served: BTreeMap::new(),
             submitted: 0,
             jobs: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -123,15 +123,7 @@ impl Oracle {
     fn submitted(&mut self, submit: &Submit) {
         self.arrivals += 1;
         self.submitted += 1;
-        let job = Job {
-            submit: submit.clone(),
-            arrival: self.arrivals,
-            submitted: self.now,
-            ages: self.now + self.config.values().aging,
-            worker: None,
-            runs: 0,
-            deaths: 0,
-        };
+        let job = Job { submit: submit.clone(), arrival: self.arrivals, worker: None, runs: 0, deaths: 0 };
         assert!(self.jobs.insert(submit.job, job).is_none());
     }
 
@@ -159,7 +151,6 @@ impl Oracle {
         for (job, cancelled) in &worker.slots {
             let Some(job) = self.jobs.get_mut(job).filter(|_| cancelled.is_none()) else { continue };
             job.worker = None;
-            job.ages = job.submitted + self.config.values().aging;
             job.deaths += u32::from(!others);
         }
         if exit == Exit::OutOfMemory && worker.slots.len() == 1 {
@@ -173,7 +164,7 @@ impl Oracle {
                 assert!(*threads <= self.config.values().devices.cpu.cores);
                 self.spawned(*worker, *model, *lease_bytes);
             }
-            Action::Run { job, worker } => self.started(*job, *worker),
+            Action::Run { job, worker, .. } => self.started(*job, *worker),
             Action::CancelJob { job, worker } => self.cancelled(*job, *worker),
             Action::End { job, outcome } => self.end(*job, outcome),
             Action::Stop { worker } => self.stopped(*worker),
@@ -219,6 +210,10 @@ impl Oracle {
         if !job.submit.canary {
             others.for_each(|other| self.check_order(job, other));
         }
+        if !job.submit.canary {
+            let class = self.client(job.submit.client).class;
+            self.served.insert((model, class), self.now);
+        }
         let worker = self.workers.get_mut(&to).expect("a job was given to a dead worker");
         assert_eq!(worker.model, model);
         assert!(worker.ready && worker.stopped.is_none() && worker.killed.is_none());
@@ -243,18 +238,10 @@ impl Oracle {
             assert!(!overtakes, "a job overtook another");
             return;
         }
-        let class = |job: &Job| {
-            let own = self.client(job.submit.client).class;
-            if job.ages <= self.now { Class::Realtime } else { own }
-        };
-        // Only the first of a line is compared with others.
-        let first = self.jobs.values().filter(|first| {
-            first.waits()
-                && first.submit.client == other.submit.client
-                && first.submit.model == other.submit.model
-        });
-        let first = first.min_by_key(|first| first.arrival).expect("the other is one");
-        assert!(class(job) <= class(first), "a job of a worse class started first");
+        let class = |job: &Job| self.client(job.submit.client).class;
+        let since = self.served.get(&(job.submit.model, class(job))).copied().unwrap_or_default();
+        let due = since + self.config.values().aging <= self.now;
+        assert!(class(job) <= class(other) || due, "a job of a worse class started first");
     }
 
     fn client(&self, id: ClientId) -> &ClientValues {

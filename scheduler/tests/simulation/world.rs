@@ -215,7 +215,7 @@ impl World {
     fn obey(&mut self, action: &Action) {
         match action {
             Action::Spawn { worker, .. } => self.start_worker(*worker),
-            Action::Run { job, worker } => self.start_job(*job, *worker),
+            Action::Run { job, worker, .. } => self.start_job(*job, *worker),
             Action::CancelJob { job, worker } => {
                 let process = self.workers.get_mut(worker).unwrap();
                 if !process.ignores_cancel {
