@@ -83,8 +83,8 @@ impl Scheduler {
         if self.waiting >= values.queue_total_max {
             return Err(Refusal::QueueFullTotal { most: values.queue_total_max, retry_after });
         }
-        if of_client >= values.queue_per_client_max {
-            return Err(Refusal::QueueFullClient { most: values.queue_per_client_max, retry_after });
+        if of_client >= values.client.values().queue_max {
+            return Err(Refusal::QueueFullClient { most: values.client.values().queue_max, retry_after });
         }
         if model.queue.len() >= model.config.queue_max as usize {
             return Err(Refusal::QueueFullModel { most: model.config.queue_max, retry_after });

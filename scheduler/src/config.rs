@@ -208,7 +208,12 @@ impl ModelConfig {
         within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
         within("threads", u64::from(values.threads), 1, u64::from(u16::MAX))?;
         within("step_tokens", u64::from(values.step_tokens), 1, u64::from(u32::MAX))?;
-        within("step_target", crate::ids::micros(values.step_target), 1, crate::ids::micros(STEP_TARGET_MAX))?;
+        within(
+            "step_target",
+            crate::ids::micros(values.step_target),
+            1,
+            crate::ids::micros(STEP_TARGET_MAX),
+        )?;
         within_time("timeout", values.timeout)?;
         within_time("step_limit", values.step_limit)?;
         within_time("load_limit", values.load_limit)?;

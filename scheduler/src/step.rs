@@ -34,6 +34,7 @@ impl Scheduler {
                 self.configure(model, &config);
             }
             Event::ModelRemoved { model } => self.remove(model),
+            Event::Configured(_) | Event::ClientConfigured { .. } => {}
             Event::Submit(submit) => self.submit(&submit),
             Event::Cancel { job } => self.end(job, Outcome::Failed(Failure::Cancelled), Rule::ClientLeft),
             Event::SpawnFailed { worker, fault } => self.spawn_failed(worker, fault),
