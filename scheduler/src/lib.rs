@@ -9,6 +9,8 @@
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
+//!
+//! `quotas` is the text that an operator writes, and what it comes to.
 
 mod action;
 mod admit;
@@ -19,6 +21,7 @@ mod explain;
 mod ids;
 mod order;
 mod place;
+pub mod quotas;
 mod room;
 mod snapshot;
 mod state;
@@ -27,8 +30,9 @@ mod stop;
 
 pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, Refusal};
 pub use config::{
-    CONCURRENCY_MAX, Config, ConfigError, ConfigValues, DeviceConfig, Devices, ModelConfig, ModelValues,
-    QUEUE_MAX, TIME_MAX, WORKERS_MAX,
+    CONCURRENCY_MAX, Class, ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig,
+    Devices, ModelConfig, ModelValues, Order, QUEUE_MAX, RATE_MAX, Rate, STEP_TARGET_MAX, TIME_MAX,
+    WEIGHT_MAX, WORKERS_MAX,
 };
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{DECISIONS_MAX, Decision, Rule};
