@@ -3,8 +3,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringfence_scheduler::{
-    Action, ClientId, Config, ConfigValues, DeviceConfig, Devices, Event, JobEnd, JobId, ModelConfig,
-    ModelId, ModelValues, Scheduler, Submit, Time, WorkerId,
+    Action, Class, ClientConfig, ClientId, ClientValues, Config, ConfigValues, DeviceConfig, Devices, Event,
+    JobEnd, JobId, ModelConfig, ModelId, ModelValues, Order, Scheduler, Submit, Time, WorkerId,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -30,7 +30,9 @@ impl Loaded {
             devices: Devices { cpu: DeviceConfig { budget_bytes: 64 * GIB, cores: 16 } },
             host_budget_bytes: 64 * GIB,
             queue_total_max: 100_000,
-            queue_per_client_max: 1_000,
+            order: Order::Fair,
+            aging: Duration::from_secs(10),
+            client: client_config(),
         })
         .expect("the values are in their ranges");
         let mut loaded = Self { scheduler: Scheduler::new(config), now: 0, jobs: 0, running: Vec::new() };
@@ -96,6 +98,12 @@ impl Loaded {
     }
 }
 
+fn client_config() -> ClientConfig {
+    let (weight, class) = (1, Class::Interactive);
+    let values = ClientValues { weight, class, queue_max: 1_000, jobs: None, device_us: None, tokens: None };
+    ClientConfig::new(values).expect("the values are in their ranges")
+}
+
 fn model_config() -> ModelConfig {
     ModelConfig::new(ModelValues {
         lease_bytes: GIB,
@@ -104,6 +112,8 @@ fn model_config() -> ModelConfig {
         concurrency: CONCURRENCY,
         queue_max: 100_000,
         timeout: Duration::from_secs(3_600),
+        step_tokens: 512,
+        step_target: Duration::from_millis(20),
         step_limit: Duration::from_secs(3_600),
         load_limit: Duration::from_secs(60),
         idle_unload: None,
