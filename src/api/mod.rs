@@ -8,6 +8,7 @@ mod identity;
 mod listen;
 mod openai;
 mod openapi;
+mod quotas;
 mod timing;
 
 pub(crate) use error::ApiError;
@@ -26,7 +27,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use identity::{Caller, RequestId, Surface};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,11 +75,13 @@ enum Route {
     KeysList,
     KeysAdd,
     KeysRevoke,
+    QuotasGet,
+    QuotasPut,
     Metrics,
 }
 
 impl Route {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -98,6 +101,8 @@ impl Route {
         Self::KeysList,
         Self::KeysAdd,
         Self::KeysRevoke,
+        Self::QuotasGet,
+        Self::QuotasPut,
         Self::Metrics,
     ];
 
@@ -122,6 +127,8 @@ impl Route {
             Self::KeysList => (Method::GET, "/keys", Surface::Admin),
             Self::KeysAdd => (Method::POST, "/keys", Surface::Admin),
             Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
+            Self::QuotasGet => (Method::GET, "/quotas", Surface::Admin),
+            Self::QuotasPut => (Method::PUT, "/quotas", Surface::Admin),
             Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
         }
     }
@@ -144,6 +151,8 @@ impl Route {
             Self::KeysList => get(admin::keys),
             Self::KeysAdd => post(admin::add_key),
             Self::KeysRevoke => delete(admin::revoke_key),
+            Self::QuotasGet => get(quotas::show),
+            Self::QuotasPut => put(quotas::replace),
             Self::Metrics => get(admin::metrics),
         }
     }

@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, health, openai};
+use super::{admin, health, openai, quotas};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -23,6 +23,8 @@ use utoipa::OpenApi;
         admin::keys,
         admin::add_key,
         admin::revoke_key,
+        quotas::show,
+        quotas::replace,
         admin::metrics
     )
 )]
