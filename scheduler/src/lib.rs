@@ -11,6 +11,8 @@
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
+//!
+//! `quotas` is the text that an operator writes, and what it comes to.
 
 mod action;
 mod admit;
@@ -23,6 +25,7 @@ mod ids;
 mod order;
 mod place;
 mod queue;
+pub mod quotas;
 mod rate;
 mod room;
 mod snapshot;

@@ -9,6 +9,7 @@ mod jobs;
 mod listen;
 mod openai;
 mod openapi;
+mod quotas;
 mod timing;
 
 pub(crate) use error::ApiError;
@@ -27,7 +28,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use identity::{Caller, RequestId, Surface};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +78,8 @@ enum Route {
     KeysList,
     KeysAdd,
     KeysRevoke,
+    QuotasGet,
+    QuotasPut,
     Metrics,
 }
 
@@ -103,6 +106,8 @@ impl Route {
         Self::KeysList,
         Self::KeysAdd,
         Self::KeysRevoke,
+        Self::QuotasGet,
+        Self::QuotasPut,
         Self::Metrics,
     ];
 
@@ -129,6 +134,8 @@ impl Route {
             Self::KeysList => (Method::GET, "/keys", Surface::Admin),
             Self::KeysAdd => (Method::POST, "/keys", Surface::Admin),
             Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
+            Self::QuotasGet => (Method::GET, "/quotas", Surface::Admin),
+            Self::QuotasPut => (Method::PUT, "/quotas", Surface::Admin),
             Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
         }
     }
@@ -153,6 +160,8 @@ impl Route {
             Self::KeysList => get(admin::keys),
             Self::KeysAdd => post(admin::add_key),
             Self::KeysRevoke => delete(admin::revoke_key),
+            Self::QuotasGet => get(quotas::show),
+            Self::QuotasPut => put(quotas::replace),
             Self::Metrics => get(admin::metrics),
         }
     }

@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, health, jobs, openai};
+use super::{admin, health, jobs, openai, quotas};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -25,6 +25,8 @@ use utoipa::OpenApi;
         admin::keys,
         admin::add_key,
         admin::revoke_key,
+        quotas::show,
+        quotas::replace,
         admin::metrics
     )
 )]

@@ -228,6 +228,9 @@ impl Dispatcher {
             request;
         let (model, max_tokens, step_tokens) = {
             let state = self.lock();
+            if purpose == Purpose::Client && !state.quotas.quotas.may_use(&client, &model) {
+                return Err(ApiError::model_unknown(&model));
+            }
             let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
             // A canary asks about what runs, whatever the disk holds.
             if purpose != Purpose::Canary {
@@ -240,7 +243,11 @@ impl Dispatcher {
         let tokens_bound = tokens.min(u64::from(step_tokens.max(max_tokens)));
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
-        let client_numbers = state.client(&client)?;
+        let client_numbers = self.client(&mut state, &client)?;
+        let deadline = match purpose {
+            Purpose::Client => state.quotas.quotas.deadline(&client, deadline),
+            Purpose::Canary => deadline,
+        };
         state.last_job += 1;
         let id = JobId(state.last_job);
         tracing::debug!(request = request_id, job = id.0, client, "submitted");
