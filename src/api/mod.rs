@@ -84,7 +84,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 24] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
