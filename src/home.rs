@@ -165,7 +165,7 @@ impl Home {
         self.open_below(name, OFlags::WRONLY, Mode::empty()).map(drop)
     }
 
-    /// Writes a file that is there in place, durably. Not as one step: where the folder is not ours there is no other way.
+    /// Writes a file that is there in place, durably, but not as one step: a folder that is not ours allows no other way.
     pub(crate) fn overwrite(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
         let mut file = File::from(self.open_below(name, OFlags::WRONLY, Mode::empty())?);
         let length = u64::try_from(bytes.len()).expect("a length fits in 64 bits");

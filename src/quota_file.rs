@@ -24,18 +24,13 @@ pub(crate) fn revision(text: &[u8]) -> String {
     hex
 }
 
-/// Replaces the text durably. After an error, or a power cut at any time, the file is the old one or the new one.
+/// Replaces the text durably. After a power cut at any time the file is the old one or the new one, after an error the
+/// old one.
 pub(crate) fn save(home: &Home, old: &[u8], new: &[u8]) -> Result<(), HomeError> {
     // A file that can't be written is found before anything has changed.
     home.overwritable(NAME)?;
     home.replace(RUN, NEXT, new, 0o600)?;
-    match home.overwrite(NAME, new) {
-        Ok(()) => forget(home),
-        Err(error) => {
-            put_back(home, old);
-            Err(error)
-        }
-    }
+    home.overwrite(NAME, new).and_then(|()| forget(home)).inspect_err(|_| put_back(home, old))
 }
 
 /// Ends a replacement that was cut off. Before the file is read.
@@ -119,6 +114,16 @@ mod tests {
         finish(&case.home).unwrap();
         case.check("[queues]\ntotal = 5\n");
         finish(&case.home).unwrap();
+    }
+
+    #[test]
+    fn after_a_text_that_could_not_be_written_the_old_one_is_back_and_is_not_replaced_at_the_next_start() {
+        let case = Case::new("[queues]\ntot");
+        case.next("[queues]\ntotal = 5\n");
+        put_back(&case.home, b"# old\n");
+        case.check("# old\n");
+        finish(&case.home).unwrap();
+        case.check("# old\n");
     }
 
     #[test]

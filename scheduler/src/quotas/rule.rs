@@ -288,11 +288,11 @@ pub(super) trait Section: Default {
 
 /// Declares a section: a key is its name, type, rule and documentation, and nothing else anywhere.
 macro_rules! section {
-    ($(#[$meta:meta])* $name:ident { $( #[doc = $doc:literal] $key:ident: $type:ty = $rule:expr; )* }) => {
+    ($(#[$meta:meta])* $name:ident { $( $( #[doc = $doc:literal] )+ $key:ident: $type:ty = $rule:expr; )* }) => {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name {
-            $( #[doc = $doc] pub $key: $type, )*
+            $( $( #[doc = $doc] )+ pub $key: $type, )*
         }
 
         impl Default for $name {
@@ -303,7 +303,7 @@ macro_rules! section {
 
         impl Section for $name {
             fn keys() -> Vec<Key> {
-                vec![ $( { let rule: Rule<$type> = $rule; rule.key(stringify!($key), $doc) }, )* ]
+                vec![ $( { let rule: Rule<$type> = $rule; rule.key(stringify!($key), concat!($($doc),+)) }, )* ]
             }
 
             fn set(&mut self, name: &str, value: &DeValue<'_>) -> Option<Result<(), String>> {

@@ -45,7 +45,8 @@ section! {
         total: u32 = number(4_096, 1, JOBS_MAX, "jobs");
         /// Jobs that wait for one client whose own section does not say.
         per_client: u32 = number(256, 1, JOBS_MAX, "jobs");
-        /// "fair": by class, then to the client that has had the least device time for its weight. "arrival": first come, first served.
+        /// "fair": by class, then to the client that has had the least device time for its weight. "arrival": first
+        /// come, first served.
         order: Order = word(Order::Fair, &["fair", "arrival"]);
         /// A job that has waited for so long counts as one of the first class.
         aging_ms: u64 = number(10_000, 1, DAY_MS, "ms");
@@ -56,7 +57,12 @@ section! {
     /// Section `models.NAME`.
     ModelQuota {
         /// Memory that one worker may allocate.
-        lease_mib: Option<u64> = optional("1.25 times the weights plus 256, or more where the model was measured to take more", "512", (1, MIB_MAX), "MiB");
+        lease_mib: Option<u64> = optional(
+            "1.25 times the weights plus 256, or more where the model was measured to take more",
+            "512",
+            (1, MIB_MAX),
+            "MiB",
+        );
         /// Workers at a time.
         workers: u16 = number(1, 1, WORKERS_MAX as u64, "workers");
         /// Jobs in one worker at a time.
@@ -79,7 +85,8 @@ section! {
         threads: Option<u16> = optional("devices.cpu.cores", "2", CORES, "threads");
         /// The model that answers where this one can't.
         fallback: Option<String> = model("none", "\"minilm\"");
-        /// "refuse_new": no new jobs while the files of the loaded package are not the running ones. "ignore": the verified bytes go on answering.
+        /// "refuse_new": no new jobs while the files of the loaded package are not the running ones. "ignore": the
+        /// verified bytes go on answering.
         on_disk_change: OnDiskChange = word(OnDiskChange::RefuseNew, &["refuse_new", "ignore"]);
     }
 }
@@ -96,7 +103,12 @@ section! {
         /// The models that it may use; others do not exist for it.
         models: Vec<Pattern> = patterns();
         /// The longest deadline of a job; longer ones are cut. Where it is set, a job without a deadline gets it.
-        deadline_max_ms: Option<u64> = optional("86400000, and no deadline for a job without one", "60000", (1, DAY_MS), "ms");
+        deadline_max_ms: Option<u64> = optional(
+            "86400000, and no deadline for a job without one",
+            "60000",
+            (1, DAY_MS),
+            "ms",
+        );
         /// Jobs in a minute.
         jobs_per_minute: Option<u64> = optional("no limit", "600", (1, RATE_MAX), "jobs");
         /// Jobs at once after a pause; only with jobs_per_minute.
@@ -104,11 +116,13 @@ section! {
         /// Device time in a minute.
         device_ms_per_minute: Option<u64> = optional("no limit", "30000", (1, DEVICE_MS_MAX), "ms");
         /// Device time at once after a pause; only with device_ms_per_minute.
-        device_ms_burst: Option<u64> = optional("a sixth of device_ms_per_minute", "5000", (1, DEVICE_MS_MAX), "ms");
+        device_ms_burst: Option<u64> =
+            optional("a sixth of device_ms_per_minute", "5000", (1, DEVICE_MS_MAX), "ms");
         /// Tokens of inputs in a minute.
         tokens_per_minute: Option<u64> = optional("no limit", "600000", (1, RATE_MAX), "tokens");
         /// Tokens at once after a pause; only with tokens_per_minute.
-        tokens_burst: Option<u64> = optional("a sixth of tokens_per_minute", "100000", (1, RATE_MAX), "tokens");
+        tokens_burst: Option<u64> =
+            optional("a sixth of tokens_per_minute", "100000", (1, RATE_MAX), "tokens");
     }
 }
 

@@ -40,6 +40,15 @@ fn every_key_is_documented_with_a_legal_example() {
 }
 
 #[test]
+fn the_examples_of_the_documentation_are_legal() {
+    for page in [include_str!("../../../docs/quotas.md"), include_str!("../../../README.md")] {
+        let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
+        assert!(!blocks.is_empty());
+        blocks.iter().for_each(|block| drop(parse(block.split("```").next().unwrap())));
+    }
+}
+
+#[test]
 fn an_empty_file_has_every_default_and_a_model_falls_back_to_the_default_section() {
     let quotas = parse("");
     assert_eq!(quotas.model("any").concurrency, 64);
