@@ -7,6 +7,7 @@ use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::top::TopArgs;
 use crate::commands::trust::TrustArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -70,6 +71,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show the server's health, models, workers, memory leases and sandbox
     Status(StatusArgs),
+    /// Watch workers, models, clients and refusals
+    Top(TopArgs),
     /// Measure a running server
     Bench(BenchArgs),
 }

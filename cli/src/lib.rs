@@ -13,6 +13,7 @@ pub mod http;
 pub mod operator;
 pub mod output;
 pub mod passages;
+pub mod top;
 pub mod trust;
 
 use args::Cli;

@@ -7,6 +7,7 @@ pub mod key;
 pub mod model;
 pub mod serve;
 pub mod status;
+pub mod top;
 pub mod trust;
 
 use crate::args::Command;
@@ -32,6 +33,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),
+        Command::Top(args) => top::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
     }
 }
