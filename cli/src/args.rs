@@ -7,6 +7,7 @@ use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::stress::StressArgs;
 use crate::commands::top::TopArgs;
 use crate::commands::trust::TrustArgs;
 use clap::{Args, Parser, Subcommand};
@@ -75,4 +76,6 @@ pub enum Command {
     Top(TopArgs),
     /// Measure a running server
     Bench(BenchArgs),
+    /// Hold a running server's promises against what it does under stress
+    Stress(StressArgs),
 }

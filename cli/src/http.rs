@@ -4,7 +4,7 @@ use crate::error::CliError;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustix::fs::{Mode, OFlags};
@@ -110,19 +110,21 @@ pub struct Ask {
     pub method: Method,
     /// The path, with a leading `/`.
     pub path: String,
-    /// JSON, or empty.
+    /// JSON if no header says otherwise, or empty.
     pub body: Bytes,
+    /// More headers.
+    pub headers: Vec<(HeaderName, String)>,
 }
 
 impl Ask {
     /// A request without a body.
     pub fn plain(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), body: Bytes::new() }
+        Self { method, path: path.into(), body: Bytes::new(), headers: Vec::new() }
     }
 
     /// A POST with a JSON body.
     pub fn post(path: impl Into<String>, body: &Value) -> Self {
-        Self { method: Method::POST, path: path.into(), body: Bytes::from(body.to_string()) }
+        Self { body: Bytes::from(body.to_string()), ..Self::plain(Method::POST, path) }
     }
 
     fn name(&self) -> String {
@@ -199,7 +201,10 @@ impl Connection {
     fn message(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, CliError> {
         let mut builder =
             Request::builder().method(&ask.method).uri(&ask.path).header(HOST, self.address.host());
-        if !ask.body.is_empty() {
+        for (name, value) in &ask.headers {
+            builder = builder.header(name, value);
+        }
+        if !ask.body.is_empty() && !ask.headers.iter().any(|(name, _)| name == CONTENT_TYPE) {
             builder = builder.header(CONTENT_TYPE, "application/json");
         }
         if let Some(ApiKey(key)) = self.address.key() {

@@ -125,11 +125,8 @@ impl Run {
 
     fn ask(&self, number: u64) -> Ask {
         let turn = number % self.plan.bodies.len() as u64;
-        Ask {
-            method: Method::POST,
-            path: self.plan.path.to_owned(),
-            body: self.plan.bodies[turn as usize].clone(),
-        }
+        let body = self.plan.bodies[turn as usize].clone();
+        Ask { body, ..Ask::plain(Method::POST, self.plan.path) }
     }
 
     /// Sends one request and counts it, with a latency from `since`.

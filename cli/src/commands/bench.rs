@@ -167,7 +167,7 @@ fn wanted_connections(args: &EmbedArgs) -> Vec<usize> {
 
 /// One request whose answer is read and checked, so that a run does not measure nonsense; gives its tokens.
 async fn try_out(plan: &Plan, batch: u32) -> Result<f64, CliError> {
-    let ask = Ask { method: Method::POST, path: plan.path.to_owned(), body: plan.bodies[0].clone() };
+    let ask = Ask { body: plan.bodies[0].clone(), ..Ask::plain(Method::POST, plan.path) };
     let answer = Connection::open(&plan.address).await?.send(&ask).await?;
     let body = answer.json()?;
     let items = body["data"].as_array().map_or(0, Vec::len);

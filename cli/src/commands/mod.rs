@@ -7,6 +7,7 @@ pub mod key;
 pub mod model;
 pub mod serve;
 pub mod status;
+pub mod stress;
 pub mod top;
 pub mod trust;
 
@@ -35,6 +36,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Status(args) => status::run(args, home, output),
         Command::Top(args) => top::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
+        Command::Stress(args) => stress::run(args, home, output),
     }
 }
 
