@@ -19,6 +19,11 @@ const PANEL_HEIGHT: u32 = 300;
 const PANELS_MAX: usize = 24;
 /// Height and width of a letter in dots.
 const LETTER: i32 = 8;
+/// Series with at most so many points show each.
+const POINTS_SHOWN_MAX: usize = 64;
+/// Sizes of the font for which the library, which knows no font, foresees enough room for names of series: larger than
+/// they are drawn in a PNG, where letters have one size.
+const LEGEND_SIZE: (u32, u32) = (13, 18);
 
 /// Where to draw, by the end of the file's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,8 +88,8 @@ impl ChartFile {
         let panels = &panels[..panels.len().min(PANELS_MAX)];
         let size = (WIDTH, PANEL_HEIGHT * (panels.len().max(1) as u32));
         let (path, drawn) = match self {
-            Self::Svg(path) => (path, draw(SVGBackend::new(path, size), panels)),
-            Self::Png(path) => (path, draw(Lettered(BitMapBackend::new(path, size)), panels)),
+            Self::Svg(path) => (path, draw(SVGBackend::new(path, size), panels, LEGEND_SIZE.0)),
+            Self::Png(path) => (path, draw(Lettered(BitMapBackend::new(path, size)), panels, LEGEND_SIZE.1)),
         };
         drawn.map_err(|what| chart_failed(path, what))
     }
@@ -99,11 +104,11 @@ fn chart_failed(path: &Path, what: String) -> CliError {
     }
 }
 
-fn draw<B: DrawingBackend>(backend: B, panels: &[Panel]) -> Result<(), String> {
+fn draw<B: DrawingBackend>(backend: B, panels: &[Panel], legend: u32) -> Result<(), String> {
     let root = backend.into_drawing_area();
     root.fill(&WHITE).map_err(|error| error.to_string())?;
     for (area, panel) in root.split_evenly((panels.len().max(1), 1)).iter().zip(panels) {
-        draw_panel(area, panel).map_err(|error| error.to_string())?;
+        draw_panel(area, panel, legend).map_err(|error| error.to_string())?;
     }
     root.present().map_err(|error| error.to_string())
 }
@@ -111,30 +116,40 @@ fn draw<B: DrawingBackend>(backend: B, panels: &[Panel]) -> Result<(), String> {
 fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     panel: &Panel,
+    legend: u32,
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let (across, up) = ranges(panel);
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, ("sans-serif", 18))
         .margin(10)
+        .margin_right(30)
         .x_label_area_size(36)
-        .y_label_area_size(64)
+        .y_label_area_size(84)
         .build_cartesian_2d(across.clone(), up)?;
     chart.configure_mesh().x_desc(panel.across).y_desc(panel.up).light_line_style(WHITE).draw()?;
     for (number, series) in panel.series.iter().enumerate() {
         let line = ShapeStyle { color: Palette99::pick(number).to_rgba(), filled: false, stroke_width: 2 };
         chart
             .draw_series(LineSeries::new(series.points.iter().copied(), line))?
-            .label(&series.name)
+            .label(format!("{}\u{a0}", series.name))
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 14, y)], line));
+        if series.points.len() <= POINTS_SHOWN_MAX {
+            chart.draw_series(series.points.iter().map(|&point| Circle::new(point, 3, line.filled())))?;
+        }
     }
     if let Some(bound) = panel.bound {
         let line = [(across.start, bound), (across.end, bound)];
         chart
             .draw_series(LineSeries::new(line, BLACK))?
-            .label("bound")
+            .label("bound\u{a0}")
             .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 14, y)], BLACK));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()
+    chart
+        .configure_series_labels()
+        .label_font(("sans-serif", legend))
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .draw()
 }
 
 /// What the axes span: all points, from zero upwards, never nothing.
@@ -144,7 +159,11 @@ fn ranges(panel: &Panel) -> (std::ops::Range<f64>, std::ops::Range<f64>) {
     };
     let left = points().map(|(x, _)| *x).fold(f64::INFINITY, f64::min);
     let right = points().map(|(x, _)| *x).fold(f64::NEG_INFINITY, f64::max);
-    let across = if left < right { left..right } else { 0.0..right.max(1.0) };
+    let across = match (left.is_finite(), left < right) {
+        (false, _) => 0.0..1.0,
+        (true, false) => left - 0.5..right + 0.5,
+        (true, true) => left..right,
+    };
     let top = points().map(|(_, y)| *y).chain(panel.bound).fold(0.0, f64::max);
     (across, 0.0..if top > 0.0 { top * 1.1 } else { 1.0 })
 }

@@ -4,7 +4,7 @@ use super::chart::{Panel, Series};
 use super::hung_worker::{CONNECTIONS, begin_work, judge_jobs};
 use super::load::{self, Job, Log, millis};
 use super::promise::{Bound, Findings};
-use super::server::send_signal;
+use super::server::{lineage, send_signal};
 use super::stats::{median, percentile};
 use super::{Scenario, Stage};
 use crate::clock;
@@ -43,13 +43,14 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
         all.into_iter().for_each(|(promise, bound)| findings.skip(promise, bound, why.clone()));
         return Ok(findings);
     }
-    let (mut recoveries, mut killed) = (Vec::new(), Vec::new());
+    let (mut recoveries, mut ended, mut kills_done) = (Vec::new(), Vec::new(), 0_u32);
     for _ in 0..kills {
         let Some((worker, recovery)) = kill_once(stage, running.log(), (&probe, &probe_address)).await?
         else {
             continue;
         };
-        killed.push(worker);
+        kills_done += 1;
+        ended.extend(worker);
         recoveries.extend(recovery.map(millis));
         stage.bar.inc(1);
     }
@@ -62,9 +63,9 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     };
     findings.judge("recovery_p99", percentile(&recoveries, 0.99).filter(|_| missed == 0), RECOVERY, note);
     judge_jobs(&mut findings, &log);
-    let orphans = last_orphans(stage, &killed).await?;
+    let orphans = last_orphans(stage, &ended).await?;
     findings.judge("orphans", Some(orphans.len() as f64), NO_PROCESS, in_words(&orphans));
-    findings.figure("kills", Some(killed.len() as f64), "");
+    findings.figure("kills", Some(f64::from(kills_done)), "");
     findings.figure("SIGKILL to the next success (median)", median(&recoveries), "ms");
     let series = vec![Series::by_number("next success", &recoveries)];
     let title = "crash-loop: from SIGKILL".to_owned();
@@ -79,11 +80,12 @@ async fn kill_once(
     stage: &Stage<'_>,
     log: &Log,
     (probe, address): (&Job, &Address),
-) -> Result<Option<(Pid, Option<Duration>)>, CliError> {
+) -> Result<Option<(Vec<Pid>, Option<Duration>)>, CliError> {
     let quiet = clock::now();
     load::until(quiet + SUCCESS_WAIT_MAX, || (log.successes_after(quiet) > 3 * CONNECTIONS).then_some(()))
         .await;
     let Ok(worker) = stage.server.worker_to_signal().await? else { return Ok(None) };
+    let processes = [vec![worker], lineage(worker)].concat();
     send_signal(worker, Signal::KILL)?;
     let begin = clock::now();
     let limit = begin + SUCCESS_WAIT_MAX;
@@ -101,7 +103,7 @@ async fn kill_once(
         success = of_traffic => success,
         success = of_probe => Some(success),
     };
-    Ok(Some((worker, success.map(|success| success.saturating_duration_since(begin)))))
+    Ok(Some((processes, success.map(|success| success.saturating_duration_since(begin)))))
 }
 
 /// Those that are left when the last one had time to end.

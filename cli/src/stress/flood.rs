@@ -39,7 +39,10 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     flood(stage, &mut findings).await?;
     match stage.original {
         Some(_) => rate(stage, &mut findings).await?,
-        None => findings.skip("rate_retry_taken", NONE, super::NO_QUOTAS),
+        None => {
+            findings.skip("rate_refusals", SOME, super::NO_QUOTAS);
+            findings.skip("rate_retry_refused", NONE, super::NO_QUOTAS);
+        }
     }
     Ok(findings)
 }
@@ -108,12 +111,13 @@ fn judge_memory(findings: &mut Findings, memory: &[f64]) {
     let mib = |bytes: f64| bytes / (1024.0 * 1024.0);
     let note = format!("{:.1} MiB at first, {:.1} MiB at last", mib(first), mib(last));
     findings.judge("memory_growth", Some(over.max(0.0)), GROWTH, note);
-    let points: Vec<f64> = memory.iter().map(|&bytes| mib(bytes)).collect();
+    let point = |(turn, &bytes)| (turn as f64 * LOOK_EVERY.as_secs_f64(), mib(bytes));
+    let points = memory.iter().enumerate().map(point).collect();
     findings.panels.push(Panel {
         title: "flood: memory of the server".to_owned(),
-        across: "tenths of a second",
+        across: "seconds",
         up: "MiB",
-        series: vec![Series::by_number("RSS", &points)],
+        series: vec![Series { name: "RSS".to_owned(), points }],
         bound: Some(mib(1.05 * first + GROWTH_BYTES)),
     });
 }

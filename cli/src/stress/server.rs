@@ -14,6 +14,8 @@ use std::time::Duration;
 const IDLE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How often we look.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Processes from a worker up to its server: the one that makes the namespaces and the first one in them are between.
+const LINEAGE_MAX: usize = 8;
 /// The name of a worker's process, as far as the kernel keeps it.
 const WORKER_COMM: &str = "ringfence-worke";
 
@@ -140,8 +142,9 @@ impl Server {
         };
         let server = self.pid().await?;
         // The status may be that of another machine or pid namespace: a stranger is never signalled.
-        if server.is_none() || parent(worker) != server {
-            return Ok(Err(format!("process {worker:?} is no child of the server that we can see")));
+        if server.is_none_or(|server| !lineage(worker).contains(&server)) {
+            let worker = worker.as_raw_nonzero();
+            return Ok(Err(format!("process {worker} does not descend from a server that we can see")));
         }
         Ok(match test_kill_process(worker) {
             Ok(()) => Ok(worker),
@@ -149,24 +152,22 @@ impl Server {
         })
     }
 
-    /// Worker processes that are alive and that the server does not list: children of the server, and those `seen`.
+    /// Worker processes that are alive and that the server does not list: descendants of the server, and those `seen`.
     ///
     /// # Errors
     /// Those of [`Connection`].
     pub async fn orphans(&self, seen: &[Pid]) -> Result<Vec<Pid>, CliError> {
         let status = self.status().await?;
         let server = pid(&status["pid"]);
-        let listed: Vec<Pid> = status["workers"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|worker| pid(&worker["pid"]))
-            .collect();
+        let workers = || status["workers"].as_array().into_iter().flatten();
+        let pids = workers().filter_map(|worker| pid(&worker["pid"]));
+        // The processes that hold a worker's namespaces belong to it.
+        let listed: Vec<Pid> = pids.flat_map(|pid| [vec![pid], lineage(pid)].concat()).collect();
         // One that has said no hello yet is listed without a pid, and is no orphan.
-        let starting =
-            status["workers"].as_array().into_iter().flatten().any(|worker| worker["pid"].is_null());
-        let children = processes().into_iter().filter(|&child| !starting && parent(child) == server);
-        let mut suspects: Vec<Pid> = children.chain(seen.iter().copied()).collect();
+        let starting = workers().any(|worker| worker["pid"].is_null());
+        let descends = |&pid: &Pid| server.is_some_and(|server| lineage(pid).contains(&server));
+        let suspects = processes().into_iter().filter(|pid| !starting && is_worker(*pid)).filter(descends);
+        let mut suspects: Vec<Pid> = suspects.chain(seen.iter().copied()).collect();
         suspects.sort_by_key(|pid| pid.as_raw_nonzero());
         suspects.dedup();
         suspects.retain(|&pid| is_worker(pid) && !listed.contains(&pid));
@@ -192,6 +193,20 @@ pub fn resident_bytes(pid: Pid) -> Option<u64> {
 /// Whether it is there, a worker, and no zombie.
 pub fn is_worker(pid: Pid) -> bool {
     stat(pid).is_some_and(|(comm, state, _)| comm == WORKER_COMM && state != 'Z' && state != 'X')
+}
+
+/// A process's worker processes above it, and the first one that is none: the server of a worker.
+pub fn lineage(process: Pid) -> Vec<Pid> {
+    let mut above: Vec<Pid> = Vec::new();
+    while above.len() < LINEAGE_MAX
+        && let Some(next) = parent(above.last().copied().unwrap_or(process))
+    {
+        above.push(next);
+        if !is_worker(next) {
+            break;
+        }
+    }
+    above
 }
 
 fn parent(process: Pid) -> Option<Pid> {
@@ -225,6 +240,7 @@ mod tests {
         let own = rustix::process::getpid();
         assert!(resident_bytes(own).unwrap() > 100 * 1024);
         assert_eq!(parent(own), rustix::process::getppid());
+        assert_eq!(lineage(own), [rustix::process::getppid().unwrap()]);
         assert!(!is_worker(own) && processes().contains(&own));
     }
 
