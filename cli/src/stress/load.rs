@@ -285,11 +285,12 @@ impl Log {
         codes
     }
 
-    /// Latencies of the right answers to jobs that were sent in this time, in milliseconds.
+    /// Latencies of the right answers to jobs that were under way in this time, in milliseconds. A job that waited
+    /// all of it is one of them.
     pub fn latencies_ms(&self, (from, to): (Instant, Instant)) -> Vec<f64> {
         let all = self.heard();
-        let within =
-            all.iter().filter(|heard| heard.ending == Ending::Right && heard.sent >= from && heard.sent < to);
+        let under_way = |heard: &&Heard| heard.sent < to && heard.ended >= from;
+        let within = all.iter().filter(|heard| heard.ending == Ending::Right).filter(under_way);
         within.map(|heard| millis(heard.ended.saturating_duration_since(heard.sent))).collect()
     }
 
@@ -403,7 +404,8 @@ mod tests {
             ("1 worker_died".into(), "1 rate_jobs".into())
         );
         assert_eq!(log.texts((at(60), at(150))), 8);
-        let latencies = log.latencies_ms((at(50), at(500)));
+        assert_eq!(log.latencies_ms((at(10), at(50))).len(), 1, "it began before and ended after");
+        let latencies = log.latencies_ms((at(61), at(500)));
         assert!(latencies.len() == 1 && (latencies[0] - 50.0).abs() < 0.001, "{latencies:?}");
         assert_eq!((log.success_after(at(1)), log.success_after(at(101))), (Some(at(150)), None));
         assert_eq!(log.successes_after(start), 2);

@@ -202,7 +202,11 @@ impl Promise {
     }
 
     fn in_words(&self) -> String {
-        format!("{} {} is {}, not {}", self.scenario.name(), self.promise, self.value(), self.bound.shown())
+        let (scenario, promise, bound) = (self.scenario.name(), self.promise, self.bound.shown());
+        match self.measured {
+            Some(_) => format!("{scenario} {promise} is {}, not {bound}", self.value()),
+            None => format!("{scenario} {promise} ({bound}): {}", self.note),
+        }
     }
 
     fn remark(&self, style: Style) -> Option<String> {
