@@ -8,6 +8,8 @@ use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::stress::StressArgs;
+use crate::commands::top::TopArgs;
 use crate::commands::trust::TrustArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -73,6 +75,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show the server's health, models, workers, memory leases and sandbox
     Status(StatusArgs),
+    /// Watch workers, models, clients and refusals
+    Top(TopArgs),
     /// Measure a running server
     Bench(BenchArgs),
+    /// Hold a running server's promises against what it does under stress
+    Stress(StressArgs),
 }

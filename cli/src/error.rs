@@ -82,6 +82,12 @@ pub enum CliError {
         /// What is wrong with it.
         source: Source,
     },
+    /// A server under stress did not keep what it promises.
+    #[error("{} broken: {}", if promises.len() == 1 { "a promise is" } else { "promises are" }, promises.join("; "))]
+    Broken {
+        /// Each in words, with what was measured and its bound.
+        promises: Vec<String>,
+    },
     /// Something on this machine did not work.
     #[error("{subject}: {source}")]
     Failed {
@@ -114,7 +120,7 @@ impl CliError {
             Self::Verification { .. } => Exit::Verification,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Refused { .. } => Exit::Refused,
-            Self::Answer { .. } | Self::Failed { .. } => Exit::Failed,
+            Self::Answer { .. } | Self::Failed { .. } | Self::Broken { .. } => Exit::Failed,
         }
     }
 
@@ -126,6 +132,7 @@ impl CliError {
             Self::Unreachable { .. } => "server_unreachable",
             Self::Refused { code, .. } => code,
             Self::Answer { .. } => "answer_unreadable",
+            Self::Broken { .. } => "promise_broken",
         }
     }
 
@@ -140,7 +147,7 @@ impl CliError {
             }
             Self::Unreachable { .. } => "start the server: ringfence serve".to_owned(),
             Self::Refused { retry_after_ms: Some(wait), .. } => format!("try again in {wait} ms"),
-            Self::Refused { retry_after_ms: None, .. } => String::new(),
+            Self::Refused { retry_after_ms: None, .. } | Self::Broken { .. } => String::new(),
             Self::Answer { .. } => "check that server and command are of one version".to_owned(),
         }
     }

@@ -32,6 +32,11 @@ impl Style {
         Self { colour: false }
     }
 
+    /// Whether there are any.
+    pub fn has_colours(self) -> bool {
+        self.colour
+    }
+
     /// For headings.
     pub fn bold(self, text: &str) -> String {
         self.paint("1", text)

@@ -8,6 +8,8 @@ pub mod model;
 pub mod quota;
 pub mod serve;
 pub mod status;
+pub mod stress;
+pub mod top;
 pub mod trust;
 
 use crate::args::Command;
@@ -34,7 +36,9 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),
+        Command::Top(args) => top::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
+        Command::Stress(args) => stress::run(args, home, output),
     }
 }
 

@@ -80,6 +80,12 @@ fn usage_errors_end_with_2() {
     check(&["bench", "embed", "--rate", "nan"]);
     check(&["bench", "embed", "--url", "http://127.0.0.1:1"]);
     check(&["bench", "embed", "--requests", "5", "--duration", "5s"]);
+    check(&["top"]);
+    check(&["top", "--once", "--interval", "0"]);
+    check(&["stress"]);
+    check(&["stress", "everything"]);
+    check(&["stress", "--all", "flood"]);
+    check(&["stress", "flood", "--chart", "chart.jpg"]);
 }
 
 #[test]
@@ -126,6 +132,8 @@ fn without_a_server_a_command_ends_with_4_and_says_how_to_start_one() {
     check(&["quota", "set", "queues.total=5"]);
     check(&["bench", "embed", "--requests", "1"]);
     check(&["bench", "embed", "--client", "notes"]);
+    check(&["top", "--once"]);
+    check(&["stress", "flood"]);
 }
 
 #[test]
@@ -229,6 +237,42 @@ fn the_status_is_the_servers_own_json_where_json_was_asked_for() {
     let (line, _, output) = asked(Reply::json(200, &status), &["status", "--json"]);
     assert_eq!(line, "GET /status");
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), status);
+}
+
+/// The answer of `GET /status` and of `GET /usage` in one.
+fn status_and_usage() -> Value {
+    json!({
+        "run_id": "a", "health": {"status": "ok"}, "models": [{"name": "minilm", "state": "ready"}],
+        "clients": [{"client": "notes", "weight": 2, "waiting": 1, "device_us": 7}], "refusals": {"rate_jobs": 4}})
+}
+
+#[test]
+fn top_prints_one_plain_page_where_no_terminal_is() {
+    let home = tempfile::tempdir().unwrap();
+    let server =
+        Server::on_socket(&home.path().join("run/admin.sock"), Reply::json(200, &status_and_usage()));
+    let output = ringfence(home.path(), &["top", "--once", "--interval", "0.2"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let page = stdout(&output);
+    for expected in ["health ok", "minilm  ready", "rate_jobs       4         0.0", "notes "] {
+        assert!(page.contains(expected), "{expected:?} is not in\n{page}");
+    }
+    assert!(!page.contains('\u{1b}'));
+    let asked: Vec<String> = server.asked().into_iter().map(|asked| asked.line).collect();
+    assert_eq!(asked, ["GET /status", "GET /usage", "GET /status", "GET /usage"]);
+}
+
+#[test]
+fn top_gives_its_data_as_json() {
+    let home = tempfile::tempdir().unwrap();
+    let _server =
+        Server::on_socket(&home.path().join("run/admin.sock"), Reply::json(200, &status_and_usage()));
+    let output = ringfence(home.path(), &["top", "--once", "--interval", "0.2", "--json"]);
+    let view: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&view["clients"][0]["entitled"], &view["refusals"][0]["count"]), (&json!(1.0), &json!(4)));
+    let output = ringfence(home.path(), &["top", "--json"]);
+    let body: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &body["error"]["code"]), (Some(2), &json!("usage")));
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! `ringfence stress`: holds a running server's promises against what it does under stress.
+
+use super::client_name;
+use crate::error::CliError;
+use crate::home::Home;
+use crate::http;
+use crate::output::{Output, progress_of};
+use crate::stress::chart::ChartFile;
+use crate::stress::promise::{Findings, Report};
+use crate::stress::server::Server;
+use crate::stress::{self, Extent, Scenario};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+/// Hold a running server's promises against what it does under stress
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  ringfence stress noisy-neighbour
+  ringfence stress hung-worker crash-loop --rounds 2
+  ringfence stress --all --seconds 5 --rounds 1 --json
+  ringfence stress --all --chart stress.svg --chart stress.png
+
+It adds the clients stress-*, and sets quotas for the time of a scenario; the text from before is then put back, also
+after ctrl-c. It has to reach admin.sock and the clients' sockets; hung-worker and crash-loop also signal the worker,
+so run it as root or as the server's user. It is no measure of a server with other work at the same time.
+
+It ends with 0 where every promise held or was skipped, with 1 and the code promise_broken where one did not.
+JSON of --json: {\"model\",\"seconds\",\"rounds\",
+  \"promises\":[{\"scenario\",\"promise\",\"measured\",\"bound\":{\"at_most\"|\"at_least\"},\"unit\",
+               \"verdict\":\"held\"|\"broken\"|\"skipped\",\"note\"}],
+  \"figures\":[{\"scenario\",\"name\",\"value\",\"unit\"}], \"error\":{\"code\",\"message\"}|null}")]
+pub struct StressArgs {
+    /// What to do to the server
+    #[arg(value_enum, value_name = "SCENARIO", required_unless_present = "all")]
+    scenarios: Vec<Scenario>,
+    /// Every scenario
+    #[arg(long, conflicts_with = "scenarios")]
+    all: bool,
+    /// The model to ask
+    #[arg(long, default_value = "minilm", value_parser = client_name)]
+    model: String,
+    /// Seconds of one phase: 1 to 600
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Rounds of scenarios that have some: 1 to 100
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Draw what was measured; the file ends in .svg or .png
+    #[arg(long, value_name = "FILE", value_parser = ChartFile::parse)]
+    chart: Vec<ChartFile>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// [`CliError::Broken`] where a promise did not hold, and those of [`stress::run`] and of the charts.
+pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let server = Server::new(home, &args.model);
+    let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+    let runtime = http::runtime()?;
+    let mut all = Vec::new();
+    for scenario in wanted(&args) {
+        all.push(runtime.block_on(one(scenario, &server, extent, output))?);
+    }
+    for chart in &args.chart {
+        let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
+        chart.draw(&panels)?;
+    }
+    let mut report = Report::new(args.model, extent, &all);
+    let broken = report.broken();
+    let error = (!broken.is_empty()).then_some(CliError::Broken { promises: broken });
+    report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
+    output.answer(&report, |style| report.page(style))?;
+    error.map_or(Ok(()), Err)
+}
+
+/// Each once, in the order in which they were given.
+fn wanted(args: &StressArgs) -> Vec<Scenario> {
+    let given = if args.all { Scenario::value_variants() } else { &args.scenarios };
+    let mut wanted = Vec::new();
+    for &scenario in given {
+        if !wanted.contains(&scenario) {
+            wanted.push(scenario);
+        }
+    }
+    wanted
+}
+
+async fn one(
+    scenario: Scenario,
+    server: &Server,
+    extent: Extent,
+    output: &Output,
+) -> Result<Findings, CliError> {
+    let bar = progress_of(output, 1, scenario.name());
+    if bar.is_hidden() {
+        output.note(&format!("{} ..", scenario.name()));
+    }
+    let found = stress::run(scenario, server, extent, bar.clone()).await;
+    bar.finish_and_clear();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: StressArgs,
+    }
+
+    fn parse(words: &[&str]) -> Result<StressArgs, clap::Error> {
+        Line::try_parse_from([&["stress"], words].concat()).map(|line| line.args)
+    }
+
+    #[test]
+    fn scenarios_run_once_each_in_the_order_given() {
+        let args = parse(&["flood", "crash-loop", "flood"]).unwrap();
+        assert_eq!(wanted(&args), [Scenario::Flood, Scenario::CrashLoop]);
+        assert_eq!(wanted(&parse(&["--all"]).unwrap()).len(), 6);
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_refused() {
+        for wrong in [
+            &[][..],
+            &["everything"],
+            &["--all", "flood"],
+            &["flood", "--rounds", "0"],
+            &["flood", "--seconds", "0"],
+            &["flood", "--seconds", "601"],
+            &["flood", "--chart", "a.gif"],
+            &["flood", "--model", "../m"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        let charts = parse(&["flood", "--chart", "a.svg", "--chart", "b.png"]).unwrap().chart;
+        assert_eq!(charts.len(), 2);
+    }
+
+    #[test]
+    fn every_scenario_has_the_name_of_the_command_line() {
+        for scenario in Scenario::value_variants() {
+            let possible = scenario.to_possible_value().unwrap();
+            assert_eq!(possible.get_name(), scenario.name());
+        }
+    }
+}
