@@ -17,7 +17,7 @@ fn round_trip(criterion: &mut Criterion) {
         }
     });
     let input = EmbedInput { items: vec![Item::Text("x".repeat(1024))], truncate: false };
-    let message = ToWorker::Run { slot: 0, domain: 1, input: Data::Inline(input) };
+    let message = ToWorker::Run { slot: 0, domain: 1, weight: 1, input: Data::Inline(input) };
     criterion.bench_function("link round trip, 1 KiB each way", |bencher| {
         bencher.iter(|| {
             server.send(&message, &[]).expect("the other thread reads");

@@ -160,6 +160,27 @@ impl Home {
         write().map_err(|source| self.io(&full, source))
     }
 
+    /// Whether a file of the home can be written in place.
+    pub(crate) fn overwritable(&self, name: &str) -> Result<(), HomeError> {
+        self.open_below(name, OFlags::WRONLY, Mode::empty()).map(drop)
+    }
+
+    /// Writes a file that is there in place, durably, but not as one step: a folder that is not ours allows no other way.
+    pub(crate) fn overwrite(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+        let mut file = File::from(self.open_below(name, OFlags::WRONLY, Mode::empty())?);
+        let length = u64::try_from(bytes.len()).expect("a length fits in 64 bits");
+        let written =
+            file.write_all(bytes).and_then(|()| file.set_len(length)).and_then(|()| file.sync_all());
+        written.map_err(|source| self.io(name, source))
+    }
+
+    /// Removes a file, so that it is not there again after a power cut.
+    pub(crate) fn remove_durably(&self, folder: &str, name: &str) -> Result<(), HomeError> {
+        let directory = self.existing_folder(folder)?;
+        self.remove(directory.as_fd(), name)?;
+        fsync(&directory).map_err(|error| self.failed(folder, error))
+    }
+
     /// Removes what a former server left under this name.
     pub(crate) fn remove(&self, folder: BorrowedFd<'_>, name: &str) -> Result<(), HomeError> {
         match unlinkat(folder, name, AtFlags::empty()) {

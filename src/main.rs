@@ -16,6 +16,7 @@ mod dispatch;
 mod home;
 mod keys;
 mod packages;
+mod quota_file;
 mod ready_file;
 mod settings;
 mod start;

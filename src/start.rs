@@ -3,17 +3,18 @@
 use crate::api::{self, App, ListenError, Listeners};
 use crate::clients::{self, ClientsError};
 use crate::clock;
-use crate::dispatch::{Dispatcher, ModelsError};
+use crate::dispatch::{Dispatcher, Machine, ModelsError};
 use crate::home::{Home, HomeError, HomeLock};
 use crate::keys::{self, Keys, KeysError};
 use crate::packages::{Packages, PackagesError};
+use crate::quota_file;
 use crate::ready_file::ReadyFile;
-use crate::settings::{self, Settings, SettingsError};
 use crate::status::{self, Facts, Identity};
 use crate::workers::{ProbeError, Spawner, probe_all};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ringfence_sandbox::{DropError, Host, PreflightError};
-use ringfence_scheduler::{Config, ConfigError, ConfigValues, DeviceConfig, Devices, Scheduler};
+use ringfence_scheduler::quotas::{QuotaError, Quotas};
+use ringfence_scheduler::{ConfigError, Scheduler};
 use rustix::fs::{Mode, OFlags};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -79,8 +80,8 @@ pub(crate) enum StartError {
     Probe(#[from] ProbeError),
     #[error(transparent)]
     Home(#[from] HomeError),
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
+    #[error("quotas.toml: {0}")]
+    Quotas(#[from] QuotaError),
     #[error("quotas.toml: {0}")]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -211,18 +212,19 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let home = Arc::new(parts.home);
     home.folder("run", 0o755)?;
     let lock = home.lock()?;
-    let settings = match home.read("quotas.toml", settings::FILE_BYTES_MAX)? {
-        Some(bytes) => Settings::parse(&bytes)?,
-        None => Settings::default(),
-    };
-    let scheduler = Scheduler::new(config(&settings, status::memory()?.total)?);
+    quota_file::finish(&home)?;
+    let text = quota_file::read(&home)?.unwrap_or_default();
+    let quotas = Quotas::parse_bytes(&text)?;
+    let machine = Machine { memory_bytes: status::memory()?.total, cores: cores() };
+    let scheduler = Scheduler::new(quotas.config(machine.memory_bytes, machine.cores)?);
     let keys = Keys::load(&home)?;
     let clients = clients::load(&home)?;
     let packages = Packages::open(home.clone())?;
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
     let sandbox = probe_all(&spawner, host).await?;
-    let dispatcher = Dispatcher::new(scheduler, spawner, packages, settings);
+    let dispatcher =
+        Dispatcher::new(scheduler, spawner, packages, machine, (quotas, quota_file::revision(&text)));
     dispatcher.reload_models().await?;
 
     let (listeners, new_listeners) = Listeners::channel();
@@ -252,19 +254,8 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     Ok(Running { app, tcp, new_listeners, _lock: lock })
 }
 
-fn config(settings: &Settings, machine_bytes: u64) -> Result<Config, ConfigError> {
-    let cores = u16::try_from(status::cores()).unwrap_or(u16::MAX);
-    Config::new(ConfigValues {
-        devices: Devices {
-            cpu: DeviceConfig {
-                budget_bytes: settings.devices.lease_budget_bytes(machine_bytes),
-                cores: settings.devices.cpu.cores.unwrap_or(cores),
-            },
-        },
-        host_budget_bytes: settings.devices.package_budget_bytes(machine_bytes),
-        queue_total_max: settings.queues.total,
-        queue_per_client_max: settings.queues.per_client,
-    })
+fn cores() -> u16 {
+    u16::try_from(status::cores()).unwrap_or(u16::MAX)
 }
 
 /// Tells whoever waits: the ready file, systemd's or a script's, and the log.

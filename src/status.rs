@@ -191,6 +191,7 @@ pub(crate) fn cores() -> usize {
 
 /// Sets the gauges that are read and not counted.
 pub(crate) fn gauges(app: &App) {
+    usage_gauges(app);
     let host = host();
     if let Some(available) = host.memory_available_bytes {
         gauge("ringfence_host_memory_available_bytes", available);
@@ -210,6 +211,22 @@ pub(crate) fn gauges(app: &App) {
     for model in app.dispatcher.models() {
         labelled("ringfence_jobs_waiting", "model", &model.name, model.queued as u64);
         labelled("ringfence_jobs_running", "model", &model.name, model.running as u64);
+    }
+}
+
+/// Clients beyond this have no series of their own, so that strangers don't fill whoever collects them.
+const CLIENT_SERIES_MAX: usize = 1_000;
+
+fn usage_gauges(app: &App) {
+    let usage = app.dispatcher.usage(None);
+    gauge("ringfence_unfairness_bound_microseconds", usage.unfairness_bound_us);
+    for (code, count) in usage.refusals {
+        labelled("ringfence_refusals", "code", code, count);
+    }
+    for client in usage.clients.iter().take(CLIENT_SERIES_MAX) {
+        labelled("ringfence_client_device_microseconds", "client", &client.client, client.device_us);
+        labelled("ringfence_client_waiting", "client", &client.client, u64::from(client.waiting));
+        labelled("ringfence_client_running", "client", &client.client, u64::from(client.running));
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each package and the packages of this workspace that it may depend on (normal edges).
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("ringfence", &["ringfence-models", "ringfence-protocol", "ringfence-sandbox"]),
+    ("ringfence", &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"]),
     (
         "ringfence-server",
         &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"],

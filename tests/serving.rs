@@ -203,7 +203,7 @@ fn who_may_have_what_is_decided_by_socket_key_and_header() {
     check(&tcp, "/metrics", &[("authorization", &bearer(&notes_key))], 403, "key_scope");
     check(&tcp, "/metrics", &[], 401, "key_missing");
     // The operator's routes are the operator's.
-    for path in ["/status", "/workers", "/models", "/clients", "/keys", "/metrics"] {
+    for path in ["/status", "/workers", "/models", "/clients", "/keys", "/quotas", "/metrics"] {
         check(&admin, path, &[], 200, "");
         check(&api, path, &[], 403, "admin_only");
         check(&notes, path, &[("authorization", &bearer(&notes_key))], 403, "admin_only");

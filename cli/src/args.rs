@@ -5,6 +5,7 @@ use crate::commands::client::ClientArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
+use crate::commands::quota::QuotaArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
@@ -66,6 +67,8 @@ pub enum Command {
     Client(ClientArgs),
     /// Add, list and revoke API keys
     Key(KeyArgs),
+    /// Show, check and change what devices, models and clients may take
+    Quota(QuotaArgs),
     /// Show and change whose signature counts for which models
     Trust(TrustArgs),
     /// Start the server in the foreground

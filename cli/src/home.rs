@@ -33,6 +33,16 @@ impl Home {
         self.0.join("models")
     }
 
+    /// What devices, models and clients may take; written by the server.
+    pub fn quotas(&self) -> PathBuf {
+        self.0.join("quotas.toml")
+    }
+
+    /// The text that the server is about to write to [`Home::quotas`], or was when it ended.
+    pub fn quotas_next(&self) -> PathBuf {
+        self.0.join("run/quotas.next")
+    }
+
     /// The socket of the operator's requests.
     pub fn admin_socket(&self) -> PathBuf {
         self.0.join("run/admin.sock")

@@ -42,6 +42,9 @@ pub struct Start {
     pub max_tokens: u32,
     /// Most tokens in one step.
     pub step_tokens: u32,
+    /// How long a step should last, by the worker's own measure, in microseconds: fewer tokens are taken where as many
+    /// would last longer.
+    pub step_us: u32,
     /// Jobs come one at a time, and each is to be measured alone: the worker gives back the former one's buffers and
     /// counts the peak anew when the next comes.
     pub calibrate: bool,
@@ -63,6 +66,8 @@ pub enum ToWorker {
         slot: u32,
         /// Caches must not be shared across domains.
         domain: u64,
+        /// The domain's share of steps beside other domains in the worker; at least 1.
+        weight: u16,
         /// The job's input.
         input: Data,
     },

@@ -1,5 +1,6 @@
 //! What the scheduler tells the server to do, and how a job can end.
 
+use crate::config::Rate;
 use crate::ids::{JobId, ModelId, WorkerId};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub enum Action {
         job: JobId,
         /// Where. After the worker's death the same job may be run once more elsewhere.
         worker: WorkerId,
+        /// Of its client: how the worker shares its steps.
+        weight: u16,
     },
     /// Tell a worker to end a slot at its next step. Its job has ended already; `JobEnded` still follows.
     CancelJob {
@@ -78,6 +81,47 @@ pub enum Device {
     Host,
 }
 
+/// What has a rate for each client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Jobs.
+    Jobs,
+    /// Device time in microseconds.
+    DeviceTime,
+    /// Tokens of inputs.
+    Tokens,
+}
+
+impl Resource {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Jobs, Self::DeviceTime, Self::Tokens];
+}
+
+impl std::fmt::Display for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Jobs => "jobs",
+            Self::DeviceTime => "microseconds of device time",
+            Self::Tokens => "tokens",
+        })
+    }
+}
+
+/// A rate that a client has used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Of what.
+    pub resource: Resource,
+    /// The rate.
+    pub rate: Rate,
+    /// What the job would take.
+    pub wanted: u64,
+    /// What is left; negative where more was used than could be foreseen.
+    pub available: i64,
+    /// After exactly this long there is enough, if the client does nothing else.
+    pub retry_after: Duration,
+}
+
 /// Why a job was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -92,6 +136,12 @@ pub enum Refusal {
         /// An estimate of when there is room.
         retry_after: Duration,
     },
+    /// The client has used up one of its rates.
+    #[error(
+        "this client may use {} {} a minute, {} at once; the job wants {}, {} are left",
+        .0.rate.per_minute, .0.resource, .0.rate.burst, .0.wanted, .0.available
+    )]
+    RateLimited(RateLimit),
     /// As many jobs wait for the model as may.
     #[error("{most} jobs wait for this model already, the most that may")]
     QueueFullModel {
@@ -244,6 +294,11 @@ impl Refusal {
         match self {
             Refusal::UnknownModel => "model_unknown",
             Refusal::QueueFullClient { .. } => "queue_full_client",
+            Refusal::RateLimited(limit) => match limit.resource {
+                Resource::Jobs => "rate_jobs",
+                Resource::DeviceTime => "rate_device_time",
+                Resource::Tokens => "rate_tokens",
+            },
             Refusal::QueueFullModel { .. } => "queue_full_model",
             Refusal::QueueFullTotal { .. } => "queue_full",
             Refusal::DeadlineUnmeetable { .. } => "deadline_unmeetable",
@@ -255,13 +310,19 @@ impl Refusal {
         }
     }
 
-    /// After how long the same job may be taken, where waiting can help. An estimate, not a promise.
+    /// Whether [`Refusal::retry_after`] is exact if the client does nothing else meanwhile; an estimate otherwise.
+    pub fn retry_is_exact(&self) -> bool {
+        matches!(self, Refusal::RateLimited(_))
+    }
+
+    /// After how long the same job may be taken, where waiting can help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::QueueFullClient { retry_after, .. }
             | Refusal::QueueFullModel { retry_after, .. }
             | Refusal::QueueFullTotal { retry_after, .. } => Some(*retry_after),
             Refusal::DeadlineUnmeetable { estimate, .. } => Some(*estimate),
+            Refusal::RateLimited(limit) => Some(limit.retry_after),
             Refusal::ModelBroken { retry_after, .. } => *retry_after,
             Refusal::UnknownModel
             | Refusal::LeaseTooLargeForDevice { .. }

@@ -2,8 +2,8 @@
 
 use crate::action::{Action, Outcome, Refusal};
 use crate::event::Submit;
-use crate::explain::Rule;
-use crate::ids::{Time, WorkerId};
+use crate::explain::{Past, Rule};
+use crate::ids::{ClientId, Time, WorkerId};
 use crate::state::{Footprint, Job, Model, Phase, Scheduler, elapsed_us};
 use std::time::Duration;
 
@@ -22,8 +22,11 @@ enum Admitted {
 impl Scheduler {
     pub(crate) fn submit(&mut self, submit: &Submit) {
         assert!(!self.jobs.contains_key(&submit.job), "a job's number is used once");
+        self.change_client(submit.client, |client| client.usage.submitted += 1);
         match self.admission(submit) {
             Err(refusal) => {
+                self.count_refusal(submit.client, refusal.code());
+                self.remember_refusal(submit, &refusal);
                 self.emit(
                     Action::End { job: submit.job, outcome: Outcome::Refused(refusal) },
                     Rule::Admission,
@@ -33,11 +36,27 @@ impl Scheduler {
         }
     }
 
+    fn remember_refusal(&mut self, submit: &Submit, refusal: &Refusal) {
+        let past = Past {
+            client: submit.client,
+            model: submit.model,
+            submitted: self.now,
+            replays: 0,
+            at: self.now,
+            outcome: Outcome::Refused(refusal.clone()),
+            rule: Rule::Admission,
+            started: None,
+            device_us: 0,
+        };
+        self.remember(submit.job, past);
+    }
+
     fn accept(&mut self, submit: &Submit, admitted: &Admitted) {
         let job = Job {
             client: submit.client,
             model: submit.model,
             deadline: submit.deadline,
+            tokens: submit.tokens,
             tokens_bound: submit.tokens_bound,
             canary: submit.canary,
             submitted: self.now,
@@ -45,8 +64,12 @@ impl Scheduler {
             deaths: 0,
             replays: 0,
             worker: None,
+            started: None,
         };
         self.jobs.insert(submit.job, job);
+        if !submit.canary {
+            self.open_bill(submit);
+        }
         if let Some(deadline) = submit.deadline {
             self.deadlines.insert((deadline, submit.job));
         }
@@ -72,8 +95,11 @@ impl Scheduler {
             return self.idle_worker(model).map(Admitted::IdleWorker).ok_or(Refusal::NotIdle);
         }
         self.queues_have_room(submit, model)?;
-        self.meets(submit.deadline, self.wait(model))?;
-        Ok(Admitted::Queue)
+        self.meets(submit.deadline, self.wait(model, submit.client))?;
+        match self.rate_limit(submit) {
+            Some(limit) => Err(Refusal::RateLimited(limit)),
+            None => Ok(Admitted::Queue),
+        }
     }
 
     fn queues_have_room(&self, submit: &Submit, model: &Model) -> Result<(), Refusal> {
@@ -83,8 +109,9 @@ impl Scheduler {
         if self.waiting >= values.queue_total_max {
             return Err(Refusal::QueueFullTotal { most: values.queue_total_max, retry_after });
         }
-        if of_client >= values.queue_per_client_max {
-            return Err(Refusal::QueueFullClient { most: values.queue_per_client_max, retry_after });
+        let most = self.client_values(submit.client).queue_max;
+        if of_client >= most {
+            return Err(Refusal::QueueFullClient { most, retry_after });
         }
         if model.queue.len() >= model.config.queue_max as usize {
             return Err(Refusal::QueueFullModel { most: model.config.queue_max, retry_after });
@@ -104,14 +131,14 @@ impl Scheduler {
     /// How long a new job will wait, as far as that is known: the measured time of the jobs ahead, and the rest of a
     /// load that runs. Zero where it would be a guess, so that a job with a short deadline can always start what
     /// is then measured.
-    fn wait(&self, model: &Model) -> Duration {
+    fn wait(&self, model: &Model, client: ClientId) -> Duration {
         let ready = self.active(model).filter(|(_, worker)| worker.phase == Phase::Ready).count() as u64;
-        let ahead = (model.queue.len() as u64).saturating_mul(model.job_time.micros()) / ready.max(1);
+        let ahead = self.ahead(model, client).saturating_mul(model.job_time.micros()) / ready.max(1);
         let load = if ready == 0 { self.rest_of_load(model) } else { 0 };
         Duration::from_micros(ahead.saturating_add(load))
     }
 
-    fn rest_of_load(&self, model: &Model) -> u64 {
+    pub(crate) fn rest_of_load(&self, model: &Model) -> u64 {
         let rest = |spawned| model.load_time.micros().saturating_sub(elapsed_us(self.now, spawned));
         self.active(model).map(|(_, worker)| rest(worker.spawned)).min().unwrap_or(0)
     }

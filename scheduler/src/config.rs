@@ -38,7 +38,7 @@ pub struct ConfigValues {
     pub queue_total_max: u32,
     /// In which order waiting jobs run.
     pub order: Order,
-    /// A job that has waited for so long counts as one of the first class.
+    /// While jobs of better classes wait, a class gets a job started after so long without one.
     pub aging: Duration,
     /// What clients may do that have no section of their own.
     pub client: ClientConfig,
@@ -62,6 +62,17 @@ pub enum Class {
     Interactive,
     /// Last.
     Batch,
+}
+
+impl Class {
+    /// A stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Realtime => "realtime",
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        }
+    }
 }
 
 /// What one client may do; see [`ClientValues`].
@@ -208,7 +219,12 @@ impl ModelConfig {
         within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
         within("threads", u64::from(values.threads), 1, u64::from(u16::MAX))?;
         within("step_tokens", u64::from(values.step_tokens), 1, u64::from(u32::MAX))?;
-        within("step_target", crate::ids::micros(values.step_target), 1, crate::ids::micros(STEP_TARGET_MAX))?;
+        within(
+            "step_target",
+            crate::ids::micros(values.step_target),
+            1,
+            crate::ids::micros(STEP_TARGET_MAX),
+        )?;
         within_time("timeout", values.timeout)?;
         within_time("step_limit", values.step_limit)?;
         within_time("load_limit", values.load_limit)?;

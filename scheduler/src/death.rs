@@ -37,6 +37,10 @@ impl Scheduler {
         for job in worker.live() {
             self.survive(job, blame, alone);
         }
+        for job in worker.slots.keys().filter(|job| !self.jobs.contains_key(job)).copied().collect::<Vec<_>>()
+        {
+            self.settle(job);
+        }
     }
 
     pub(crate) fn spawn_failed(&mut self, id: WorkerId, fault: SpawnFault) {

@@ -115,6 +115,8 @@ pub struct Submit {
     pub model: ModelId,
     /// When the client no longer wants it.
     pub deadline: Option<Time>,
+    /// Upper bound of the tokens of all its inputs.
+    pub tokens: u64,
     /// Upper bound of the tokens that the job puts into one step.
     pub tokens_bound: u64,
     /// A health probe of the server itself: it starts at once in an idle worker or is refused, counts in no queue,

@@ -4,14 +4,19 @@
 //! | file | decides |
 //! | --- | --- |
 //! | `admit` | whether a job is taken |
+//! | `rate` | whether a client has used up a rate |
 //! | `order` | which job runs next |
+//! | `client` | what each client is charged |
 //! | `place` | which worker runs it, and which are started |
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
+//!
+//! `quotas` is the text that an operator writes, and what it comes to.
 
 mod action;
 mod admit;
+mod client;
 mod config;
 mod death;
 mod event;
@@ -19,19 +24,24 @@ mod explain;
 mod ids;
 mod order;
 mod place;
+mod queue;
+pub mod quotas;
+mod rate;
 mod room;
 mod snapshot;
 mod state;
 mod step;
 mod stop;
 
-pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, Refusal};
+pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, RateLimit, Refusal, Resource};
+pub use client::{CLIENTS_MAX, ClientUsage, Usage};
 pub use config::{
-    CONCURRENCY_MAX, Config, ConfigError, ConfigValues, DeviceConfig, Devices, ModelConfig, ModelValues,
-    QUEUE_MAX, TIME_MAX, WORKERS_MAX,
+    CONCURRENCY_MAX, Class, ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig,
+    Devices, ModelConfig, ModelValues, Order, QUEUE_MAX, RATE_MAX, Rate, STEP_TARGET_MAX, TIME_MAX,
+    WEIGHT_MAX, WORKERS_MAX,
 };
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
-pub use explain::{DECISIONS_MAX, Decision, Rule};
+pub use explain::{AHEAD_MAX, DECISIONS_MAX, Decision, Explanation, JobState, PAST_JOBS_MAX, Rule, WaitsFor};
 pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};
 pub use snapshot::{BudgetSnapshot, ClientSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState};
 pub use state::Scheduler;

@@ -1,13 +1,15 @@
-//! Which job runs next: for each model the one that came first; between models that need a worker, the one whose
-//! first job came first.
+//! Which job runs next. For each model: of the best class, the first job of the client that has had the least device
+//! time for its weight; a class that had nothing started for long enough comes first once. Between models that need a
+//! worker: the one whose first job came first.
 
 use crate::ids::{JobId, ModelId};
 use crate::state::{Model, Scheduler};
 
 impl Scheduler {
     /// The job of this model that runs next.
-    pub(crate) fn next_job(model: &Model) -> Option<JobId> {
-        model.queue.first().map(|(_, job)| *job)
+    pub(crate) fn next_job(&self, model: &Model) -> Option<JobId> {
+        let values = self.config.values();
+        model.queue.next(values.order, self.now, values.aging)
     }
 
     /// Models that somebody waits for, in the order in which they get new workers.

@@ -2,10 +2,11 @@
 
 use crate::action::{Action, Outcome};
 use crate::admit::fits_lease;
-use crate::config::ModelValues;
+use crate::client::step_budget;
+use crate::config::{ModelValues, Order};
 use crate::explain::Rule;
-use crate::ids::{JobId, ModelId, Time, WorkerId};
-use crate::state::{Model, Package, Phase, Scheduler, Worker};
+use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
+use crate::state::{Job, Model, Package, Phase, Scheduler, Slot, Worker};
 use std::collections::BTreeMap;
 
 /// Why a model needs a worker.
@@ -25,6 +26,7 @@ impl Scheduler {
         self.drop_packages();
         self.forget_removed();
         self.room_wake = None;
+        self.shrink();
         if self.spawn_waited_for() {
             self.spawn_kept_loaded();
         }
@@ -41,29 +43,66 @@ impl Scheduler {
     /// Handles the first job of a queue; false if it has to wait.
     fn run_next(&mut self, id: ModelId) -> bool {
         let model = &self.models[&id];
-        let Some(next) = Self::next_job(model) else { return false };
+        let Some(next) = self.next_job(model) else { return false };
         let job = &self.jobs[&next];
         if let Err(refusal) = fits_lease(model, job.tokens_bound) {
             self.end(next, Outcome::Refused(refusal), Rule::Admission);
             return true;
         }
-        let Some(worker) = self.free_worker(model, job.deaths > 0) else { return false };
+        let Some(worker) = self.free_worker(model, job) else { return false };
         self.run(next, worker);
         true
     }
 
     fn run(&mut self, id: JobId, worker: WorkerId) {
         let job = self.jobs.remove(&id).expect("a waiting job is known");
-        let rule = if job.replays > 0 { Rule::Replay } else { Rule::Arrival };
+        let rule = match self.config.values().order {
+            _ if job.replays > 0 => Rule::Replay,
+            Order::Arrival => Rule::Arrival,
+            Order::Fair => Rule::Fair,
+        };
+        self.advance_time(job.model, job.client);
         self.dequeue(&job, id);
         self.jobs.insert(id, job);
         self.start(id, worker, rule);
     }
 
     /// The ready worker with the most free slots.
-    fn free_worker(&self, model: &Model, alone: bool) -> Option<WorkerId> {
-        let free = self.active(model).filter(|(_, worker)| has_room(worker, &model.config, alone));
+    fn free_worker(&self, model: &Model, job: &Job) -> Option<WorkerId> {
+        let free = self.active(model).filter(|(_, worker)| self.has_room(worker, model, job));
         free.min_by_key(|(id, worker)| (worker.slots.len(), *id)).map(|(id, _)| id)
+    }
+
+    /// Whether a worker may take a job now. In fair order it holds one step's worth of work at a time, so that whoever
+    /// comes next waits for at most a step; a client that has had less than all others in the worker joins them.
+    fn has_room(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
+        if worker.phase != Phase::Ready || worker.slots.is_empty() {
+            return worker.phase == Phase::Ready;
+        }
+        let suspects = job.deaths > 0 || worker.slots.values().any(|slot| slot.alone);
+        if suspects || worker.slots.len() >= usize::from(model.config.concurrency) {
+            return false;
+        }
+        match self.config.values().order {
+            Order::Arrival => true,
+            Order::Fair => self.fits_step(worker, model, job) || self.may_join(worker, model, job),
+        }
+    }
+
+    fn fits_step(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
+        let budget = step_budget(model);
+        held(worker.slots.values(), budget).saturating_add(self.load_of(job)) <= budget
+    }
+
+    fn may_join(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
+        let (own, others): (Vec<&Slot>, Vec<&Slot>) =
+            worker.slots.values().filter(|slot| !slot.canary).partition(|slot| slot.client == job.client);
+        let counter = |client: &ClientId| self.clients[client].counter();
+        let least = others.iter().map(|slot| counter(&slot.client)).min();
+        let budget = step_budget(model);
+        let fits =
+            own.is_empty() || held(own.iter().copied(), budget).saturating_add(self.load_of(job)) <= budget;
+        fits && least.is_some_and(|least| counter(&job.client) < least)
     }
 
     fn stop_retired(&mut self) {
@@ -207,13 +246,9 @@ impl Model {
     }
 }
 
-fn has_room(worker: &Worker, values: &ModelValues, alone: bool) -> bool {
-    let room = if alone {
-        worker.slots.is_empty()
-    } else {
-        worker.slots.len() < usize::from(values.concurrency) && worker.slots.values().all(|slot| !slot.alone)
-    };
-    worker.phase == Phase::Ready && room
+/// How much of a step the jobs in these slots take, in tokens.
+fn held<'a>(slots: impl Iterator<Item = &'a Slot>, budget: u64) -> u64 {
+    slots.map(|slot| slot.left.min(budget)).fold(0, u64::saturating_add)
 }
 
 fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Worker {

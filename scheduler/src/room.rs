@@ -30,6 +30,11 @@ impl Bytes {
         self == Self::default()
     }
 
+    /// Of leases and of packages.
+    pub(crate) fn parts(self) -> (u64, u64) {
+        (self.cpu, self.host)
+    }
+
     fn less(self, other: Self) -> Self {
         Self { cpu: self.cpu.saturating_sub(other.cpu), host: self.host.saturating_sub(other.host) }
     }
@@ -43,11 +48,11 @@ impl Scheduler {
         if missing.is_nothing() {
             return true;
         }
-        let missing = missing.less(self.coming(id));
+        let missing = missing.less(self.coming(Some(id)));
         if missing.is_nothing() {
             return false;
         }
-        if let Some(victims) = self.victims(id, missing, Worker::is_idle) {
+        if let Some(victims) = self.victims(Some(id), missing, Worker::is_idle) {
             self.retire_all(&victims, Rule::Eviction);
         } else {
             self.ask_to_yield(id, missing);
@@ -55,11 +60,34 @@ impl Scheduler {
         false
     }
 
+    /// After a budget was lowered below what is promised: the cheapest workers leave after their jobs.
+    pub(crate) fn shrink(&mut self) {
+        let over = Bytes { cpu: self.cpu.missing(0), host: self.host.missing(0) };
+        if over.is_nothing() {
+            return;
+        }
+        let unused =
+            self.models.iter().filter(|(_, model)| model.workers.is_empty() && model.package.is_some());
+        let unused: Vec<ModelId> = unused.map(|(id, _)| *id).collect();
+        for model in unused.into_iter().take_while(|_| over.host > 0) {
+            self.drop_package(model, Rule::Operator);
+        }
+        let over = Bytes { cpu: self.cpu.missing(0), host: self.host.missing(0) }.less(self.coming(None));
+        if over.is_nothing() {
+            return;
+        }
+        let victims = self.victims(None, over, Worker::is_idle);
+        if let Some(victims) = victims.or_else(|| self.victims(None, over, Worker::is_active)) {
+            self.retire_all(&victims, Rule::Operator);
+        }
+    }
+
     fn ask_to_yield(&mut self, id: ModelId, missing: Bytes) {
         let now = self.now;
         let from = self.waiting_since(id) + YIELD_AFTER;
-        let victims =
-            self.victims(id, missing, |worker| worker.phase == Phase::Ready && self.may_yield(worker) <= now);
+        let victims = self.victims(Some(id), missing, |worker| {
+            worker.phase == Phase::Ready && self.may_yield(worker) <= now
+        });
         match victims {
             Some(victims) if from <= now => self.retire_all(&victims, Rule::Yield),
             Some(_) | None => self.room_wake = self.next_yield(id, from),
@@ -81,7 +109,7 @@ impl Scheduler {
 
     fn waiting_since(&self, id: ModelId) -> Time {
         let model = &self.models[&id];
-        let job = Self::next_job(model).map(|job| self.jobs[&job].submitted);
+        let job = model.queue.by_arrival().next().map(|(_, job)| self.jobs[&job].submitted);
         let operator = model.wanted.map(|(_, since)| since);
         job.into_iter().chain(operator).min().unwrap_or(self.now)
     }
@@ -95,21 +123,18 @@ impl Scheduler {
     /// What a new worker of this model needs beyond what is free.
     pub(crate) fn missing(&self, model: &Model) -> Bytes {
         let package = if model.package.is_some() { 0 } else { model.config.package_bytes };
-        Bytes {
-            cpu: model.config.lease_bytes.saturating_sub(self.cpu.free()),
-            host: package.saturating_sub(self.host.free()),
-        }
+        Bytes { cpu: self.cpu.missing(model.config.lease_bytes), host: self.host.missing(package) }
     }
 
     /// What comes back without another decision.
-    fn coming(&self, id: ModelId) -> Bytes {
+    fn coming(&self, id: Option<ModelId>) -> Bytes {
         let leaving =
             self.workers.iter().filter(|(_, worker)| !worker.is_active()).map(|(id, _)| *id).collect();
         self.freed_by(&leaving, id)
     }
 
     /// What comes back when all of these workers are dead.
-    fn freed_by(&self, workers: &WorkerSet, except: ModelId) -> Bytes {
+    fn freed_by(&self, workers: &WorkerSet, except: Option<ModelId>) -> Bytes {
         let cpu = workers.iter().map(|worker| self.workers[worker].lease_bytes).sum();
         let unused = |model: &Model| {
             !model.workers.is_empty()
@@ -119,17 +144,22 @@ impl Scheduler {
                     .all(|worker| workers.contains(worker) || !self.workers[worker].is_active())
                 && model.workers.iter().any(|worker| workers.contains(worker))
         };
-        let packages = self.models.iter().filter(|(id, model)| **id != except && unused(model));
+        let packages = self.models.iter().filter(|(id, model)| Some(**id) != except && unused(model));
         let host = packages.filter_map(|(_, model)| model.package).map(|package| package.bytes).sum();
         Bytes { cpu, host }
     }
 
     /// The cheapest workers that would free as much as is missing, or none if all together would not.
-    fn victims(&self, id: ModelId, missing: Bytes, may: impl Fn(&Worker) -> bool) -> Option<WorkerSet> {
+    fn victims(
+        &self,
+        id: Option<ModelId>,
+        missing: Bytes,
+        may: impl Fn(&Worker) -> bool,
+    ) -> Option<WorkerSet> {
         let mut candidates: Vec<(WorkerId, &Worker)> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.model != id && may(worker))
+            .filter(|(_, worker)| Some(worker.model) != id && may(worker))
             .map(|(id, worker)| (*id, worker))
             .collect();
         candidates.sort_by(|a, b| self.compare_victims(a.1, b.1).then(a.0.cmp(&b.0)));

@@ -2,7 +2,7 @@
 
 use crate::action::BrokenCause;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
-use crate::state::{Client, Ledger, Model, Phase, Scheduler, Worker};
+use crate::state::{Ledger, Model, Phase, Scheduler, Worker};
 use std::time::Duration;
 
 /// Everything at one moment; lists are ordered by id.
@@ -103,7 +103,16 @@ impl Scheduler {
         Snapshot {
             models: self.models.iter().map(|(id, model)| self.model_snapshot(*id, model)).collect(),
             workers: self.workers.iter().map(|(id, worker)| worker_snapshot(*id, worker)).collect(),
-            clients: self.clients.iter().map(|(id, client)| client_snapshot(*id, *client)).collect(),
+            clients: self
+                .clients
+                .iter()
+                .filter(|(_, client)| client.waiting + client.running > 0)
+                .map(|(id, client)| ClientSnapshot {
+                    client: *id,
+                    waiting: client.waiting,
+                    running: client.running,
+                })
+                .collect(),
             cpu: budget_snapshot(self.cpu),
             host: budget_snapshot(self.host),
             waiting: self.waiting,
@@ -142,10 +151,6 @@ fn worker_snapshot(id: WorkerId, worker: &Worker) -> WorkerSnapshot {
         jobs,
         heard: worker.heard,
     }
-}
-
-fn client_snapshot(id: ClientId, client: Client) -> ClientSnapshot {
-    ClientSnapshot { client: id, waiting: client.waiting, running: client.running }
 }
 
 fn budget_snapshot(ledger: Ledger) -> BudgetSnapshot {

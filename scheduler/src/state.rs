@@ -1,17 +1,22 @@
 //! What the scheduler remembers, and the few changes that keep its parts in agreement.
 
 use crate::action::{Action, BrokenCause, Outcome};
+use crate::client::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::config::{Config, ModelValues};
-use crate::explain::{Decision, Decisions, Rule};
+use crate::explain::{Decision, Decisions, Past, Rule};
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId, micros};
+use crate::queue::Queue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// The whole of what is counted in parts of a million.
+pub(crate) const WHOLE: u64 = 1_000_000;
 
 /// Deaths of workers in a row after which a model is broken.
 pub(crate) const DEATHS_MAX: u32 = 5;
 
 /// The quota scheduler: takes events, gives actions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scheduler {
     pub(crate) config: Config,
     /// The time of the event that is being handled.
@@ -23,8 +28,21 @@ pub struct Scheduler {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) models: BTreeMap<ModelId, Model>,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
-    /// Clients with a job here, no others, so that strangers don't grow memory.
+    /// Those with a job here, with a section of their own, or whose past still counts: at most
+    /// [`crate::CLIENTS_MAX`] without a job.
     pub(crate) clients: BTreeMap<ClientId, Client>,
+    /// Those without a job, the least recent first.
+    pub(crate) idle_clients: BTreeSet<(Time, ClientId)>,
+    /// What each job that was taken is charged, until its last slot is free.
+    pub(crate) bills: BTreeMap<JobId, Bill>,
+    /// For each class, what the last client to be chosen had had.
+    pub(crate) virtual_time: [u64; 3],
+    /// For each class, clients with jobs by counter.
+    pub(crate) active: [BTreeSet<(u64, ClientId)>; 3],
+    /// The largest weighted charge of one job so far.
+    pub(crate) largest_charge: u64,
+    pub(crate) refusals: BTreeMap<&'static str, u64>,
+    pub(crate) past: BTreeMap<JobId, Past>,
     pub(crate) deadlines: BTreeSet<(Time, JobId)>,
     /// Jobs that wait in all.
     pub(crate) waiting: u32,
@@ -39,11 +57,14 @@ pub struct Scheduler {
 }
 
 /// A job whose client waits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) client: ClientId,
     pub(crate) model: ModelId,
     pub(crate) deadline: Option<Time>,
+    /// Upper bound of the tokens of all its inputs.
+    pub(crate) tokens: u64,
+    /// The same of one step.
     pub(crate) tokens_bound: u64,
     pub(crate) canary: bool,
     pub(crate) submitted: Time,
@@ -55,14 +76,15 @@ pub(crate) struct Job {
     pub(crate) replays: u32,
     /// Where it runs; `None` while it waits.
     pub(crate) worker: Option<WorkerId>,
+    /// When it last got a worker.
+    pub(crate) started: Option<Time>,
 }
 
 /// A model, until it is removed and its last worker is dead.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) config: ModelValues,
-    /// Waiting jobs by arrival.
-    pub(crate) queue: BTreeSet<(u64, JobId)>,
+    pub(crate) queue: Queue,
     /// Workers whose memory is promised.
     pub(crate) workers: BTreeSet<WorkerId>,
     pub(crate) package: Option<Package>,
@@ -79,6 +101,10 @@ pub(crate) struct Model {
     pub(crate) not_before: Time,
     pub(crate) job_time: Average,
     pub(crate) load_time: Average,
+    /// Device time of a token, in nanoseconds.
+    pub(crate) token_time: Average,
+    /// Tokens that jobs had, of a million that they could have had by their size.
+    pub(crate) token_part: Average,
 }
 
 /// A package in the host's memory.
@@ -99,7 +125,7 @@ pub(crate) struct Footprint {
 }
 
 /// A worker, from its spawn until its memory is back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Worker {
     pub(crate) model: ModelId,
     pub(crate) lease_bytes: u64,
@@ -143,22 +169,18 @@ pub(crate) enum Blame {
 }
 
 /// A job's place in a worker, until the worker gives it back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slot {
+    pub(crate) client: ClientId,
     pub(crate) started: Time,
     pub(crate) charged_us: u64,
+    /// Tokens that it has left, as far as that is known.
+    pub(crate) left: u64,
     /// When its job was ended while it ran; the slot is stale since then.
     pub(crate) cancelled: Option<Time>,
     /// No other job may join.
     pub(crate) alone: bool,
     pub(crate) canary: bool,
-}
-
-/// A client's jobs here.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Client {
-    pub(crate) waiting: u32,
-    pub(crate) running: u32,
 }
 
 /// Promised bytes of a budget.
@@ -168,7 +190,7 @@ pub(crate) struct Ledger {
     pub(crate) promised: u64,
 }
 
-/// A moving average in microseconds: each value counts an eighth.
+/// A moving average of whole numbers, most of them microseconds: each value counts an eighth.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Average(Option<u64>);
 
@@ -186,6 +208,14 @@ impl Scheduler {
             models: BTreeMap::new(),
             workers: BTreeMap::new(),
             clients: BTreeMap::new(),
+            idle_clients: BTreeSet::new(),
+            bills: BTreeMap::new(),
+            // Above zero, so that there is a place before the first.
+            virtual_time: [COUNTER_SCALE; 3],
+            active: Default::default(),
+            largest_charge: 0,
+            refusals: BTreeMap::new(),
+            past: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             waiting: 0,
             cpu,
@@ -214,28 +244,52 @@ impl Scheduler {
     pub(crate) fn enqueue(&mut self, id: JobId) {
         let job = &self.jobs[&id];
         assert!(job.worker.is_none() && !job.canary, "what waits has no worker, and canaries don't wait");
-        let model = self.models.get_mut(&job.model).expect("a job's model is known");
-        assert!(model.queue.insert((job.arrival, id)), "a job waits once");
+        let (client, model) = (job.client, job.model);
+        let (now, arrival) = (self.now, job.arrival);
+        let for_model = model;
+        self.change_client(client, |client| {
+            client.waiting += 1;
+            client.waits_for.insert(for_model);
+        });
+        let standing = self.standing(client);
+        let model = self.models.get_mut(&model).expect("a job's model is known");
+        model.queue.push(now, client, id, arrival, standing);
         model.unloaded = false;
         self.waiting += 1;
-        self.clients.entry(job.client).or_default().waiting += 1;
     }
 
     /// Takes a waiting job out of its model's queue.
     pub(crate) fn dequeue(&mut self, job: &Job, id: JobId) {
         let model = self.models.get_mut(&job.model).expect("a job's model is known");
-        assert!(model.queue.remove(&(job.arrival, id)), "a waiting job is in its queue");
+        model.queue.remove(job.client, job.arrival, id);
+        let last = model.queue.of(job.client) == 0;
         self.waiting -= 1;
-        self.count(job.client, |client| client.waiting -= 1);
+        self.change_client(job.client, |client| {
+            client.waiting -= 1;
+            if last {
+                client.waits_for.remove(&job.model);
+            }
+        });
     }
 
     /// Gives a job that is in no queue a slot.
     pub(crate) fn start(&mut self, id: JobId, to: WorkerId, rule: Rule) {
         let now = self.now;
+        let waiting = &self.jobs[&id];
+        let left = expected_tokens(&self.models[&waiting.model], waiting.tokens);
         let job = self.jobs.get_mut(&id).expect("only known jobs start");
         job.worker = Some(to);
-        let slot =
-            Slot { started: now, charged_us: 0, cancelled: None, alone: job.deaths > 0, canary: job.canary };
+        job.started = Some(now);
+        let client = job.client;
+        let slot = Slot {
+            client,
+            started: now,
+            charged_us: 0,
+            left,
+            cancelled: None,
+            alone: job.deaths > 0,
+            canary: job.canary,
+        };
         let worker = self.workers.get_mut(&to).expect("jobs start in known workers");
         assert_eq!(worker.phase, Phase::Ready, "jobs start in ready workers");
         assert!(worker.slots.values().all(|other| !other.alone), "a suspect runs alone");
@@ -243,8 +297,10 @@ impl Scheduler {
             worker.heard = now;
         }
         worker.slots.insert(id, slot);
-        self.clients.entry(job.client).or_default().running += 1;
-        self.emit(Action::Run { job: id, worker: to }, rule);
+        self.change_client(client, |client| client.running += 1);
+        self.expect_charge(id);
+        let weight = self.client_values(client).weight;
+        self.emit(Action::Run { job: id, worker: to, weight }, rule);
     }
 
     /// Answers a job's client, wherever the job is. A slot that it still has is cancelled.
@@ -253,19 +309,39 @@ impl Scheduler {
         if let Some(deadline) = job.deadline {
             self.deadlines.remove(&(deadline, id));
         }
+        self.remember_end(id, &job, &outcome, rule);
         match job.worker {
-            None => self.dequeue(&job, id),
-            Some(_) => self.count(job.client, |client| client.running -= 1),
+            None => {
+                self.dequeue(&job, id);
+                self.settle(id);
+            }
+            Some(_) => self.change_client(job.client, |client| client.running -= 1),
         }
+        self.count_outcome(&job, &outcome);
         self.emit(Action::End { job: id, outcome }, rule);
         if let Some(worker) = job.worker {
             self.cancel_slot(id, worker, rule);
         }
     }
 
+    fn remember_end(&mut self, id: JobId, job: &Job, outcome: &Outcome, rule: Rule) {
+        let past = Past {
+            client: job.client,
+            model: job.model,
+            submitted: job.submitted,
+            replays: job.replays,
+            at: self.now,
+            outcome: outcome.clone(),
+            rule,
+            started: job.started,
+            device_us: self.billed_us(id),
+        };
+        self.remember(id, past);
+    }
+
     /// Ends every job that waits for a model.
     pub(crate) fn end_waiting(&mut self, model: ModelId, outcome: &Outcome, rule: Rule) {
-        let waiting: Vec<JobId> = self.models[&model].queue.iter().map(|(_, job)| *job).collect();
+        let waiting: Vec<JobId> = self.models[&model].queue.by_arrival().map(|(_, job)| job).collect();
         for job in waiting {
             self.end(job, outcome.clone(), rule);
         }
@@ -282,18 +358,11 @@ impl Scheduler {
 
     /// Takes a job's worker away from it, the worker being dead.
     pub(crate) fn detach(&mut self, id: JobId) {
+        self.uncount(id);
         let job = self.jobs.get_mut(&id).expect("live slots belong to known jobs");
         job.worker = None;
         let client = job.client;
-        self.count(client, |client| client.running -= 1);
-    }
-
-    fn count(&mut self, id: ClientId, change: impl FnOnce(&mut Client)) {
-        let client = self.clients.get_mut(&id).expect("a client with a job is known");
-        change(client);
-        if client.waiting == 0 && client.running == 0 {
-            self.clients.remove(&id);
-        }
+        self.change_client(client, |client| client.running -= 1);
     }
 
     /// Why a model takes no jobs now, and until when if time alone can help.
@@ -315,7 +384,7 @@ impl Model {
     pub(crate) fn new(config: ModelValues) -> Self {
         Self {
             config,
-            queue: BTreeSet::new(),
+            queue: Queue::default(),
             workers: BTreeSet::new(),
             package: None,
             footprint: None,
@@ -327,12 +396,14 @@ impl Model {
             not_before: Time(0),
             job_time: Average::default(),
             load_time: Average::default(),
+            token_time: Average::default(),
+            token_part: Average::default(),
         }
     }
 
     /// Somebody waits for this model: since which arrival.
     pub(crate) fn waited_for(&self) -> Option<u64> {
-        let job = self.queue.first().map(|(arrival, _)| *arrival);
+        let job = self.queue.by_arrival().next().map(|(arrival, _)| arrival);
         let operator = self.wanted.map(|(arrival, _)| arrival);
         job.into_iter().chain(operator).min()
     }
@@ -384,8 +455,14 @@ impl Worker {
 }
 
 impl Ledger {
+    /// Nothing where a budget was lowered below what is promised.
     pub(crate) fn free(&self) -> u64 {
-        self.budget - self.promised
+        self.budget.saturating_sub(self.promised)
+    }
+
+    /// What must come back before so much can be promised.
+    pub(crate) fn missing(&self, bytes: u64) -> u64 {
+        self.promised.saturating_add(bytes).saturating_sub(self.budget)
     }
 
     pub(crate) fn promise(&mut self, bytes: u64) {
@@ -409,6 +486,10 @@ impl Average {
     /// Zero until there is a value.
     pub(crate) fn micros(&self) -> u64 {
         self.0.unwrap_or(0)
+    }
+
+    pub(crate) fn value(&self) -> Option<u64> {
+        self.0
     }
 
     pub(crate) fn duration(&self) -> Option<Duration> {

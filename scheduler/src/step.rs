@@ -1,10 +1,10 @@
 //! One step: the event, then what has become due, then what can be placed.
 
 use crate::action::{Action, Device, Failure, KillReason, Outcome, Refusal};
-use crate::config::{ModelConfig, ModelValues};
+use crate::config::{Class, Config, ModelConfig, ModelValues};
 use crate::event::{Event, JobEnd};
 use crate::explain::{Decision, Rule};
-use crate::ids::{JobId, ModelId, Time, WorkerId};
+use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
 use crate::state::{Footprint, Model, Phase, Scheduler, Slot, elapsed_us};
 
 impl Scheduler {
@@ -34,6 +34,10 @@ impl Scheduler {
                 self.configure(model, &config);
             }
             Event::ModelRemoved { model } => self.remove(model),
+            Event::Configured(config) => self.reconfigure(config),
+            Event::ClientConfigured { client, config } => {
+                self.configure_client(client, config.map(|config| config.values().clone()));
+            }
             Event::Submit(submit) => self.submit(&submit),
             Event::Cancel { job } => self.end(job, Outcome::Failed(Failure::Cancelled), Rule::ClientLeft),
             Event::SpawnFailed { worker, fault } => self.spawn_failed(worker, fault),
@@ -62,19 +66,39 @@ impl Scheduler {
         if package_differs {
             model.make_package_stale();
         }
-        for worker in model.workers.clone() {
-            let worker_now = &self.workers[&worker];
-            let threads = self.threads(&values);
-            if package_differs
-                || worker_now.lease_bytes != values.lease_bytes
-                || worker_now.threads != threads
-            {
+        self.fit_workers(id, &values, package_differs);
+    }
+
+    /// Replaces the workers of a model that are not what its configuration says, and ends what can't run any more.
+    fn fit_workers(&mut self, id: ModelId, values: &ModelValues, package_differs: bool) {
+        let threads = self.threads(values);
+        for worker in self.models[&id].workers.clone() {
+            let now = &self.workers[&worker];
+            if package_differs || now.lease_bytes != values.lease_bytes || now.threads != threads {
                 self.retire(worker, Rule::Operator);
             }
         }
-        if let Err(refusal) = self.fits_budgets(&values) {
+        if let Err(refusal) = self.fits_budgets(values) {
             self.models.get_mut(&id).expect("it was there").wanted = None;
             self.end_waiting(id, &Outcome::Refused(refusal), Rule::Operator);
+        }
+    }
+
+    /// Budgets may fall below what is promised: then workers leave until they hold again.
+    fn reconfigure(&mut self, config: Config) {
+        let clients: Vec<(ClientId, Class)> =
+            self.clients.keys().map(|id| (*id, self.client_values(*id).class)).collect();
+        self.cpu.budget = config.values().devices.cpu.budget_bytes;
+        self.host.budget = config.values().host_budget_bytes;
+        self.config = config;
+        for (id, class) in clients {
+            self.moved_class(id, class);
+            self.move_lines(id);
+        }
+        let models: Vec<(ModelId, ModelValues)> =
+            self.models.iter().map(|(id, model)| (*id, model.config.clone())).collect();
+        for (id, values) in models {
+            self.fit_workers(id, &values, false);
         }
     }
 
@@ -135,6 +159,7 @@ impl Scheduler {
     fn used(&mut self, id: WorkerId, device_us: u64, tokens: &[(JobId, u32)]) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.heard = self.now;
+        let model = worker.model;
         let mut shares: Vec<(JobId, u32)> = tokens
             .iter()
             .filter(|(job, count)| *count > 0 && worker.slots.contains_key(job))
@@ -143,9 +168,22 @@ impl Scheduler {
         if shares.is_empty() {
             shares = worker.slots.keys().map(|job| (*job, 1)).collect();
         }
-        for (job, charge) in split(device_us, &shares) {
+        let counted: u64 = tokens.iter().map(|(_, count)| u64::from(*count)).sum();
+        let mut charges = Vec::with_capacity(shares.len());
+        for ((job, charge), (_, count)) in split(device_us, &shares).into_iter().zip(&shares) {
             let slot = worker.slots.get_mut(&job).expect("shares are of slots");
             slot.charged_us = slot.charged_us.saturating_add(charge);
+            // Something is left of a job until its end.
+            slot.left = slot.left.saturating_sub(u64::from(*count)).max(1);
+            let tokens = if counted == 0 { 0 } else { *count };
+            charges.push((job, slot.client, charge, tokens));
+        }
+        for (job, client, charge, tokens) in charges {
+            self.charge(job, client, charge, tokens);
+        }
+        if counted > 0 {
+            let model = self.models.get_mut(&model).expect("a worker's model is known");
+            model.token_time.add(device_us.saturating_mul(1_000) / counted);
         }
     }
 
@@ -163,17 +201,22 @@ impl Scheduler {
         }
         let model = worker.model;
         if slot.cancelled.is_none() {
-            self.answered(model, &slot, end);
+            self.answered(model, job, &slot, end);
             self.end(job, outcome(end), Rule::Answer);
         }
+        self.settle(job);
     }
 
     /// A worker that answers ends a row of deaths.
-    fn answered(&mut self, model: ModelId, slot: &Slot, end: JobEnd) {
+    fn answered(&mut self, model: ModelId, job: JobId, slot: &Slot, end: JobEnd) {
+        let part = self.token_part(job);
         let model = self.models.get_mut(&model).expect("a worker's model is known");
         model.forget_deaths();
         if end == JobEnd::Done && !slot.canary {
             model.job_time.add(slot.charged_us);
+            if let Some(part) = part {
+                model.token_part.add(part);
+            }
         }
     }
 

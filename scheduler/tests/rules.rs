@@ -15,7 +15,9 @@ fn script(models: &[ModelValues]) -> Script {
         devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 } },
         host_budget_bytes: 100,
         queue_total_max: 20,
-        queue_per_client_max: 10,
+        order: Order::Fair,
+        aging: Duration::from_secs(10),
+        client: unnamed(10),
     });
     let mut script = Script(Scheduler::new(config.unwrap()));
     for (id, values) in models.iter().enumerate() {
@@ -23,6 +25,12 @@ fn script(models: &[ModelValues]) -> Script {
         script.0.step(Time(0), Event::ModelAdded { model: ModelId(id as u32), config });
     }
     script
+}
+
+fn unnamed(queue_max: u32) -> ClientConfig {
+    let class = Class::Interactive;
+    ClientConfig::new(ClientValues { weight: 1, class, queue_max, jobs: None, device_us: None, tokens: None })
+        .unwrap()
 }
 
 fn values() -> ModelValues {
@@ -33,6 +41,8 @@ fn values() -> ModelValues {
         concurrency: 4,
         queue_max: 8,
         timeout: Duration::from_millis(500),
+        step_tokens: 512,
+        step_target: Duration::from_millis(50),
         step_limit: Duration::from_millis(50),
         load_limit: Duration::from_millis(1_000),
         idle_unload: None,
@@ -62,7 +72,7 @@ impl Script {
 fn text(action: &Action) -> String {
     match action {
         Action::Spawn { worker, model, .. } => format!("spawn {} for {}", worker.0, model.0),
-        Action::Run { job, worker } => format!("run {} in {}", job.0, worker.0),
+        Action::Run { job, worker, .. } => format!("run {} in {}", job.0, worker.0),
         Action::CancelJob { job, worker } => format!("cancel {} in {}", job.0, worker.0),
         Action::End { job, outcome } => format!("end {} {}", job.0, outcome.code()),
         Action::Stop { worker } => format!("stop {}", worker.0),
@@ -73,7 +83,7 @@ fn text(action: &Action) -> String {
 
 fn job(job: u64, model: u32) -> Submit {
     let (job, model) = (JobId(job), ModelId(model));
-    Submit { job, client: ClientId(1), model, deadline: None, tokens_bound: 1, canary: false }
+    Submit { job, client: ClientId(1), model, deadline: None, tokens: 1, tokens_bound: 1, canary: false }
 }
 
 fn submit(id: u64, model: u32) -> Event {
@@ -462,13 +472,15 @@ fn a_worker_that_ends_a_job_as_cancelled_unasked_is_killed_and_the_job_is_a_susp
 #[test]
 fn refusals_grow_nothing_and_decisions_are_remembered_up_to_their_bound() {
     let mut script = script(&[values()]);
-    for id in 0..5_000 {
+    for id in 0..20_000 {
         script.0.step(Time(id), Event::Submit(Submit { client: ClientId(id as u32), ..job(id, 7) }));
     }
     assert_eq!(script.0.snapshot().clients, []);
+    assert_eq!(script.0.usage(None).len(), CLIENTS_MAX);
     assert_eq!(script.0.decisions().count(), DECISIONS_MAX);
+    assert!(script.0.explain(JobId(0)).is_none() && script.0.explain(JobId(19_999)).is_some());
     let last = script.0.decisions().next_back().unwrap();
-    assert_eq!((last.at, last.event, last.rule), (Time(4_999), "submit", Rule::Admission));
+    assert_eq!((last.at, last.event, last.rule), (Time(19_999), "submit", Rule::Admission));
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
         let received = clock::instant();
         require_json(&request)?;
-        let bytes = read(request).await?;
+        let bytes = read(request, BODY_BYTES_MAX).await?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let at = error.valid_up_to();
             ApiError::new(
@@ -53,30 +53,31 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
     ))
 }
 
-async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
+/// The bytes of a body, at most `max`.
+pub(super) async fn read(request: Request, max: usize) -> Result<Vec<u8>, ApiError> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {
-        return Err(too_large());
+    if announced.is_some_and(|bytes: u64| bytes > max as u64) {
+        return Err(too_large(max));
     }
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX);
+    let body = Limited::new(request.into_body(), max);
     match tokio::time::timeout(BODY_TIME_MAX, body.collect()).await {
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "request_timeout",
             format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs()),
         )),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(max)),
         Ok(Err(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early")),
         Ok(Ok(body)) => Ok(body.to_bytes().into()),
     }
 }
 
-fn too_large() -> ApiError {
+fn too_large(max: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "body_too_large",
-        format!("a body has at most {BODY_BYTES_MAX} bytes; send fewer inputs at a time"),
+        format!("a body of this route has at most {max} bytes; send less at a time"),
     )
 }
 

@@ -37,12 +37,22 @@ pub(crate) struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
+    retry_exact: bool,
+    job: Option<u64>,
 }
 
 impl ApiError {
     /// An error with its status, stable code and message.
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None, retry_after: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            retry_exact: false,
+            job: None,
+        }
     }
 
     /// The request's body or a field of it is wrong.
@@ -72,6 +82,16 @@ impl ApiError {
     /// When to try again.
     pub(crate) fn retry_after(self, after: Option<Duration>) -> Self {
         Self { retry_after: after, ..self }
+    }
+
+    /// The time is exact if the client does nothing else meanwhile; else it is an estimate.
+    pub(crate) fn retry_is_exact(self) -> Self {
+        Self { retry_exact: true, ..self }
+    }
+
+    /// The answer is this job's.
+    pub(crate) fn of_job(self, job: u64) -> Self {
+        Self { job: Some(job), ..self }
     }
 
     /// The stable code.
@@ -108,11 +128,17 @@ impl IntoResponse for ApiError {
         }
         let may_retry =
             self.status == StatusCode::TOO_MANY_REQUESTS || self.status == StatusCode::SERVICE_UNAVAILABLE;
+        if let Some(job) = self.job {
+            headers.insert("ringfence-job", HeaderValue::from(job));
+        }
         if may_retry {
             let after = self.retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
-            let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+            // Upwards, or the next try would come a moment too early.
+            let millis = u64::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
             headers.insert("retry-after-ms", HeaderValue::from(millis));
+            let kind = if self.retry_exact { "exact" } else { "estimate" };
+            headers.insert("ringfence-retry", HeaderValue::from_static(kind));
         }
         response
     }

@@ -39,6 +39,8 @@ pub(crate) enum Surface {
     Open,
     /// To clients.
     Public,
+    /// To clients what is theirs, on `admin.sock` everybody's.
+    Own,
     /// On `admin.sock` only.
     Admin,
     /// On `admin.sock`, and over TCP with a key of scope `metrics`.
@@ -67,6 +69,25 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
+/// Whose things a request may see: a client's own, or everybody's for the operator.
+#[derive(Debug, Clone)]
+pub(crate) struct Viewer(pub(crate) Option<String>);
+
+impl FromRequestParts<Arc<App>> for Viewer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Caller>().map(|caller| caller.client.clone());
+        match parts.extensions.get::<Peer>() {
+            Some(Peer::Admin { .. }) => Ok(Self(None)),
+            Some(Peer::Client { .. } | Peer::Local { .. } | Peer::Tcp) if caller.is_some() => {
+                Ok(Self(caller))
+            }
+            Some(_) | None => Err(ApiError::internal(&"a client's route without an identified client")),
+        }
+    }
+}
+
 /// Decides whether a request on this connection may have a route of this surface, and as whom.
 pub(super) fn admit(
     app: &App,
@@ -78,7 +99,7 @@ pub(super) fn admit(
     refuse_browsers(peer, headers, authority)?;
     match (surface, peer) {
         (Surface::Open, Peer::Admin { .. } | Peer::Client { .. } | Peer::Local { .. } | Peer::Tcp)
-        | (Surface::Admin | Surface::Metrics, Peer::Admin { .. }) => Ok(None),
+        | (Surface::Own | Surface::Admin | Surface::Metrics, Peer::Admin { .. }) => Ok(None),
         (Surface::Metrics, Peer::Tcp) => metrics_key(app, headers).map(|()| None),
         (Surface::Admin, Peer::Client { .. } | Peer::Local { .. } | Peer::Tcp)
         | (Surface::Metrics, Peer::Client { .. } | Peer::Local { .. }) => {
@@ -89,9 +110,11 @@ pub(super) fn admit(
             "public_only",
             "admin.sock serves no jobs; use api.sock or a client's own socket",
         )),
-        (Surface::Public, Peer::Client { name }) => on_client_socket(app, name, headers).map(Some),
-        (Surface::Public, Peer::Local { uid }) => on_api_socket(app, *uid, headers).map(Some),
-        (Surface::Public, Peer::Tcp) => on_tcp(app, headers).map(Some),
+        (Surface::Public | Surface::Own, Peer::Client { name }) => {
+            on_client_socket(app, name, headers).map(Some)
+        }
+        (Surface::Public | Surface::Own, Peer::Local { uid }) => on_api_socket(app, *uid, headers).map(Some),
+        (Surface::Public | Surface::Own, Peer::Tcp) => on_tcp(app, headers).map(Some),
     }
 }
 

@@ -5,9 +5,11 @@ mod body;
 mod error;
 mod health;
 mod identity;
+mod jobs;
 mod listen;
 mod openai;
 mod openapi;
+mod quotas;
 mod timing;
 
 pub(crate) use error::ApiError;
@@ -26,7 +28,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use identity::{Caller, RequestId, Surface};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +65,8 @@ enum Route {
     OpenAiModelsPrefixed,
     OpenAiModel,
     OpenAiModelPrefixed,
+    Job,
+    Usage,
     Status,
     Workers,
     Models,
@@ -74,11 +78,13 @@ enum Route {
     KeysList,
     KeysAdd,
     KeysRevoke,
+    QuotasGet,
+    QuotasPut,
     Metrics,
 }
 
 impl Route {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 24] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -87,6 +93,8 @@ impl Route {
         Self::OpenAiModelsPrefixed,
         Self::OpenAiModel,
         Self::OpenAiModelPrefixed,
+        Self::Job,
+        Self::Usage,
         Self::Status,
         Self::Workers,
         Self::Models,
@@ -98,6 +106,8 @@ impl Route {
         Self::KeysList,
         Self::KeysAdd,
         Self::KeysRevoke,
+        Self::QuotasGet,
+        Self::QuotasPut,
         Self::Metrics,
     ];
 
@@ -111,6 +121,8 @@ impl Route {
             Self::OpenAiModelsPrefixed => (Method::GET, "/openai/v1/models", Surface::Public),
             Self::OpenAiModel => (Method::GET, "/v1/models/{model}", Surface::Public),
             Self::OpenAiModelPrefixed => (Method::GET, "/openai/v1/models/{model}", Surface::Public),
+            Self::Job => (Method::GET, "/jobs/{job}", Surface::Own),
+            Self::Usage => (Method::GET, "/usage", Surface::Own),
             Self::Status => (Method::GET, "/status", Surface::Admin),
             Self::Workers => (Method::GET, "/workers", Surface::Admin),
             Self::Models => (Method::GET, "/models", Surface::Admin),
@@ -122,6 +134,8 @@ impl Route {
             Self::KeysList => (Method::GET, "/keys", Surface::Admin),
             Self::KeysAdd => (Method::POST, "/keys", Surface::Admin),
             Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
+            Self::QuotasGet => (Method::GET, "/quotas", Surface::Admin),
+            Self::QuotasPut => (Method::PUT, "/quotas", Surface::Admin),
             Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
         }
     }
@@ -133,6 +147,8 @@ impl Route {
             Self::Embeddings | Self::EmbeddingsPrefixed => post(openai::embeddings),
             Self::OpenAiModels | Self::OpenAiModelsPrefixed => get(openai::models),
             Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
+            Self::Job => get(jobs::job),
+            Self::Usage => get(jobs::usage),
             Self::Status => get(admin::status),
             Self::Workers => get(admin::workers),
             Self::Models => get(admin::models),
@@ -144,6 +160,8 @@ impl Route {
             Self::KeysList => get(admin::keys),
             Self::KeysAdd => post(admin::add_key),
             Self::KeysRevoke => delete(admin::revoke_key),
+            Self::QuotasGet => get(quotas::show),
+            Self::QuotasPut => put(quotas::replace),
             Self::Metrics => get(admin::metrics),
         }
     }
@@ -217,6 +235,7 @@ mod tests {
         };
         assert_eq!(of(Surface::Open), ["/health", "/openapi.json"]);
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
+        assert_eq!(of(Surface::Own), ["/jobs/{job}", "/usage"]);
         assert!(of(Surface::Public).iter().all(|path| path.contains("/v1/")));
         assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
     }

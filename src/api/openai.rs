@@ -7,11 +7,12 @@ use super::{App, timing};
 use crate::clock;
 use crate::dispatch::{JobRequest, Output, Purpose};
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item};
+use ringfence_scheduler::quotas::DEADLINE_MAX;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,9 +22,6 @@ use utoipa::ToSchema;
 
 /// Longest model name in a request.
 const MODEL_NAME_BYTES_MAX: usize = 128;
-
-/// The longest deadline that a client may state.
-const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Body of `POST /v1/embeddings`. Fields that are not listed are ignored, as OpenAI clients send several.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -42,6 +40,9 @@ pub(super) struct EmbeddingsRequest {
     /// Cut texts that are too long for the model instead of refusing them. Not in OpenAI's interface.
     #[serde(default)]
     truncate: bool,
+    /// As the header `Ringfence-Deadline`, which wins. Not in OpenAI's interface.
+    #[serde(default)]
+    ringfence_deadline_ms: Option<u64>,
 }
 
 /// How an embedding is written.
@@ -103,7 +104,7 @@ pub(super) async fn embeddings(
     headers: HeaderMap,
     JsonBody { value: request, received }: JsonBody<EmbeddingsRequest>,
 ) -> Result<Response, ApiError> {
-    let deadline = deadline(&headers)?;
+    let deadline = deadline(&headers, request.ringfence_deadline_ms)?;
     if request.model.len() > MODEL_NAME_BYTES_MAX {
         return Err(ApiError::model_unknown(&request.model));
     }
@@ -145,18 +146,30 @@ fn answer(
         Err(error) => return ApiError::internal(&error).into_response(),
     };
     let stamps = timing::header(clock::instant().duration_since(received), output);
-    ([("content-type", "application/json"), ("server-timing", stamps.as_str())], body).into_response()
+    let job = output.job.to_string();
+    let headers = [
+        ("content-type", "application/json"),
+        ("server-timing", stamps.as_str()),
+        ("ringfence-job", job.as_str()),
+    ];
+    (headers, body).into_response()
 }
 
-fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = headers.get("ringfence-deadline") else { return Ok(None) };
-    let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+/// The header's deadline, else the body's.
+fn deadline(headers: &HeaderMap, in_body: Option<u64>) -> Result<Option<Duration>, ApiError> {
+    let in_header = headers.get("ringfence-deadline");
+    let header_millis = |value: &HeaderValue| value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+    let (name, millis) = match (in_header, in_body) {
+        (Some(value), _) => ("Ringfence-Deadline", header_millis(value)),
+        (None, Some(millis)) => ("ringfence_deadline_ms", Some(millis)),
+        (None, None) => return Ok(None),
+    };
     match millis.map(Duration::from_millis) {
         Some(deadline) if !deadline.is_zero() && deadline <= DEADLINE_MAX => Ok(Some(deadline)),
-        _ => Err(ApiError::invalid(
+        Some(_) | None => Err(ApiError::invalid(
             "deadline_invalid",
-            "Ringfence-Deadline",
-            format!("Ringfence-Deadline is a number of milliseconds from 1 to {}", DEADLINE_MAX.as_millis()),
+            name,
+            format!("{name} is a number of milliseconds from 1 to {}", DEADLINE_MAX.as_millis()),
         )),
     }
 }
@@ -331,8 +344,8 @@ pub(super) struct Model {
 
 /// `GET /v1/models`
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelList)))]
-pub(super) async fn models(State(app): State<Arc<App>>, _caller: Caller) -> axum::Json<ModelList> {
-    let data = app.dispatcher.models().into_iter().filter_map(describe).collect();
+pub(super) async fn models(State(app): State<Arc<App>>, caller: Caller) -> axum::Json<ModelList> {
+    let data = app.dispatcher.models_for(&caller.client).into_iter().filter_map(describe).collect();
     axum::Json(ModelList { object: "list", data })
 }
 
@@ -341,10 +354,11 @@ pub(super) async fn models(State(app): State<Arc<App>>, _caller: Caller) -> axum
     responses((status = 200, body = Model), (status = 404, body = super::error::ErrorBody)))]
 pub(super) async fn model(
     State(app): State<Arc<App>>,
-    _caller: Caller,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<axum::Json<Model>, ApiError> {
-    let found = app.dispatcher.models().into_iter().filter(|model| model.name == name).find_map(describe);
+    let mut models = app.dispatcher.models_for(&caller.client).into_iter();
+    let found = models.find(|model| model.name == name).and_then(describe);
     found.map(axum::Json).ok_or_else(|| ApiError::model_unknown(&name))
 }
 

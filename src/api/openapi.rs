@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, health, openai};
+use super::{admin, health, jobs, openai, quotas};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -12,6 +12,8 @@ use utoipa::OpenApi;
         openai::embeddings,
         openai::models,
         openai::model,
+        jobs::job,
+        jobs::usage,
         admin::status,
         admin::workers,
         admin::models,
@@ -23,6 +25,8 @@ use utoipa::OpenApi;
         admin::keys,
         admin::add_key,
         admin::revoke_key,
+        quotas::show,
+        quotas::replace,
         admin::metrics
     )
 )]

@@ -7,7 +7,6 @@ use super::Dispatcher;
 use super::models::Source;
 use crate::clock;
 use crate::packages::{Change, Found, Package, PackagesError};
-use crate::settings::OnDiskChange;
 use ringfence_models::Stamps;
 use ringfence_scheduler::ModelId;
 use serde::Serialize;
@@ -115,12 +114,5 @@ impl super::models::Models {
                 model.change = Some(new);
             }
         }
-    }
-}
-
-impl OnDiskChange {
-    /// Whether new jobs are refused while the disk holds something else.
-    pub(crate) fn refuses(self) -> bool {
-        self == Self::RefuseNew
     }
 }

@@ -47,6 +47,8 @@ pub(crate) enum Purpose {
 /// What a finished job gives.
 #[derive(Debug)]
 pub(crate) struct Output {
+    /// Its number, for `GET /jobs/{job}`.
+    pub(crate) job: u64,
     /// Little-endian f32, item by item.
     pub(crate) data: Vec<u8>,
     /// Tokens run.
@@ -63,6 +65,7 @@ pub(crate) struct Output {
 
 /// A job that has not ended.
 pub(super) struct Job {
+    id: JobId,
     pub(super) request_id: String,
     pub(super) client: String,
     pub(super) model: ModelId,
@@ -94,7 +97,7 @@ impl Job {
             (Outcome::Refused(refusal), _) => Err(refused(refusal)),
             (Outcome::Failed(failure), _) => Err(failed(failure)),
         };
-        drop(self.answer.send(answer));
+        drop(self.answer.send(answer.map_err(|error| error.of_job(self.id.0))));
     }
 
     fn output(
@@ -111,6 +114,7 @@ impl Job {
         }
         let started = self.started.unwrap_or(self.received);
         Ok(Output {
+            job: self.id.0,
             data,
             tokens,
             truncated,
@@ -124,7 +128,7 @@ impl Job {
 fn refused(refusal: &Refusal) -> ApiError {
     let status = match refusal {
         Refusal::UnknownModel => StatusCode::NOT_FOUND,
-        Refusal::QueueFullClient { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Refusal::QueueFullClient { .. } | Refusal::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
         Refusal::JobTooLargeForLease { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::QueueFullModel { .. }
         | Refusal::QueueFullTotal { .. }
@@ -134,7 +138,8 @@ fn refused(refusal: &Refusal) -> ApiError {
         | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::LeaseTooLargeForDevice { .. } => StatusCode::INSUFFICIENT_STORAGE,
     };
-    ApiError::new(status, refusal.code(), refusal.to_string()).retry_after(refusal.retry_after())
+    let error = ApiError::new(status, refusal.code(), refusal.to_string()).retry_after(refusal.retry_after());
+    if refusal.retry_is_exact() { error.retry_is_exact() } else { error }
 }
 
 fn failed(failure: &Failure) -> ApiError {
@@ -223,6 +228,9 @@ impl Dispatcher {
             request;
         let (model, max_tokens, step_tokens) = {
             let state = self.lock();
+            if purpose == Purpose::Client && !state.quotas.quotas.may_use(&client, &model) {
+                return Err(ApiError::model_unknown(&model));
+            }
             let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
             // A canary asks about what runs, whatever the disk holds.
             if purpose != Purpose::Canary {
@@ -231,14 +239,20 @@ impl Dispatcher {
             (found.id, found.max_tokens, found.step_tokens)
         };
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.
-        let tokens_bound = tokens_bound(&input, max_tokens).min(u64::from(step_tokens.max(max_tokens)));
+        let tokens = tokens_bound(&input, max_tokens);
+        let tokens_bound = tokens.min(u64::from(step_tokens.max(max_tokens)));
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
-        let client_numbers = state.client(&client)?;
+        let client_numbers = self.client(&mut state, &client)?;
+        let deadline = match purpose {
+            Purpose::Client => state.quotas.quotas.deadline(&client, deadline),
+            Purpose::Canary => deadline,
+        };
         state.last_job += 1;
         let id = JobId(state.last_job);
         tracing::debug!(request = request_id, job = id.0, client, "submitted");
         let job = Job {
+            id,
             request_id,
             client,
             model,
@@ -259,6 +273,7 @@ impl Dispatcher {
             client: client_numbers.id,
             model,
             deadline,
+            tokens,
             tokens_bound,
             canary: purpose == Purpose::Canary,
         };

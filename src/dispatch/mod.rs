@@ -5,23 +5,28 @@
 
 mod canary;
 mod disk;
+mod explain;
 mod job;
 mod models;
+mod quotas;
 mod views;
 mod worker;
 
+pub(crate) use explain::{JobView, UsageView};
 pub(crate) use job::{JobRequest, Output, Purpose};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
+pub(crate) use quotas::{Machine, QuotasView, Replaced, Replacement};
 
 use crate::api::ApiError;
 use crate::clock;
 use crate::packages::Packages;
-use crate::settings::Settings;
 use crate::workers::Spawner;
 use axum::http::StatusCode;
 use job::Job;
 use models::Models;
+use quotas::Applied;
+use ringfence_scheduler::quotas::Quotas;
 use ringfence_scheduler::{Action, ClientId, Event, JobId, Scheduler, WorkerId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -42,8 +47,8 @@ pub(crate) struct Dispatcher {
     timer: Notify,
     spawner: Spawner,
     packages: Arc<Packages>,
-    settings: Settings,
-    /// Only one reading of the packages at a time.
+    machine: Machine,
+    /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -53,6 +58,9 @@ struct State {
     workers: BTreeMap<WorkerId, Worker>,
     models: Models,
     clients: HashMap<String, Client>,
+    /// Their names by number, from 1.
+    client_names: Vec<String>,
+    quotas: Applied,
     last_job: u64,
     draining: bool,
 }
@@ -71,7 +79,8 @@ impl Dispatcher {
         scheduler: Scheduler,
         spawner: Spawner,
         packages: Packages,
-        settings: Settings,
+        machine: Machine,
+        (quotas, revision): (Quotas, String),
     ) -> Arc<Self> {
         let state = State {
             scheduler,
@@ -79,6 +88,8 @@ impl Dispatcher {
             workers: BTreeMap::new(),
             models: Models::default(),
             clients: HashMap::new(),
+            client_names: Vec::new(),
+            quotas: Applied { quotas, revision },
             last_job: 0,
             draining: false,
         };
@@ -87,7 +98,7 @@ impl Dispatcher {
             timer: Notify::new(),
             spawner,
             packages: Arc::new(packages),
-            settings,
+            machine,
             reading: tokio::sync::Mutex::new(()),
         })
     }
@@ -151,7 +162,7 @@ impl Dispatcher {
             Action::Spawn { worker, model, lease_bytes, threads } => {
                 self.spawn(state, worker, model, lease_bytes, threads);
             }
-            Action::Run { job, worker } => state.run(job, worker),
+            Action::Run { job, worker, weight } => state.run(job, worker, weight),
             Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),
             Action::End { job, outcome } => {
                 if let Some(job) = state.jobs.remove(&job) {
@@ -164,14 +175,26 @@ impl Dispatcher {
             Action::DropPackage { model } => state.models.drop_package(model),
         }
     }
+
+    /// The numbers of a client. When it is first seen they are made up, and the scheduler hears what it may do.
+    fn client(self: &Arc<Self>, state: &mut State, name: &str) -> Result<Client, ApiError> {
+        if let Some(client) = state.clients.get(name) {
+            return Ok(*client);
+        }
+        let client = state.new_client(name)?;
+        if let Some(config) = state.quotas.quotas.client(name) {
+            self.step(state, Event::ClientConfigured { client: client.id, config: Some(config) });
+        }
+        Ok(client)
+    }
 }
 
 impl State {
-    /// The numbers of a client, made up when it is first seen.
-    fn client(&mut self, name: &str) -> Result<Client, ApiError> {
-        if let Some(client) = self.clients.get(name) {
-            return Ok(*client);
-        }
+    fn client_name(&self, id: ClientId) -> &str {
+        &self.client_names[id.0 as usize - 1]
+    }
+
+    fn new_client(&mut self, name: &str) -> Result<Client, ApiError> {
         if self.clients.len() >= CLIENTS_SEEN_MAX {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -184,6 +207,7 @@ impl State {
         getrandom::fill(&mut domain).map_err(|error| ApiError::internal(&error))?;
         let client = Client { id: ClientId(number), domain: u64::from_le_bytes(domain) };
         self.clients.insert(name.to_owned(), client);
+        self.client_names.push(name.to_owned());
         Ok(client)
     }
 }

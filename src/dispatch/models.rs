@@ -1,15 +1,17 @@
 //! The models of this home as the server knows them: their packages' verdicts, held bytes and last answers.
 
 use super::disk::ChangeView;
+use super::quotas::Machine;
 use super::{Dispatcher, State};
 use crate::api::ApiError;
 use crate::clock;
 use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
-use crate::settings::{ModelSettings, Settings};
+use crate::settings;
 use crate::workers::Ending;
 use axum::http::StatusCode;
 use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
+use ringfence_scheduler::quotas::{ModelQuota, OnDiskChange, Quotas};
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, ModelValues, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -88,17 +90,36 @@ pub(super) struct Found {
 #[derive(Default)]
 pub(super) struct Models {
     known: BTreeMap<ModelId, Model>,
-    /// Packages that can't be used, by name, with the reason.
-    refused: BTreeMap<String, String>,
+    /// Packages that can't be used, by name.
+    refused: BTreeMap<String, Refused>,
     last: u32,
+}
+
+/// A package that can't be used.
+struct Refused {
+    reason: String,
+    /// What it is, where only its quotas are in the way: others may let it in.
+    surveyed: Option<Surveyed>,
+}
+
+/// A model that does not fit in what other quotas give it.
+#[derive(Debug)]
+pub(super) struct TermsError {
+    pub(super) model: String,
+    pub(super) reason: String,
+}
+
+/// What the quotas come to for a package.
+pub(super) struct Terms {
+    quota: ModelQuota,
+    predicted_peak_bytes: Option<u64>,
+    config: ModelConfig,
 }
 
 pub(super) struct Model {
     pub(super) name: String,
     surveyed: Surveyed,
-    settings: ModelSettings,
-    lease_bytes: u64,
-    predicted_peak_bytes: Option<u64>,
+    terms: Terms,
     source: Arc<Source>,
     /// What `/health` counts.
     pub(super) health: ModelHealth,
@@ -157,7 +178,7 @@ impl Dispatcher {
             return Err(ModelsError::TooMany);
         }
         let mut state = self.lock();
-        for event in state.models.merge(survey, &self.settings) {
+        for event in state.merge(survey, self.machine) {
             self.step(&mut state, event);
         }
         Ok(())
@@ -180,9 +201,41 @@ impl Dispatcher {
     }
 }
 
+impl State {
+    fn merge(&mut self, survey: Vec<Survey>, machine: Machine) -> Vec<Event> {
+        self.models.merge(survey, &self.quotas.quotas, machine)
+    }
+}
+
+impl Terms {
+    /// What is wrong with the quotas for this package, if they are.
+    fn new(name: &str, surveyed: &Surveyed, quotas: &Quotas, machine: Machine) -> Result<Self, String> {
+        let quota = quotas.model(name);
+        let threads = quota.threads.or(quotas.cpu.cores).unwrap_or(machine.cores);
+        let predicted = surveyed.predicted(threads, quota.step_tokens);
+        let config = ModelConfig::new(ModelValues {
+            lease_bytes: settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?,
+            package_bytes: surveyed.package_bytes,
+            workers_max: quota.workers,
+            concurrency: quota.concurrency,
+            queue_max: quota.queue,
+            timeout: Duration::from_millis(quota.timeout_ms),
+            step_tokens: quota.step_tokens,
+            step_target: Duration::from_millis(quota.step_ms),
+            step_limit: Duration::from_millis(quota.step_limit_ms),
+            load_limit: Duration::from_millis(quota.load_limit_ms),
+            idle_unload: (quota.idle_unload_s > 0).then(|| Duration::from_secs(quota.idle_unload_s)),
+            threads,
+            keep_loaded: false,
+        });
+        let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
+        Ok(Self { quota, predicted_peak_bytes: predicted.map(|predicted| predicted.peak_bytes), config })
+    }
+}
+
 impl Models {
     /// Takes a survey in, and says what the scheduler must hear.
-    fn merge(&mut self, survey: Vec<Survey>, settings: &Settings) -> Vec<Event> {
+    fn merge(&mut self, survey: Vec<Survey>, quotas: &Quotas, machine: Machine) -> Vec<Event> {
         let mut events = Vec::new();
         self.refused.clear();
         let gone: Vec<ModelId> = self
@@ -200,43 +253,27 @@ impl Models {
                 continue;
             }
             match verdict {
-                Err(reason) => {
-                    tracing::warn!(model = name, reason, "package refused");
-                    self.refused.insert(name, reason);
-                }
-                Ok(surveyed) => match self.add(name.clone(), surveyed, settings) {
-                    Ok(event) => events.push(event),
-                    Err(reason) => {
-                        tracing::warn!(model = name, reason, "package refused");
-                        self.refused.insert(name, reason);
-                    }
-                },
+                Err(reason) => self.refuse(name, reason, None),
+                Ok(surveyed) => events.extend(self.add(name, surveyed, quotas, machine)),
             }
         }
         events
     }
 
-    fn add(&mut self, name: String, surveyed: Surveyed, settings: &Settings) -> Result<Event, String> {
-        let own = settings.model(&name);
-        let cores = u16::try_from(crate::status::cores()).unwrap_or(u16::MAX);
-        let threads = own.threads.or(settings.devices.cpu.cores).unwrap_or(cores);
-        let predicted = surveyed.predicted(threads, own.step_tokens);
-        let lease_bytes = own.lease_bytes(surveyed.weight_bytes, predicted.as_ref())?;
-        let predicted_peak_bytes = predicted.map(|predicted| predicted.peak_bytes);
-        let config = ModelConfig::new(ModelValues {
-            lease_bytes,
-            package_bytes: surveyed.package_bytes,
-            workers_max: own.workers,
-            concurrency: own.concurrency,
-            queue_max: own.queue,
-            timeout: Duration::from_millis(own.timeout_ms),
-            step_limit: Duration::from_millis(own.step_limit_ms),
-            load_limit: Duration::from_millis(own.load_limit_ms),
-            idle_unload: (own.idle_unload_s > 0).then(|| Duration::from_secs(own.idle_unload_s)),
-            threads,
-            keep_loaded: false,
-        });
-        let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
+    fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>) {
+        tracing::warn!(model = name, reason, "package refused");
+        self.refused.insert(name, Refused { reason, surveyed });
+    }
+
+    /// Adds a model, unless its quotas are in the way.
+    fn add(&mut self, name: String, surveyed: Surveyed, quotas: &Quotas, machine: Machine) -> Option<Event> {
+        let terms = match Terms::new(&name, &surveyed, quotas, machine) {
+            Ok(terms) => terms,
+            Err(reason) => {
+                self.refuse(name, reason, Some(surveyed));
+                return None;
+            }
+        };
         self.last += 1;
         let id = ModelId(self.last);
         let source = Arc::new(Source {
@@ -246,29 +283,66 @@ impl Models {
             held: tokio::sync::Mutex::new(None),
         });
         let health = ModelHealth::default();
-        let model = Model {
-            name,
-            surveyed,
-            settings: own,
-            lease_bytes,
-            predicted_peak_bytes,
-            source,
-            health,
-            trouble: None,
-            change: None,
+        let config = terms.config.clone();
+        self.known.insert(id, Model { name, surveyed, terms, source, health, trouble: None, change: None });
+        Some(Event::ModelAdded { model: id, config })
+    }
+
+    /// What other quotas would come to for each model.
+    ///
+    /// # Errors
+    /// They leave a model that is used now without a lease that it fits in.
+    pub(super) fn terms(
+        &self,
+        quotas: &Quotas,
+        machine: Machine,
+    ) -> Result<Vec<(ModelId, Terms)>, TermsError> {
+        let of = |(id, model): (&ModelId, &Model)| {
+            let terms = Terms::new(&model.name, &model.surveyed, quotas, machine);
+            terms.map(|terms| (*id, terms)).map_err(|reason| TermsError { model: model.name.clone(), reason })
         };
-        self.known.insert(id, model);
-        Ok(Event::ModelAdded { model: id, config })
+        self.known.iter().map(of).collect()
+    }
+
+    /// Takes those terms, and says what the scheduler must hear. A package that the old quotas refused is tried again.
+    pub(super) fn take_terms(
+        &mut self,
+        terms: Vec<(ModelId, Terms)>,
+        quotas: &Quotas,
+        machine: Machine,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (id, terms) in terms {
+            let Some(model) = self.known.get_mut(&id) else { continue };
+            let old = std::mem::replace(&mut model.terms, terms);
+            let now = &model.terms;
+            if now.config != old.config {
+                events.push(Event::ModelChanged { model: id, config: now.config.clone() });
+            }
+            if now.quota.step_tokens != old.quota.step_tokens {
+                // Workers are told the size of a step once, when they start.
+                events.push(Event::Unload { model: id });
+            }
+        }
+        let (again, refused): (BTreeMap<_, _>, _) = std::mem::take(&mut self.refused)
+            .into_iter()
+            .partition(|(_, refused)| refused.surveyed.is_some());
+        self.refused = refused;
+        for (name, refused) in again {
+            let surveyed = refused.surveyed.expect("parted by it");
+            events.extend(self.add(name, surveyed, quotas, machine));
+        }
+        events
     }
 
     pub(super) fn named(&self, name: &str) -> Option<Found> {
         let (id, model) = self.known.iter().find(|(_, model)| model.name == name)?;
-        let (max_tokens, step_tokens) = (model.surveyed.max_tokens, model.settings.step_tokens);
+        let (max_tokens, step_tokens) = (model.surveyed.max_tokens, model.terms.quota.step_tokens);
         Some(Found { id: *id, max_tokens, step_tokens })
     }
 
     fn id(&self, name: &str) -> Result<ModelId, ApiError> {
-        if let Some(reason) = self.refused.get(name) {
+        if let Some(Refused { reason, .. }) = self.refused.get(name) {
             return Err(ApiError::new(
                 StatusCode::CONFLICT,
                 "package_refused",
@@ -280,7 +354,7 @@ impl Models {
 
     /// Why a package of this name can't be asked for, if there is one.
     pub(super) fn refusal(&self, name: &str) -> Option<&str> {
-        self.refused.get(name).map(String::as_str)
+        self.refused.get(name).map(|refused| refused.reason.as_str())
     }
 
     /// The name, for logs; a removed model has none.
@@ -300,7 +374,8 @@ impl Models {
             threads,
             lease_bytes,
             max_tokens: model.surveyed.max_tokens,
-            step_tokens: model.settings.step_tokens,
+            step_tokens: model.terms.quota.step_tokens,
+            step_us: u32::try_from(model.terms.quota.step_ms * 1_000).expect("at most 50 ms"),
             calibrate: false,
         }
     }
@@ -374,11 +449,12 @@ impl Models {
 
     /// The refusal of a new job where the disk holds something else than what runs, and the operator wants it so.
     pub(super) fn refuse_changed(&self, model: ModelId) -> Result<(), ApiError> {
-        let Some(Model { name, change: Some(change), settings, .. }) = self.known.get(&model) else {
+        let Some(Model { name, change: Some(change), terms, .. }) = self.known.get(&model) else {
             return Ok(());
         };
-        if !settings.on_disk_change.refuses() {
-            return Ok(());
+        match terms.quota.on_disk_change {
+            OnDiskChange::RefuseNew => {}
+            OnDiskChange::Ignore => return Ok(()),
         }
         let message = format!(
             "the files of {name} are no longer the verified ones that run: {}; the operator must restore them, or add \
@@ -394,7 +470,7 @@ impl Models {
 
     /// Views of the packages that are refused.
     pub(super) fn refused_views(&self) -> impl Iterator<Item = ModelView> {
-        self.refused.iter().map(|(name, reason)| ModelView {
+        self.refused.iter().map(|(name, Refused { reason, .. })| ModelView {
             name: name.clone(),
             state: "refused",
             reason: Some(reason.clone()),
@@ -437,8 +513,8 @@ impl Model {
             signer: Some(self.surveyed.signer.clone()),
             unverified_source: self.surveyed.unverified_source,
             max_tokens: Some(self.surveyed.max_tokens),
-            lease_bytes: Some(self.lease_bytes),
-            predicted_peak_bytes: self.predicted_peak_bytes,
+            lease_bytes: Some(self.terms.config.values().lease_bytes),
+            predicted_peak_bytes: self.terms.predicted_peak_bytes,
             changed_on_disk: self.change.clone(),
             queued: queued as usize,
             running: running as usize,

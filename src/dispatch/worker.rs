@@ -242,7 +242,7 @@ fn job_end(end: &End) -> JobEnd {
 }
 
 impl State {
-    pub(super) fn run(&mut self, job: JobId, worker: WorkerId) {
+    pub(super) fn run(&mut self, job: JobId, worker: WorkerId, weight: u16) {
         let now = clock::instant();
         let waiting = self.jobs.get_mut(&job).expect("the scheduler runs jobs that have not ended");
         let serving = self.workers.get_mut(&worker).and_then(|worker| worker.serving.as_mut());
@@ -254,7 +254,7 @@ impl State {
         waiting.started = Some(now);
         waiting.result = None;
         let (input, descriptors) = waiting.input.message();
-        let message = ToWorker::Run { slot, domain: waiting.domain, input };
+        let message = ToWorker::Run { slot, domain: waiting.domain, weight, input };
         tracing::debug!(
             request = waiting.request_id,
             client = waiting.client,

@@ -69,6 +69,7 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
         lease_bytes,
         max_tokens: 256,
         step_tokens: 512,
+        step_us: 50_000,
         calibrate: false,
     }));
     match worker.hear() {
@@ -103,7 +104,7 @@ impl Worker {
         let input = EmbedInput { items, truncate: true }.encode();
         let file = SealedFile::from_bytes("input", &input).unwrap();
         let data = Data::Descriptor { bytes: input.len() as u64 };
-        self.link.send(&ToWorker::Run { slot: 0, domain: 1, input: data }, &[file.as_fd()]).unwrap();
+        self.link.send(&ToWorker::Run { slot: 0, domain: 1, weight: 1, input: data }, &[file.as_fd()]).unwrap();
         let mut bytes = 0;
         loop {
             match self.hear() {

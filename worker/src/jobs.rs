@@ -1,16 +1,17 @@
-//! The jobs that a worker holds, oldest first, and how far each is.
+//! The jobs that a worker holds, oldest first, and how far each is. Those of one domain are a lane: steps are shared by
+//! lanes and their weights, so that nobody gets more by bringing more jobs.
 
-use crate::batch;
 use crate::stopwatch::Stopwatch;
 use crate::text::{Text, Tokens};
 use ringfence_protocol::{EmbedInput, Item, JobError, SLOTS_MAX};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A job from its `Run` to its end.
 #[derive(Debug)]
 pub struct Job {
     /// The server's number for it.
     pub slot: u32,
+    domain: u64,
     truncate: bool,
     /// What the tokeniser has not seen.
     untokenised: VecDeque<Item>,
@@ -31,9 +32,10 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(slot: u32, input: EmbedInput) -> Self {
+    fn new(slot: u32, domain: u64, input: EmbedInput) -> Self {
         Self {
             slot,
+            domain,
             truncate: input.truncate,
             untokenised: input.items.into(),
             tokenised: 0,
@@ -104,11 +106,33 @@ pub struct Jobs {
     jobs: Vec<Job>,
     /// Slots that have had a job: a cancel may cross its job's end on the way.
     used: Vec<bool>,
+    /// By domain; those without a job are forgotten at the next step.
+    lanes: BTreeMap<u64, Lane>,
 }
+
+/// Whose a job is, as far as a worker knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Jobs of one domain share a lane.
+    pub domain: u64,
+    /// The lane's share of steps beside others; at least 1.
+    pub weight: u16,
+}
+
+/// The jobs of one domain together.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    /// Tokens that it has had, for its weight.
+    counter: u64,
+    weight: u16,
+}
+
+/// Keeps the resolution of counters for the largest weight.
+const COUNTER_SCALE: u64 = 1 << 16;
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize] }
+        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], lanes: BTreeMap::new() }
     }
 }
 
@@ -129,8 +153,12 @@ impl Jobs {
     }
 
     /// Adds a job to a free slot.
-    pub fn add(&mut self, slot: u32, input: EmbedInput) {
-        self.jobs.push(Job::new(slot, input));
+    pub fn add(&mut self, slot: u32, share: Share, input: EmbedInput) {
+        let Share { domain, weight } = share;
+        // A lane that comes has no claim on the steps before it came.
+        let least = self.lanes.values().map(|lane| lane.counter).min().unwrap_or(0);
+        self.lanes.entry(domain).or_insert(Lane { counter: least, weight }).weight = weight;
+        self.jobs.push(Job::new(slot, domain, input));
     }
 
     /// Drops a slot's job; false if it has ended already.
@@ -174,15 +202,100 @@ impl Jobs {
         Ok(())
     }
 
-    /// What goes into the next step: slots, oldest first, each with a number of items that is not 0.
-    pub fn choose(&self, budget: usize) -> Vec<(u32, usize)> {
-        let taken = batch::choose(self.jobs.len(), budget, |job, n| self.jobs[job].next_lengths(n));
-        self.jobs.iter().map(|job| job.slot).zip(taken).filter(|(_, items)| *items > 0).collect()
+    /// What goes into the next step: slots, each with a number of items that is not 0. The next item is always of the lane
+    /// that has had the least for its weight; the first is taken whatever its length, and a step ends with the first that
+    /// finds no room in its budget of tokens.
+    pub fn choose(&mut self, budget: usize) -> Vec<(u32, usize)> {
+        self.lanes.retain(|domain, _| self.jobs.iter().any(|job| job.domain == *domain));
+        let mut waiting = self.waiting();
+        let mut chosen: Vec<(u32, usize)> = Vec::new();
+        let mut tokens = 0;
+        loop {
+            let open = self.lanes.iter_mut().filter(|(domain, _)| !waiting[*domain].is_empty());
+            let Some((domain, lane)) = open.min_by_key(|(domain, lane)| (lane.counter, **domain)) else {
+                break;
+            };
+            let (slot, more) = waiting[domain][0];
+            if tokens > 0 && tokens + more > budget {
+                break;
+            }
+            tokens += more;
+            lane.counter += more as u64 * COUNTER_SCALE / u64::from(lane.weight);
+            waiting.get_mut(domain).expect("it was there").pop_front();
+            match chosen.iter_mut().find(|(chosen, _)| *chosen == slot) {
+                Some((_, items)) => *items += 1,
+                None => chosen.push((slot, 1)),
+            }
+        }
+        chosen
+    }
+
+    /// For each domain, the slots and tokens of its items that can run, oldest job first.
+    fn waiting(&self) -> BTreeMap<u64, VecDeque<(u32, usize)>> {
+        let mut waiting: BTreeMap<u64, VecDeque<(u32, usize)>> = BTreeMap::new();
+        for job in &self.jobs {
+            let items = (0..).map_while(|n| job.next_lengths(n)).map(|tokens| (job.slot, tokens));
+            waiting.entry(job.domain).or_default().extend(items);
+        }
+        waiting
     }
 
     /// Tokens of the first `items` waiting items of a slot.
     pub fn tokens_of(&self, slot: u32, items: usize) -> usize {
         let job = self.jobs.iter().find(|job| job.slot == slot).expect("the slot has a job");
         job.waiting.iter().take(items).map(|tokens| tokens.ids.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Jobs as domain and lengths of their items, in slots from 0.
+    fn jobs(of: &[(u64, &[usize])]) -> Jobs {
+        let mut jobs = Jobs::default();
+        for (slot, (domain, lengths)) in (0..).zip(of) {
+            jobs.add(
+                slot,
+                Share { domain: *domain, weight: 1 },
+                EmbedInput { items: Vec::new(), truncate: false },
+            );
+            jobs.get_mut(slot).waiting =
+                lengths.iter().map(|length| Tokens { ids: vec![0; *length], truncated: false }).collect();
+        }
+        jobs
+    }
+
+    #[test]
+    fn a_step_is_shared_by_domains_however_many_jobs_they_bring() {
+        let many = [(1, &[4, 4][..]), (1, &[4, 4]), (1, &[4, 4]), (2, &[4, 4, 4])];
+        assert_eq!(jobs(&many).choose(24), [(0, 2), (3, 3), (1, 1)]);
+        assert_eq!(jobs(&many).choose(100), [(0, 2), (3, 3), (1, 2), (2, 2)]);
+    }
+
+    #[test]
+    fn small_items_don_t_get_less_than_large_ones_nor_does_weight() {
+        let mut even = jobs(&[(1, &[10; 40]), (2, &[50; 8])]);
+        assert_eq!(even.choose(200), [(0, 10), (1, 2)]);
+        let mut weighted = jobs(&[(1, &[10; 90]), (2, &[10; 90])]);
+        weighted.lanes.get_mut(&2).unwrap().weight = 4;
+        assert_eq!(weighted.choose(500), [(0, 10), (1, 40)]);
+    }
+
+    #[test]
+    fn lanes_take_turns_where_a_step_has_no_room_for_all() {
+        let mut jobs = jobs(&[(1, &[10; 4]), (2, &[10; 4]), (3, &[10; 4])]);
+        let first: Vec<u32> = (0..4).map(|_| jobs.choose(10)[0].0).collect();
+        assert_eq!(first, [0, 1, 2, 0]);
+        assert_eq!(Jobs::default().choose(10), []);
+    }
+
+    #[test]
+    fn the_first_item_runs_whatever_its_length_and_jobs_that_are_not_tokenised_wait() {
+        let mut jobs = jobs(&[(1, &[50, 1]), (2, &[60])]);
+        assert_eq!(jobs.choose(10), [(0, 1)]);
+        assert_eq!(jobs.choose(10), [(1, 1)]);
+        jobs.jobs[1].untokenised.push_back(Item::Text("b".to_owned()));
+        assert_eq!(jobs.choose(100), [(0, 2)]);
     }
 }

@@ -8,12 +8,12 @@
 //! package   every byte that a stranger wrote: strict, bounded parsers
 //! ```
 
-pub mod batch;
 pub mod convert;
 pub mod device;
 pub mod jobs;
 pub mod memory;
 pub mod models;
+mod pace;
 pub mod package;
 pub mod serve;
 pub mod shell;

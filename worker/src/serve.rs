@@ -1,8 +1,9 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
-use crate::jobs::{Jobs, SlotFault};
+use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, job_error};
 use crate::models::{self, Batch, Loaded};
+use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
 use crate::shell::{Shell, layer};
 use crate::stopwatch::Stopwatch;
@@ -66,8 +67,9 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
     });
     match loaded {
         Ok(loaded) => {
-            let (step_tokens, calibrate) = (start.step_tokens as usize, start.calibrate);
-            Server { link, memory, loaded, step_tokens, calibrate, jobs: Jobs::default() }.run()
+            let calibrate = start.calibrate;
+            let pace = Pace::new(start.step_tokens, start.step_us);
+            Server { link, memory, loaded, pace, calibrate, jobs: Jobs::default() }.run()
         }
         Err(error) => {
             send(link, FromWorker::LoadFailed { error: error.clone() })?;
@@ -95,8 +97,8 @@ fn legal_start(start: Start) -> Result<Start, End> {
     if !(1..=THREADS_MAX).contains(&usize::from(start.threads)) {
         return Err(End::Illegal("a number of threads out of bounds"));
     }
-    if start.max_tokens == 0 || start.step_tokens == 0 {
-        return Err(End::Illegal("a bound of no tokens"));
+    if start.max_tokens == 0 || start.step_tokens == 0 || start.step_us == 0 {
+        return Err(End::Illegal("a bound of nothing"));
     }
     Ok(start)
 }
@@ -155,7 +157,7 @@ struct Server<'a> {
     link: &'a WorkerSideLink,
     memory: &'a dyn Memory,
     loaded: Loaded,
-    step_tokens: usize,
+    pace: Pace,
     calibrate: bool,
     jobs: Jobs,
 }
@@ -214,11 +216,12 @@ impl Server<'_> {
             self.measure_anew()?;
         }
         match (message, descriptors.len()) {
-            (ToWorker::Run { slot, domain: _, input: Data::Inline(input) }, 0) => {
-                self.run_inline(slot, input)?
+            (ToWorker::Run { weight: 0, .. }, _) => return Err(End::Illegal("a weight of nothing")),
+            (ToWorker::Run { slot, domain, weight, input: Data::Inline(input) }, 0) => {
+                self.run_inline(slot, Share { domain, weight }, input)?
             }
-            (ToWorker::Run { slot, domain: _, input: Data::Descriptor { bytes } }, 1) => {
-                self.run_descriptor(slot, bytes, descriptors.remove(0))?;
+            (ToWorker::Run { slot, domain, weight, input: Data::Descriptor { bytes } }, 1) => {
+                self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
@@ -242,17 +245,23 @@ impl Server<'_> {
         Ok(())
     }
 
-    fn run_inline(&mut self, slot: u32, input: EmbedInput) -> Result<(), End> {
+    fn run_inline(&mut self, slot: u32, share: Share, input: EmbedInput) -> Result<(), End> {
         self.jobs.free(slot)?;
         let bytes: usize = input.items.iter().map(least_encoding).sum();
         if !input.is_legal() || bytes > INLINE_INPUT_BYTES_MAX {
             return Err(End::Illegal("an inline input out of bounds"));
         }
-        self.jobs.add(slot, input);
+        self.jobs.add(slot, share, input);
         Ok(())
     }
 
-    fn run_descriptor(&mut self, slot: u32, bytes: u64, descriptor: OwnedFd) -> Result<(), End> {
+    fn run_descriptor(
+        &mut self,
+        slot: u32,
+        share: Share,
+        bytes: u64,
+        descriptor: OwnedFd,
+    ) -> Result<(), End> {
         self.jobs.free(slot)?;
         let file = SealedFile::from_descriptor(descriptor)?;
         if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
@@ -262,7 +271,7 @@ impl Server<'_> {
             return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
         }
         let input = EmbedInput::decode(&file.map()?).ok_or(End::Illegal("an input that doesn't decode"))?;
-        self.jobs.add(slot, input);
+        self.jobs.add(slot, share, input);
         Ok(())
     }
 
@@ -279,7 +288,7 @@ impl Server<'_> {
     }
 
     fn step(&mut self) -> Result<(), End> {
-        let mut chosen = self.jobs.choose(self.step_tokens);
+        let mut chosen = self.jobs.choose(self.pace.tokens());
         if chosen.is_empty() {
             return Ok(());
         }
@@ -290,6 +299,7 @@ impl Server<'_> {
         let watch = Stopwatch::start();
         let output = self.loaded.model.embed(&batch).to_vec();
         let busy_us = watch.micros();
+        self.pace.measured(batch.tokens(), busy_us);
         send(self.link, FromWorker::Step { busy_us, tokens: tokens.clone() })?;
         let mut rest = &output[..];
         for ((slot, items), (_, tokens)) in chosen.into_iter().zip(tokens) {

@@ -160,7 +160,7 @@ fn a_model_whose_output_is_not_finite_says_so() {
 
 fn send_input(worker: &Worker, input: &[u8], bytes: u64) {
     let file = SealedFile::from_bytes("input", input).unwrap();
-    let message = ToWorker::Run { slot: 0, domain: 1, input: Data::Descriptor { bytes } };
+    let message = ToWorker::Run { slot: 0, domain: 1, weight: 1, input: Data::Descriptor { bytes } };
     worker.link.send(&message, &[file.as_fd()]).unwrap();
 }
 
@@ -246,13 +246,13 @@ fn descriptors_that_do_not_belong_end_the_worker() {
     check_ends(ready(), with_file(ToWorker::Cancel { slot: 0 }), illegal);
     check_ends(born(), with_file(ToWorker::Start(START)), illegal);
     let input = Data::Descriptor { bytes: 1 };
-    check_ends(ready(), |w| w.say(ToWorker::Run { slot: 0, domain: 1, input }), illegal);
+    check_ends(ready(), |w| w.say(ToWorker::Run { slot: 0, domain: 1, weight: 1, input }), illegal);
     check_ends(ready(), |w| send_input(w, b"no encoding", 11), illegal);
     let input = EmbedInput { items: vec![text("a")], truncate: false }.encode();
     check_ends(ready(), |w| send_input(w, &input, input.len() as u64 - 1), illegal);
     check_ends(ready(), |w| send_input(w, &input, u64::MAX), illegal);
     let unsealed = unsealed(&input);
-    let message = ToWorker::Run { slot: 0, domain: 1, input: Data::Descriptor { bytes: input.len() as u64 } };
+    let message = ToWorker::Run { slot: 0, domain: 1, weight: 1, input: Data::Descriptor { bytes: input.len() as u64 } };
     check_ends(
         ready(),
         |w| w.link.send(&message, &[unsealed.as_fd()]).unwrap(),

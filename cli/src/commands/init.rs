@@ -1,6 +1,7 @@
 //! `ringfence init`: the home folder, the operator's keys, and the trust file that names them.
 
 use crate::clock;
+use crate::durable;
 use crate::error::CliError;
 use crate::home::Home;
 use crate::operator::{Config, KeyFile, OperatorArgs};
@@ -9,6 +10,7 @@ use crate::trust::{self, OwnCopy};
 use clap::Args;
 use nix::unistd::User;
 use ringfence_models::{Glob, PublicKey, SigningKey, Trust, TrustedKey};
+use ringfence_scheduler::quotas;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use serde::Serialize;
 use std::fs;
@@ -65,6 +67,7 @@ pub fn run(args: InitArgs, home: &Home, output: &Output) -> Result<(), CliError>
     refuse_existing(home, &config)?;
     let passphrase = args.operator.new_passphrase()?;
     make_folders(home, &owners)?;
+    make_quotas(home, &owners)?;
     let root = config.create(KeyFile::Root, &passphrase)?;
     let written = config.create(KeyFile::Operator, &passphrase).and_then(|operator| {
         write_trust(home, &config, &root, &operator)?;
@@ -144,6 +147,24 @@ fn make_folders(home: &Home, owners: &Owners) -> Result<(), CliError> {
     make_folder(&home.path().join("clients"), 0o711, owners.server, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("keys"), 0o700, owners.server, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("run"), 0o755, owners.server, OFlags::NOFOLLOW)
+}
+
+/// The server writes it in place, as it may not own the folder. One that is there already is the operator's.
+fn make_quotas(home: &Home, owners: &Owners) -> Result<(), CliError> {
+    let path = home.quotas();
+    let make = || -> io::Result<()> {
+        match durable::create(home.path(), "quotas.toml", &quotas::documented(), 0o644) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made?,
+        }
+        if let Some((uid, gid)) = owners.server {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&path, flags, Mode::empty())?;
+            rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        Ok(())
+    };
+    make().map_err(|source| CliError::io(path.display().to_string(), source))
 }
 
 fn make_folder(path: &Path, mode: u32, owner: Option<(Uid, Gid)>, flags: OFlags) -> Result<(), CliError> {

@@ -5,6 +5,7 @@ pub mod client;
 pub mod init;
 pub mod key;
 pub mod model;
+pub mod quota;
 pub mod serve;
 pub mod status;
 pub mod stress;
@@ -31,6 +32,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Model(args) => model::run(args, home, output),
         Command::Client(args) => client::run(args, home, output),
         Command::Key(args) => key::run(args, home, output),
+        Command::Quota(args) => quota::run(args, home, output),
         Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),

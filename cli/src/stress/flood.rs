@@ -53,8 +53,8 @@ async fn flood(stage: &Stage<'_>, findings: &mut Findings) -> Result<(), CliErro
     let jobs = Arc::new(load::jobs(server, &address, 8).await?);
     let connections = if stage.original.is_some() { CONNECTIONS } else { CONNECTIONS_UNLIMITED };
     if let Some(original) = stage.original {
-        let values: [(&[&str], toml::Value); 1] = [(&["clients", "stress-flood", "queue"], QUEUE.into())];
-        quotas::put(server, &quotas::with(original, &values)?, None).await?;
+        let queue = format!("clients.stress-flood.queue={QUEUE}");
+        quotas::put(server, &quotas::with(original, &[&queue])?, None).await?;
     }
     let process = server.pid().await?;
     let running = Traffic { address, jobs, connections, every: Duration::ZERO, polite: false }.start();
@@ -128,11 +128,9 @@ async fn rate(stage: &Stage<'_>, findings: &mut Findings) -> Result<(), CliError
     let address = server.client("stress-rate").await?;
     let job = load::jobs(server, &address, 1).await?.swap_remove(0);
     let (per_minute, burst) = RATE;
-    let values: [(&[&str], toml::Value); 2] = [
-        (&["clients", "stress-rate", "jobs_per_minute"], per_minute.into()),
-        (&["clients", "stress-rate", "jobs_burst"], burst.into()),
-    ];
-    quotas::put(server, &quotas::with(original, &values)?, None).await?;
+    let rate = format!("clients.stress-rate.jobs_per_minute={per_minute}");
+    let burst = format!("clients.stress-rate.jobs_burst={burst}");
+    quotas::put(server, &quotas::with(original, &[&rate, &burst])?, None).await?;
     let (mut waits, mut not_taken, mut first) = (Vec::new(), 0_u32, String::new());
     for _ in 0..stage.extent.rounds {
         let mut wait = None;

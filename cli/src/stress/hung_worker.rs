@@ -90,10 +90,8 @@ pub(super) async fn begin_work(stage: &Stage<'_>) -> Result<Running, CliError> {
 
 async fn set_step_limit(stage: &Stage<'_>) -> Result<Duration, CliError> {
     let Some(original) = stage.original else { return Ok(STEP_LIMIT_DEFAULT) };
-    let limit = i64::try_from(STEP_LIMIT.as_millis()).unwrap_or(i64::MAX);
-    let path = ["models", &stage.server.model, "step_limit_ms"];
-    let values: [(&[&str], toml::Value); 1] = [(&path, limit.into())];
-    quotas::put(stage.server, &quotas::with(original, &values)?, None).await?;
+    let limit = format!("models.\"{}\".step_limit_ms={}", stage.server.model, STEP_LIMIT.as_millis());
+    quotas::put(stage.server, &quotas::with(original, &[&limit])?, None).await?;
     Ok(STEP_LIMIT)
 }
 

@@ -110,8 +110,7 @@ async fn edit(
 ) -> Result<(), CliError> {
     let server = stage.server;
     let weight = number % 100 + 1;
-    let values: [(&[&str], toml::Value); 1] = [(&["clients", CLIENT, "weight"], weight.into())];
-    let text = quotas::with(original, &values)?;
+    let text = quotas::with(original, &[&format!("clients.{CLIENT}.weight={weight}")])?;
     if number % 10 == 4 {
         let stale = quotas::put(server, &text, Some("stale")).await;
         if refusal(stale)?.is_none_or(|(code, _)| code != "quota_changed") {

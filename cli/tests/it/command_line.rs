@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
 
-fn ringfence(home: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn ringfence(home: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringfence")).arg("--home").arg(home).args(arguments).output().unwrap()
 }
 
-fn stdout(output: &Output) -> &str {
+pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).unwrap()
 }
 
-fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
@@ -71,6 +71,9 @@ fn usage_errors_end_with_2() {
     check(&["key", "add", "notes", "--expires-in", "soon"]);
     check(&["key", "add", "notes", "--scope", "everything"]);
     check(&["key", "revoke", "../clients"]);
+    check(&["quota", "set"]);
+    check(&["quota", "set", "queues.total"]);
+    check(&["quota", "set", "total=5"]);
     check(&["serve", "--listen", "localhost"]);
     check(&["bench", "embed", "--connections", "0"]);
     check(&["bench", "embed", "--batch", "0"]);
@@ -126,6 +129,7 @@ fn without_a_server_a_command_ends_with_4_and_says_how_to_start_one() {
     check(&["key", "add", "notes"]);
     check(&["key", "list"]);
     check(&["key", "revoke", "0a1b"]);
+    check(&["quota", "set", "queues.total=5"]);
     check(&["bench", "embed", "--requests", "1"]);
     check(&["bench", "embed", "--client", "notes"]);
     check(&["top", "--once"]);

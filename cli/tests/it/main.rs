@@ -5,4 +5,5 @@
 mod command_line;
 mod connection;
 mod load;
+mod quota;
 mod server;

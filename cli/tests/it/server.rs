@@ -59,6 +59,8 @@ pub(crate) struct Asked {
     pub(crate) line: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Value,
+    /// The body as it came.
+    pub(crate) text: String,
 }
 
 /// Runs until it is dropped.
@@ -148,6 +150,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
         line: format!("{} {}", head.method, head.uri),
         headers: head.headers,
         body: serde_json::from_slice(&body).unwrap_or_default(),
+        text: String::from_utf8(body.to_vec()).unwrap(),
     };
     let reply = state.reply_to(asked);
     tokio::time::sleep(reply.delay).await;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{History, World};
 
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 5_000;
 
 /// Everything that the histories together must have shown, or they would prove nothing.
 const SHOWN: &[&str] = &[
@@ -43,6 +43,12 @@ const SHOWN: &[&str] = &[
     "kill cancel_ignored",
     "kill stop_ignored",
     "kill illegal",
+    "end rate_jobs",
+    "end rate_device_time",
+    "end rate_tokens",
+    "rule Arrival",
+    "rule Fair",
+    "rule Operator",
     "rule Eviction",
     "rule Yield",
     "rule IdleUnload",

@@ -1,8 +1,8 @@
 //! An independent account of what the scheduler was told and what it decided, and the promises that both must keep.
 
 use ringfence_scheduler::{
-    Action, ClientId, Config, Event, Exit, Failure, GRACE, JobEnd, JobId, KillReason, ModelId, ModelValues,
-    Outcome, Refusal, Snapshot, Submit, Time, WorkerId, WorkerState,
+    Action, Class, ClientId, ClientUsage, ClientValues, Config, Event, Exit, Failure, GRACE, JobEnd, JobId,
+    KillReason, ModelId, ModelValues, Order, Outcome, Refusal, Snapshot, Submit, Time, WorkerId, WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,6 +11,13 @@ pub(crate) struct Oracle {
     config: Config,
     now: Time,
     models: BTreeMap<ModelId, ModelValues>,
+    /// With a section of their own.
+    clients: BTreeMap<ClientId, ClientValues>,
+    /// Device time of all steps.
+    busy_us: u64,
+    submitted: u64,
+    /// When a job of a class last started.
+    served: BTreeMap<(ModelId, Class), Time>,
     /// Submitted and not ended.
     pub(crate) jobs: BTreeMap<JobId, Job>,
     ended: BTreeSet<JobId>,
@@ -51,6 +58,10 @@ impl Oracle {
             config,
             now: Time(0),
             models: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            busy_us: 0,
+            served: BTreeMap::new(),
+            submitted: 0,
             jobs: BTreeMap::new(),
             ended: BTreeSet::new(),
             workers: BTreeMap::new(),
@@ -82,6 +93,11 @@ impl Oracle {
                 self.models.insert(*model, config.values().clone());
             }
             Event::ModelRemoved { .. } => {}
+            Event::Configured(config) => self.config = config.clone(),
+            Event::ClientConfigured { client, config } => match config {
+                Some(config) => drop(self.clients.insert(*client, config.values().clone())),
+                None => drop(self.clients.remove(client)),
+            },
             Event::Submit(submit) => self.submitted(submit),
             Event::SpawnFailed { worker, .. } => drop(self.workers.remove(worker)),
             Event::WorkerReady { worker, .. } => self.heard(*worker, |worker| worker.ready = true),
@@ -91,7 +107,12 @@ impl Oracle {
                     worker.stopped.get_or_insert(now);
                 }
             }
-            Event::Used { worker, .. } => self.heard(*worker, |_| {}),
+            Event::Used { worker, device_us, .. } => {
+                self.heard(*worker, |_| {});
+                if self.workers.get(worker).is_some_and(|worker| !worker.slots.is_empty()) {
+                    self.busy_us += device_us;
+                }
+            }
             Event::JobEnded { worker, job, end } => self.job_ended(*worker, *job, *end),
             Event::WorkerExited { worker, exit } => self.exited(*worker, *exit),
             Event::Drain => self.draining = true,
@@ -101,6 +122,7 @@ impl Oracle {
 
     fn submitted(&mut self, submit: &Submit) {
         self.arrivals += 1;
+        self.submitted += 1;
         let job = Job { submit: submit.clone(), arrival: self.arrivals, worker: None, runs: 0, deaths: 0 };
         assert!(self.jobs.insert(submit.job, job).is_none());
     }
@@ -142,7 +164,7 @@ impl Oracle {
                 assert!(*threads <= self.config.values().devices.cpu.cores);
                 self.spawned(*worker, *model, *lease_bytes);
             }
-            Action::Run { job, worker } => self.started(*job, *worker),
+            Action::Run { job, worker, .. } => self.started(*job, *worker),
             Action::CancelJob { job, worker } => self.cancelled(*job, *worker),
             Action::End { job, outcome } => self.end(*job, outcome),
             Action::Stop { worker } => self.stopped(*worker),
@@ -184,8 +206,14 @@ impl Oracle {
         let job = self.jobs.get(&id).expect("an ended or unknown job was run");
         let model = job.submit.model;
         assert!(job.worker.is_none(), "a job runs in one place at a time");
-        let mut others = self.jobs.values().filter(|other| other.submit.model == model && other.waits());
-        assert!(others.all(|other| other.arrival >= job.arrival), "a job overtook another of its model");
+        let others = self.jobs.values().filter(|other| other.submit.model == model && other.waits());
+        if !job.submit.canary {
+            others.for_each(|other| self.check_order(job, other));
+        }
+        if !job.submit.canary {
+            let class = self.client(job.submit.client).class;
+            self.served.insert((model, class), self.now);
+        }
         let worker = self.workers.get_mut(&to).expect("a job was given to a dead worker");
         assert_eq!(worker.model, model);
         assert!(worker.ready && worker.stopped.is_none() && worker.killed.is_none());
@@ -201,6 +229,34 @@ impl Oracle {
         let job = self.jobs.get_mut(&id).expect("it was there");
         job.worker = Some(to);
         job.runs += 1;
+    }
+
+    /// A job may start before this one that waits.
+    fn check_order(&self, job: &Job, other: &Job) {
+        let overtakes = other.arrival < job.arrival;
+        if self.config.values().order == Order::Arrival || other.submit.client == job.submit.client {
+            assert!(!overtakes, "a job overtook another");
+            return;
+        }
+        let class = |job: &Job| self.client(job.submit.client).class;
+        let since = self.served.get(&(job.submit.model, class(job))).copied().unwrap_or_default();
+        let due = since + self.config.values().aging <= self.now;
+        assert!(class(job) <= class(other) || due, "a job of a worse class started first");
+    }
+
+    fn client(&self, id: ClientId) -> &ClientValues {
+        self.clients.get(&id).unwrap_or_else(|| self.config.values().client.values())
+    }
+
+    /// At the end: every microsecond of a step is charged to somebody, and every job is counted once.
+    pub(crate) fn check_accounts(&self, usage: &[ClientUsage]) {
+        let sum = |of: &dyn Fn(&ClientUsage) -> u64| usage.iter().map(of).sum::<u64>();
+        assert_eq!(sum(&|client| client.usage.device_us), self.busy_us, "charges are not the busy time");
+        assert_eq!(sum(&|client| client.usage.submitted), self.submitted);
+        let ended = sum(&|client| {
+            client.usage.done + client.usage.failed + client.usage.refused.values().sum::<u64>()
+        });
+        assert_eq!(ended, self.submitted, "a job was counted twice or not at all");
     }
 
     fn cancelled(&mut self, job: JobId, worker: WorkerId) {
@@ -264,9 +320,10 @@ impl Oracle {
             |of: &dyn Fn(&Job) -> bool| self.jobs.values().filter(|job| job.waits() && of(job)).count();
         let values = self.config.values();
         let queue_max = self.models.get(&submit.model).map_or(0, |values| values.queue_max);
+        let client_max = self.client(submit.client).queue_max;
         [
             waiting(&|_| true) >= values.queue_total_max as usize,
-            waiting(&|job| job.submit.client == submit.client) >= values.queue_per_client_max as usize,
+            waiting(&|job| job.submit.client == submit.client) >= client_max as usize,
             waiting(&|job| job.submit.model == submit.model) >= queue_max as usize,
         ]
     }
@@ -351,6 +408,7 @@ impl Oracle {
             let waiting = self.jobs.values().filter(|job| job.waits() && job.submit.model == worker.model);
             let Some(first) = waiting.min_by_key(|job| job.arrival) else { continue };
             let room = match first.deaths {
+                0 if self.config.values().order == Order::Fair => own.slots.is_empty(),
                 0 => {
                     own.slots.len() < usize::from(self.models[&worker.model].concurrency)
                         && !own.suspect_inside

@@ -4,8 +4,9 @@
 use crate::oracle::Oracle;
 use crate::random::Random;
 use ringfence_scheduler::{
-    Action, ClientId, Config, ConfigValues, DeviceConfig, Devices, Event, Exit, JobEnd, JobId, ModelConfig,
-    ModelId, ModelValues, Scheduler, SpawnFault, Submit, Time, WorkerId,
+    Action, Class, ClientConfig, ClientId, ClientValues, Config, ConfigValues, DeviceConfig, Devices, Event,
+    Exit, JobEnd, JobId, ModelConfig, ModelId, ModelValues, Order, Rate, Scheduler, SpawnFault, Submit, Time,
+    WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -79,18 +80,7 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let crowded = random.permille(50);
-        let config = Config::new(ConfigValues {
-            devices: Devices {
-                cpu: DeviceConfig {
-                    budget_bytes: if crowded { 60 } else { random.within(60, 200) },
-                    cores: 4,
-                },
-            },
-            host_budget_bytes: random.within(30, 100),
-            queue_total_max: random.within(5, 60) as u32,
-            queue_per_client_max: random.within(2, 30) as u32,
-        })
-        .unwrap();
+        let config = config(&mut random, crowded);
         Self {
             scheduler: Scheduler::new(config.clone()),
             oracle: Oracle::new(config),
@@ -141,6 +131,7 @@ impl World {
             (0, 0),
             "memory is promised to nobody"
         );
+        self.oracle.check_accounts(&self.scheduler.usage(None));
         History { shown: self.oracle.shown, digest: self.digest.finish() }
     }
 
@@ -224,7 +215,7 @@ impl World {
     fn obey(&mut self, action: &Action) {
         match action {
             Action::Spawn { worker, .. } => self.start_worker(*worker),
-            Action::Run { job, worker } => self.start_job(*job, *worker),
+            Action::Run { job, worker, .. } => self.start_job(*job, *worker),
             Action::CancelJob { job, worker } => {
                 let process = self.workers.get_mut(worker).unwrap();
                 if !process.ignores_cancel {
@@ -346,10 +337,15 @@ impl World {
         let quiet_operator = self.crowded;
         match self.random.within(0, if quiet_operator { 859 } else { 999 }) {
             0..680 => self.submit(model),
-            680..860 => {
+            680..850 => {
                 Event::Cancel { job: JobId(self.random.within(self.jobs.saturating_sub(12), self.jobs + 1)) }
             }
-            860..890 => Event::ModelChanged { model, config: self.model_config() },
+            850..860 => {
+                let config = self.random.permille(800).then(|| client_config(&mut self.random, 700));
+                Event::ClientConfigured { client: ClientId(self.random.within(0, 3) as u32), config }
+            }
+            860..870 => Event::Configured(config(&mut self.random, self.crowded)),
+            870..890 => Event::ModelChanged { model, config: self.model_config() },
             890..905 => Event::ModelAdded { model, config: self.model_config() },
             905..920 => Event::ModelRemoved { model },
             920..940 => Event::Load { model },
@@ -383,6 +379,7 @@ impl World {
             client: ClientId(self.random.within(0, 3) as u32),
             model,
             deadline: self.random.permille(400).then_some(Time(in_time)),
+            tokens: self.random.within(1, 40),
             tokens_bound: self.random.within(1, 12),
             canary: self.random.permille(60),
         })
@@ -419,6 +416,8 @@ impl World {
             concurrency: random.within(1, 5) as u16,
             queue_max: random.within(2, 25) as u32,
             timeout: ms(random, 30, 300),
+            step_tokens: random.within(1, 40) as u32,
+            step_target: ms(random, 1, 50),
             step_limit: ms(random, 20, 200),
             load_limit: ms(random, 160, 400),
             idle_unload: random.permille(600).then_some(idle),
@@ -427,4 +426,35 @@ impl World {
         })
         .unwrap()
     }
+}
+
+fn config(random: &mut Random, crowded: bool) -> Config {
+    Config::new(ConfigValues {
+        devices: Devices {
+            cpu: DeviceConfig { budget_bytes: if crowded { 60 } else { random.within(60, 200) }, cores: 4 },
+        },
+        host_budget_bytes: random.within(30, 100),
+        queue_total_max: random.within(5, 60) as u32,
+        order: if random.permille(300) { Order::Arrival } else { Order::Fair },
+        aging: Duration::from_millis(random.within(1, 500)),
+        client: client_config(random, 0),
+    })
+    .unwrap()
+}
+
+/// Rates in so many of a thousand clients.
+fn client_config(random: &mut Random, rates: u64) -> ClientConfig {
+    let rate = |random: &mut Random, least, most| {
+        let per_minute = random.within(least, most);
+        random.permille(rates).then(|| Rate { per_minute, burst: random.within(1, per_minute) })
+    };
+    ClientConfig::new(ClientValues {
+        weight: random.within(1, 5) as u16,
+        class: random.pick(&[Class::Realtime, Class::Interactive, Class::Batch]),
+        queue_max: random.within(2, 30) as u32,
+        jobs: rate(random, 60, 6_000),
+        device_us: rate(random, 60_000, 30_000_000),
+        tokens: rate(random, 60, 60_000),
+    })
+    .unwrap()
 }

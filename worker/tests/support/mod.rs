@@ -158,6 +158,7 @@ pub(crate) const START: Start = Start {
     lease_bytes: u64::MAX,
     max_tokens: 512,
     step_tokens: 64,
+    step_us: 60_000_000,
     calibrate: false,
 };
 
@@ -204,16 +205,16 @@ impl Worker {
         let input = EmbedInput { items, truncate };
         let bytes = input.encode();
         if bytes.len() <= INLINE_INPUT_BYTES_MAX {
-            return self.say(ToWorker::Run { slot, domain: 1, input: Data::Inline(input) });
+            return self.say(ToWorker::Run { slot, domain: 1, weight: 1, input: Data::Inline(input) });
         }
         let file = SealedFile::from_bytes("input", &bytes).unwrap();
         let input = Data::Descriptor { bytes: bytes.len() as u64 };
-        self.link.send(&ToWorker::Run { slot, domain: 1, input }, &[file.as_fd()]).unwrap();
+        self.link.send(&ToWorker::Run { slot, domain: 1, weight: 1, input }, &[file.as_fd()]).unwrap();
     }
 
     pub(crate) fn run_inline(&self, slot: u32, items: Vec<Item>) {
         let input = Data::Inline(EmbedInput { items, truncate: false });
-        self.say(ToWorker::Run { slot, domain: 1, input });
+        self.say(ToWorker::Run { slot, domain: 1, weight: 1, input });
     }
 
     /// All messages until this many jobs have ended.

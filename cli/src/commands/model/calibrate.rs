@@ -260,6 +260,7 @@ impl<'a> Worker<'a> {
             lease_bytes: self.lease_bytes,
             max_tokens: manifest.max_tokens(),
             step_tokens: 2 * STEP_TOKENS,
+            step_us: u32::MAX,
             calibrate: true,
         };
         self.program.send(&ToWorker::Start(start), &[])?;
@@ -311,7 +312,7 @@ impl<'a> Worker<'a> {
 
     fn send_job(&self, input: EmbedInput) -> Outcome<()> {
         let encoded = input.encode();
-        let run = |input| ToWorker::Run { slot: SLOT, domain: 0, input };
+        let run = |input| ToWorker::Run { slot: SLOT, domain: 0, weight: 1, input };
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
             return self.program.send(&run(Data::Inline(input)), &[]);
         }
