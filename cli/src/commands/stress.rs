@@ -40,6 +40,9 @@ pub struct StressArgs {
     /// The model to ask
     #[arg(long, default_value = "minilm", value_parser = client_name)]
     model: String,
+    /// Tokens in a text, special ones included
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(3..=512))]
+    tokens: u32,
     /// Seconds of one phase: 1 to 600
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
@@ -56,7 +59,7 @@ pub struct StressArgs {
 /// # Errors
 /// [`CliError::Broken`] where a promise did not hold, and those of [`stress::run`] and of the charts.
 pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
-    let server = Server::new(home, &args.model);
+    let server = Server::new(home, &args.model, args.tokens);
     let extent = Extent { seconds: args.seconds, rounds: args.rounds };
     let runtime = http::runtime()?;
     let mut all = Vec::new();

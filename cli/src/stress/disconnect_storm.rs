@@ -43,7 +43,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     let before = server.usage_of("stress-storm").await?.unwrap_or_default();
     let polite = Traffic { address: polite, jobs, connections: 1, every: POLITE_EVERY, polite: true }.start();
     let left = Arc::<AtomicU64>::default();
-    let bodies = Arc::new(words::bodies(&server.model, TEXTS, load::TOKENS));
+    let bodies = Arc::new(words::bodies(&server.model, TEXTS, server.tokens));
     let end = clock::now() + stage.extent.phase();
     let mut leavers = JoinSet::new();
     for seed in 1..=LEAVERS {

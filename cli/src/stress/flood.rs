@@ -19,7 +19,7 @@ const CONNECTIONS_UNLIMITED: usize = 400;
 /// Jobs that the flooding client may have waiting.
 const QUEUE: u32 = 8;
 /// Jobs in a minute of the client whose rate is tried, and at once.
-const RATE: (u32, u32) = (120, 3);
+const RATE: (u32, u32) = (60, 2);
 /// Jobs after which a rate must have refused one.
 const RATE_TRIES_MAX: u32 = 4 * RATE.1;
 /// The most that a refusal may tell that client to wait: longer than the rate needs for one job.

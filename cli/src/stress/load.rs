@@ -18,8 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Tokens of each text.
-pub const TOKENS: u32 = 64;
 /// Below this cosine an answer is another one than before.
 pub const COSINE_MIN: f64 = 0.9999;
 /// Answers that are remembered; those beyond are not, and the scenario says so.
@@ -105,7 +103,7 @@ pub struct Running {
 pub async fn jobs(server: &Server, address: &Address, texts: u32) -> Result<Vec<Job>, CliError> {
     let mut connection = Connection::open(address).await?;
     let mut jobs = Vec::new();
-    for body in words::bodies(&server.model, texts, TOKENS).into_iter().take(JOBS) {
+    for body in words::bodies(&server.model, texts, server.tokens).into_iter().take(JOBS) {
         let mut job = Job { body, texts, expected: Vec::new() };
         let answer = connection.send(&job.ask()).await?;
         let unreadable = || CliError::Answer {

@@ -82,8 +82,7 @@ pub fn with(original: &Original, values: &[&str]) -> Result<String, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_scheduler::Order;
-    use ringfence_scheduler::quotas::Quotas;
+    use toml_edit::DocumentMut;
 
     fn original(text: &str) -> Original {
         Original { text: text.to_owned(), revision: "1".to_owned() }
@@ -100,10 +99,12 @@ mod tests {
                 "models.\"minilm-1.5\".step_limit_ms=1000",
             ],
         );
-        let quotas = Quotas::parse(&text.unwrap()).unwrap();
-        assert_eq!((quotas.queues.total, quotas.queues.order), (9, Order::Arrival));
-        assert_eq!((quotas.clients["uid:7"].weight, quotas.clients["stress-a"].weight), (2, 3));
-        assert_eq!(quotas.models["minilm-1.5"].step_limit_ms, 1_000);
+        let table: DocumentMut = text.unwrap().parse().unwrap();
+        assert_eq!(table["queues"]["total"].as_integer(), Some(9));
+        assert_eq!(table["queues"]["order"].as_str(), Some("arrival"));
+        assert_eq!(table["clients"]["uid:7"]["weight"].as_integer(), Some(2));
+        assert_eq!(table["clients"]["stress-a"]["weight"].as_integer(), Some(3));
+        assert_eq!(table["models"]["minilm-1.5"]["step_limit_ms"].as_integer(), Some(1_000));
     }
 
     #[test]
