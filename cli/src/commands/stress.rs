@@ -62,20 +62,34 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
     let server = Server::new(home, &args.model, args.tokens);
     let extent = Extent { seconds: args.seconds, rounds: args.rounds };
     let runtime = http::runtime()?;
+    // A file that can't be written is better known before the stress than after it.
+    args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
     let mut all = Vec::new();
     for scenario in wanted(&args) {
-        all.push(runtime.block_on(one(scenario, &server, extent, output))?);
-    }
-    for chart in &args.chart {
-        let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
-        chart.draw(&panels)?;
+        match runtime.block_on(one(scenario, &server, extent, output)) {
+            Ok(findings) => all.push(findings),
+            Err(error) => return Err(ended_early(&args, &all, output, error)),
+        }
     }
     let mut report = Report::new(args.model, extent, &all);
     let broken = report.broken();
     let error = (!broken.is_empty()).then_some(CliError::Broken { promises: broken });
     report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
     output.answer(&report, |style| report.page(style))?;
+    let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
+    args.chart.iter().try_for_each(|chart| chart.draw(&panels))?;
     error.map_or(Ok(()), Err)
+}
+
+/// What the scenarios before the error found is shown to people; a machine gets the error alone.
+fn ended_early(args: &StressArgs, all: &[Findings], output: &Output, error: CliError) -> CliError {
+    if !output.is_json() && !all.is_empty() {
+        let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+        let page = Report::new(args.model.clone(), extent, all).page(output.style());
+        // The error is what matters now, whether this can be printed or not.
+        let _ = output.line(&page);
+    }
+    error
 }
 
 /// Each once, in the order in which they were given.

@@ -1,5 +1,6 @@
 //! One client far beyond its queue, then one beyond its rate.
 
+use super::bystanders;
 use super::chart::{Panel, Series};
 use super::load::{self, Ending, Log, Traffic};
 use super::promise::{Bound, Findings};
@@ -81,14 +82,7 @@ fn judge_refusals(findings: &mut Findings, log: &Log) {
     let all: usize = refused.values().sum();
     findings.judge("refusals", Some(all as f64), SOME, load::in_words(&refused));
     findings.judge("refusals_without_code_or_time", Some(log.count(is_bare) as f64), NONE, "");
-    findings.judge(
-        "lost_jobs",
-        Some(log.lost().values().sum::<usize>() as f64),
-        NONE,
-        load::in_words(&log.lost()),
-    );
-    findings.judge("wrong_answers", Some(log.wrong() as f64), NONE, "");
-    findings.figure("jobs answered", Some(log.right() as f64), "");
+    bystanders::judge(findings, log);
 }
 
 /// A refusal without the server's own code, or without the time of a new try.

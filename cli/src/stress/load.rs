@@ -13,7 +13,7 @@ use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -87,7 +87,10 @@ pub struct Heard {
 
 /// All jobs of a traffic that ended.
 #[derive(Debug, Default)]
-pub struct Log(Mutex<Vec<Heard>>);
+pub struct Log {
+    heard: Mutex<Vec<Heard>>,
+    beyond: AtomicU64,
+}
 
 /// Traffic under way; it ends when this is dropped.
 pub struct Running {
@@ -234,14 +237,21 @@ impl Running {
 
 impl Log {
     fn heard(&self) -> MutexGuard<'_, Vec<Heard>> {
-        self.0.lock().expect("no thread panics with this lock")
+        self.heard.lock().expect("no thread panics with this lock")
     }
 
     fn put(&self, heard: Heard) {
         let mut all = self.heard();
         if all.len() < HEARD_MAX {
             all.push(heard);
+        } else {
+            self.beyond.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Jobs that ended and are not remembered.
+    pub fn beyond(&self) -> u64 {
+        self.beyond.load(Ordering::Relaxed)
     }
 
     /// Jobs that ended like this.
