@@ -11,6 +11,8 @@ use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
 use crate::commands::top::TopArgs;
 use crate::commands::trust::TrustArgs;
+use crate::commands::usage::UsageArgs;
+use crate::commands::why::WhyArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -77,6 +79,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Watch workers, models, clients and refusals
     Top(TopArgs),
+    /// Show what each client has had, has left and was refused
+    Usage(UsageArgs),
+    /// Say why a job waits, runs, was refused or failed
+    Why(WhyArgs),
     /// Measure a running server
     Bench(BenchArgs),
     /// Hold a running server's promises against what it does under stress

@@ -11,6 +11,8 @@ pub mod status;
 pub mod stress;
 pub mod top;
 pub mod trust;
+pub mod usage;
+pub mod why;
 
 use crate::args::Command;
 use crate::error::CliError;
@@ -37,6 +39,8 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),
         Command::Top(args) => top::run(args, home, output),
+        Command::Usage(args) => usage::run(args, home, output),
+        Command::Why(args) => why::run(&args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
         Command::Stress(args) => stress::run(args, home, output),
     }
