@@ -40,6 +40,9 @@ pub struct StressArgs {
     /// The model to ask
     #[arg(long, default_value = "minilm", value_parser = client_name)]
     model: String,
+    /// Tokens in a text, special ones included
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(3..=512))]
+    tokens: u32,
     /// Seconds of one phase: 1 to 600
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
@@ -56,23 +59,37 @@ pub struct StressArgs {
 /// # Errors
 /// [`CliError::Broken`] where a promise did not hold, and those of [`stress::run`] and of the charts.
 pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
-    let server = Server::new(home, &args.model);
+    let server = Server::new(home, &args.model, args.tokens);
     let extent = Extent { seconds: args.seconds, rounds: args.rounds };
     let runtime = http::runtime()?;
+    // A file that can't be written is better known before the stress than after it.
+    args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
     let mut all = Vec::new();
     for scenario in wanted(&args) {
-        all.push(runtime.block_on(one(scenario, &server, extent, output))?);
-    }
-    for chart in &args.chart {
-        let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
-        chart.draw(&panels)?;
+        match runtime.block_on(one(scenario, &server, extent, output)) {
+            Ok(findings) => all.push(findings),
+            Err(error) => return Err(ended_early(&args, &all, output, error)),
+        }
     }
     let mut report = Report::new(args.model, extent, &all);
     let broken = report.broken();
     let error = (!broken.is_empty()).then_some(CliError::Broken { promises: broken });
     report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
     output.answer(&report, |style| report.page(style))?;
+    let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
+    args.chart.iter().try_for_each(|chart| chart.draw(&panels))?;
     error.map_or(Ok(()), Err)
+}
+
+/// What the scenarios before the error found is shown to people; a machine gets the error alone.
+fn ended_early(args: &StressArgs, all: &[Findings], output: &Output, error: CliError) -> CliError {
+    if !output.is_json() && !all.is_empty() {
+        let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+        let page = Report::new(args.model.clone(), extent, all).page(output.style());
+        // The error is what matters now, whether this can be printed or not.
+        let _ = output.line(&page);
+    }
+    error
 }
 
 /// Each once, in the order in which they were given.

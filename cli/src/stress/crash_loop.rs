@@ -1,7 +1,7 @@
 //! The worker is killed again and again in the middle of work.
 
+use super::bystanders::{self, CONNECTIONS};
 use super::chart::{Panel, Series};
-use super::hung_worker::{CONNECTIONS, begin_work, judge_jobs};
 use super::load::{self, Job, Log, millis};
 use super::promise::{Bound, Findings};
 use super::server::{lineage, send_signal};
@@ -23,7 +23,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(20);
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 const RECOVERY: (Bound, &str) = (Bound::AtMost(1_000.0), "ms");
-const NONE: (Bound, &str) = (Bound::AtMost(0.0), "jobs");
 const NO_PROCESS: (Bound, &str) = (Bound::AtMost(0.0), "processes");
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
@@ -32,12 +31,12 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     stage.bar.set_length(u64::from(kills));
     let probe_address = server.client("stress-probe").await?;
     let probe = load::jobs(server, &probe_address, 1).await?.swap_remove(0);
-    let running = begin_work(stage).await?;
+    let running = bystanders::start(stage).await?;
     if let Err(why) = server.worker_to_signal().await? {
         let all = [
             ("recovery_p99", RECOVERY),
-            ("lost_jobs", NONE),
-            ("wrong_answers", NONE),
+            ("lost_jobs", bystanders::NONE),
+            ("wrong_answers", bystanders::NONE),
             ("orphans", NO_PROCESS),
         ];
         all.into_iter().for_each(|(promise, bound)| findings.skip(promise, bound, why.clone()));
@@ -62,7 +61,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
         format!("{missed} of {kills} kills had no success after them")
     };
     findings.judge("recovery_p99", percentile(&recoveries, 0.99).filter(|_| missed == 0), RECOVERY, note);
-    judge_jobs(&mut findings, &log);
+    bystanders::judge(&mut findings, &log);
     let orphans = last_orphans(stage, &ended).await?;
     findings.judge("orphans", Some(orphans.len() as f64), NO_PROCESS, in_words(&orphans));
     findings.figure("kills", Some(f64::from(kills_done)), "");

@@ -1,7 +1,7 @@
 //! Clients that connect, post and leave at random moments, beside one that stays.
 
+use super::bystanders;
 use super::chart::{Panel, Series};
-use super::hung_worker::judge_jobs;
 use super::load::{self, Traffic, millis};
 use super::promise::{Bound, Findings};
 use super::{Scenario, Stage};
@@ -43,7 +43,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     let before = server.usage_of("stress-storm").await?.unwrap_or_default();
     let polite = Traffic { address: polite, jobs, connections: 1, every: POLITE_EVERY, polite: true }.start();
     let left = Arc::<AtomicU64>::default();
-    let bodies = Arc::new(words::bodies(&server.model, TEXTS, load::TOKENS));
+    let bodies = Arc::new(words::bodies(&server.model, TEXTS, server.tokens));
     let end = clock::now() + stage.extent.phase();
     let mut leavers = JoinSet::new();
     for seed in 1..=LEAVERS {
@@ -56,7 +56,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     let idle = idle_after(stage, storm_ended).await?;
     let note = format!("{} jobs were left behind", left.load(Ordering::Relaxed));
     findings.judge("idle_after_storm", idle.map(millis), IDLE, note);
-    judge_jobs(&mut findings, &log);
+    bystanders::judge(&mut findings, &log);
     let after = server.usage_of("stress-storm").await?.unwrap_or_default();
     report_charges(&mut findings, &before, &after);
     let series = vec![Series { name: "waiting and running".to_owned(), points: jobs_seen }];

@@ -1,5 +1,6 @@
 //! One client far beyond its queue, then one beyond its rate.
 
+use super::bystanders;
 use super::chart::{Panel, Series};
 use super::load::{self, Ending, Log, Traffic};
 use super::promise::{Bound, Findings};
@@ -19,7 +20,7 @@ const CONNECTIONS_UNLIMITED: usize = 400;
 /// Jobs that the flooding client may have waiting.
 const QUEUE: u32 = 8;
 /// Jobs in a minute of the client whose rate is tried, and at once.
-const RATE: (u32, u32) = (120, 3);
+const RATE: (u32, u32) = (60, 2);
 /// Jobs after which a rate must have refused one.
 const RATE_TRIES_MAX: u32 = 4 * RATE.1;
 /// The most that a refusal may tell that client to wait: longer than the rate needs for one job.
@@ -53,8 +54,8 @@ async fn flood(stage: &Stage<'_>, findings: &mut Findings) -> Result<(), CliErro
     let jobs = Arc::new(load::jobs(server, &address, 8).await?);
     let connections = if stage.original.is_some() { CONNECTIONS } else { CONNECTIONS_UNLIMITED };
     if let Some(original) = stage.original {
-        let values: [(&[&str], toml::Value); 1] = [(&["clients", "stress-flood", "queue"], QUEUE.into())];
-        quotas::put(server, &quotas::with(original, &values)?, None).await?;
+        let queue = format!("clients.stress-flood.queue={QUEUE}");
+        quotas::put(server, &quotas::with(original, &[&queue])?, None).await?;
     }
     let process = server.pid().await?;
     let running = Traffic { address, jobs, connections, every: Duration::ZERO, polite: false }.start();
@@ -81,14 +82,7 @@ fn judge_refusals(findings: &mut Findings, log: &Log) {
     let all: usize = refused.values().sum();
     findings.judge("refusals", Some(all as f64), SOME, load::in_words(&refused));
     findings.judge("refusals_without_code_or_time", Some(log.count(is_bare) as f64), NONE, "");
-    findings.judge(
-        "lost_jobs",
-        Some(log.lost().values().sum::<usize>() as f64),
-        NONE,
-        load::in_words(&log.lost()),
-    );
-    findings.judge("wrong_answers", Some(log.wrong() as f64), NONE, "");
-    findings.figure("jobs answered", Some(log.right() as f64), "");
+    bystanders::judge(findings, log);
 }
 
 /// A refusal without the server's own code, or without the time of a new try.
@@ -128,11 +122,9 @@ async fn rate(stage: &Stage<'_>, findings: &mut Findings) -> Result<(), CliError
     let address = server.client("stress-rate").await?;
     let job = load::jobs(server, &address, 1).await?.swap_remove(0);
     let (per_minute, burst) = RATE;
-    let values: [(&[&str], toml::Value); 2] = [
-        (&["clients", "stress-rate", "jobs_per_minute"], per_minute.into()),
-        (&["clients", "stress-rate", "jobs_burst"], burst.into()),
-    ];
-    quotas::put(server, &quotas::with(original, &values)?, None).await?;
+    let rate = format!("clients.stress-rate.jobs_per_minute={per_minute}");
+    let burst = format!("clients.stress-rate.jobs_burst={burst}");
+    quotas::put(server, &quotas::with(original, &[&rate, &burst])?, None).await?;
     let (mut waits, mut not_taken, mut first) = (Vec::new(), 0_u32, String::new());
     for _ in 0..stage.extent.rounds {
         let mut wait = None;

@@ -1,7 +1,8 @@
 //! The worker is stopped in the middle of work, as one that hangs.
 
+use super::bystanders::{self, CONNECTIONS};
 use super::chart::{Panel, Series};
-use super::load::{self, Log, Running, Traffic, millis};
+use super::load::{self, Log, millis};
 use super::promise::{Bound, Findings};
 use super::server::send_signal;
 use super::stats::{median, percentile};
@@ -9,11 +10,8 @@ use super::{Scenario, Stage, quotas};
 use crate::clock;
 use crate::error::CliError;
 use rustix::process::{Pid, Signal};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Connections with work under way.
-pub(super) const CONNECTIONS: usize = 4;
 /// The limit of a step during the scenario, where it can be set.
 const STEP_LIMIT: Duration = Duration::from_secs(1);
 /// The default of that, where it can't.
@@ -25,17 +23,17 @@ const LOOK_MORE: Duration = Duration::from_secs(20);
 /// How often.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-const NONE: (Bound, &str) = (Bound::AtMost(0.0), "jobs");
-
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     let mut findings = Findings::new(Scenario::HungWorker);
     stage.bar.set_length(u64::from(stage.extent.rounds));
     let server = stage.server;
     let step_limit = set_step_limit(stage).await?;
     let bound = (Bound::AtMost(millis(step_limit + REPLACE_WAIT)), "ms");
-    let running = begin_work(stage).await?;
+    let running = bystanders::start(stage).await?;
     if let Err(why) = server.worker_to_signal().await? {
-        for (promise, bound) in [("replaced_after", bound), ("lost_jobs", NONE), ("wrong_answers", NONE)] {
+        for (promise, bound) in
+            [("replaced_after", bound), ("lost_jobs", bystanders::NONE), ("wrong_answers", bystanders::NONE)]
+        {
             findings.skip(promise, bound, why.clone());
         }
         return Ok(findings);
@@ -54,7 +52,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     let worst = percentile(&replaced, 1.0).filter(|_| missed == 0);
     let note = if missed == 0 { String::new() } else { format!("{missed} workers were not replaced at all") };
     findings.judge("replaced_after", worst, bound, note);
-    judge_jobs(&mut findings, &log);
+    bystanders::judge(&mut findings, &log);
     findings.figure("SIGSTOP to the worker's end (median)", median(&detected), "ms");
     findings.figure("SIGSTOP to a new worker (median)", median(&replaced), "ms");
     findings.figure("SIGSTOP to the next answer (median)", median(&answered), "ms");
@@ -66,34 +64,10 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     Ok(findings)
 }
 
-/// No innocent job is lost or answered wrong.
-pub(super) fn judge_jobs(findings: &mut Findings, log: &Log) {
-    let lost = log.lost();
-    findings.judge("lost_jobs", Some(lost.values().sum::<usize>() as f64), NONE, load::in_words(&lost));
-    findings.judge("wrong_answers", Some(log.wrong() as f64), NONE, "");
-    findings.figure("jobs answered", Some(log.right() as f64), "");
-    let refused = log.refused();
-    let name = if refused.is_empty() {
-        "jobs refused".to_owned()
-    } else {
-        format!("jobs refused: {}", load::in_words(&refused))
-    };
-    findings.figure(name, Some(refused.values().sum::<usize>() as f64), "");
-}
-
-/// Traffic of the client `stress-polite` on a model that is loaded.
-pub(super) async fn begin_work(stage: &Stage<'_>) -> Result<Running, CliError> {
-    let address = stage.server.client("stress-polite").await?;
-    let jobs = Arc::new(load::jobs(stage.server, &address, 4).await?);
-    Ok(Traffic { address, jobs, connections: CONNECTIONS, every: Duration::ZERO, polite: true }.start())
-}
-
 async fn set_step_limit(stage: &Stage<'_>) -> Result<Duration, CliError> {
     let Some(original) = stage.original else { return Ok(STEP_LIMIT_DEFAULT) };
-    let limit = i64::try_from(STEP_LIMIT.as_millis()).unwrap_or(i64::MAX);
-    let path = ["models", &stage.server.model, "step_limit_ms"];
-    let values: [(&[&str], toml::Value); 1] = [(&path, limit.into())];
-    quotas::put(stage.server, &quotas::with(original, &values)?, None).await?;
+    let limit = format!("models.\"{}\".step_limit_ms={}", stage.server.model, STEP_LIMIT.as_millis());
+    quotas::put(stage.server, &quotas::with(original, &[&limit])?, None).await?;
     Ok(STEP_LIMIT)
 }
 

@@ -13,13 +13,11 @@ use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Tokens of each text.
-pub const TOKENS: u32 = 64;
 /// Below this cosine an answer is another one than before.
 pub const COSINE_MIN: f64 = 0.9999;
 /// Answers that are remembered; those beyond are not, and the scenario says so.
@@ -89,7 +87,10 @@ pub struct Heard {
 
 /// All jobs of a traffic that ended.
 #[derive(Debug, Default)]
-pub struct Log(Mutex<Vec<Heard>>);
+pub struct Log {
+    heard: Mutex<Vec<Heard>>,
+    beyond: AtomicU64,
+}
 
 /// Traffic under way; it ends when this is dropped.
 pub struct Running {
@@ -105,7 +106,7 @@ pub struct Running {
 pub async fn jobs(server: &Server, address: &Address, texts: u32) -> Result<Vec<Job>, CliError> {
     let mut connection = Connection::open(address).await?;
     let mut jobs = Vec::new();
-    for body in words::bodies(&server.model, texts, TOKENS).into_iter().take(JOBS) {
+    for body in words::bodies(&server.model, texts, server.tokens).into_iter().take(JOBS) {
         let mut job = Job { body, texts, expected: Vec::new() };
         let answer = connection.send(&job.ask()).await?;
         let unreadable = || CliError::Answer {
@@ -236,14 +237,21 @@ impl Running {
 
 impl Log {
     fn heard(&self) -> MutexGuard<'_, Vec<Heard>> {
-        self.0.lock().expect("no thread panics with this lock")
+        self.heard.lock().expect("no thread panics with this lock")
     }
 
     fn put(&self, heard: Heard) {
         let mut all = self.heard();
         if all.len() < HEARD_MAX {
             all.push(heard);
+        } else {
+            self.beyond.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Jobs that ended and are not remembered.
+    pub fn beyond(&self) -> u64 {
+        self.beyond.load(Ordering::Relaxed)
     }
 
     /// Jobs that ended like this.

@@ -7,6 +7,7 @@ pub mod quotas;
 pub mod server;
 pub mod stats;
 
+mod bystanders;
 mod crash_loop;
 mod disconnect_storm;
 mod flood;

@@ -106,20 +106,16 @@ async fn prepare(stage: &Stage<'_>) -> Result<Clients, CliError> {
     Ok(Clients { polite, flood, polite_jobs: Arc::new(polite_jobs), flood_jobs })
 }
 
+fn weight(client: &str, weight: u32) -> String {
+    format!("clients.{client}.weight={weight}")
+}
+
 async fn set_order(stage: &Stage<'_>, order: &str) -> Result<(), CliError> {
     let Some(original) = stage.original else { return Ok(()) };
-    let mut values: Vec<(&[&str], toml::Value)> = vec![(&["queues", "order"], order.into())];
-    values.extend([
-        (&["clients", "stress-polite", "weight"] as &[&str], 1.into()),
-        (&["clients", "stress-flood", "weight"], 1.into()),
-    ]);
-    for (client, weight) in &SHARES {
-        let path: &'static [&'static str] = match *client {
-            "stress-one" => &["clients", "stress-one", "weight"],
-            _ => &["clients", "stress-three", "weight"],
-        };
-        values.push((path, (*weight).into()));
-    }
+    let order = format!("queues.order={order}");
+    let mut values = vec![order, weight("stress-polite", 1), weight("stress-flood", 1)];
+    values.extend(SHARES.map(|(client, share)| weight(client, share)));
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
     let text = quotas::with(original, &values)?;
     quotas::put(stage.server, &text, None).await.map(drop)
 }

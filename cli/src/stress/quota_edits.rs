@@ -1,7 +1,7 @@
 //! The quotas change while jobs run, valid and invalid texts in turn.
 
+use super::bystanders;
 use super::chart::{Panel, Series};
-use super::hung_worker::{begin_work, judge_jobs};
 use super::load::millis;
 use super::promise::{Bound, Findings};
 use super::quotas::{self, Original};
@@ -79,7 +79,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     };
     let count = EDITS * stage.extent.rounds;
     stage.bar.set_length(u64::from(count));
-    let running = begin_work(stage).await?;
+    let running = bystanders::start(stage).await?;
     let mut edits = Edits::default();
     for number in 0..count {
         edit(stage, original, number, &mut edits).await?;
@@ -88,7 +88,7 @@ pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
     }
     judge_last(stage, &mut findings, edits.last.as_ref()).await?;
     let log = running.stop().await;
-    judge_jobs(&mut findings, &log);
+    bystanders::judge(&mut findings, &log);
     edits.valid_refused.judge(&mut findings, "valid_refused");
     edits.invalid_taken.judge(&mut findings, "invalid_taken");
     edits.invalid_without_line.judge(&mut findings, "invalid_without_line");
@@ -110,8 +110,7 @@ async fn edit(
 ) -> Result<(), CliError> {
     let server = stage.server;
     let weight = number % 100 + 1;
-    let values: [(&[&str], toml::Value); 1] = [(&["clients", CLIENT, "weight"], weight.into())];
-    let text = quotas::with(original, &values)?;
+    let text = quotas::with(original, &[&format!("clients.{CLIENT}.weight={weight}")])?;
     if number % 10 == 4 {
         let stale = quotas::put(server, &text, Some("stale")).await;
         if refusal(stale)?.is_none_or(|(code, _)| code != "quota_changed") {

@@ -1,13 +1,13 @@
 //! The quotas of the server under stress: read before a scenario, changed in it, put back after it.
 
 use super::server::Server;
+use crate::commands::quota::edit::{Assignment, edit};
 use crate::error::CliError;
 use crate::http::Ask;
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, IF_MATCH};
 use serde_json::Value;
-use toml::Table;
 
 /// The quotas as they were.
 #[derive(Clone, Debug)]
@@ -69,40 +69,20 @@ pub async fn restore(server: &Server, original: &Original) -> Result<(), CliErro
     })
 }
 
-/// The original text with these values set, as in `clients.notes.weight` and `3`. Its comments are left out, as this
-/// text is for the time of a scenario only.
+/// The original text with these values set, each as in `clients.notes.weight=3`.
 ///
 /// # Errors
 /// [`CliError::Failed`] where the original is no TOML.
-pub fn with(original: &Original, values: &[(&[&str], toml::Value)]) -> Result<String, CliError> {
-    let wrong = |source: String| CliError::Failed {
-        subject: "quotas.toml".to_owned(),
-        code: "quotas_unreadable",
-        source: source.into(),
-        advice: "correct it first".to_owned(),
-    };
-    let mut table: Table = original.text.parse().map_err(|error| wrong(format!("{error}")))?;
-    for (path, value) in values {
-        set(&mut table, path, value.clone())
-            .ok_or_else(|| wrong(format!("{} is no section", path.join("."))))?;
-    }
-    toml::to_string(&table).map_err(|error| wrong(error.to_string()))
-}
-
-fn set(table: &mut Table, path: &[&str], value: toml::Value) -> Option<()> {
-    let (name, sections) = path.split_last()?;
-    let mut table = table;
-    for section in sections {
-        let entry = table.entry((*section).to_owned()).or_insert_with(|| Table::new().into());
-        table = entry.as_table_mut()?;
-    }
-    table.insert((*name).to_owned(), value);
-    Some(())
+pub fn with(original: &Original, values: &[&str]) -> Result<String, CliError> {
+    let parse = |text: &&str| Assignment::parse(text).expect("scenarios name keys that are legal");
+    let assignments: Vec<Assignment> = values.iter().map(parse).collect();
+    edit(&original.text, &assignments)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use toml_edit::DocumentMut;
 
     fn original(text: &str) -> Original {
         Original { text: text.to_owned(), revision: "1".to_owned() }
@@ -114,12 +94,12 @@ mod tests {
         let text = with(
             &original,
             &[
-                (&["queues", "order"], "arrival".into()),
-                (&["clients", "stress-a", "weight"], 3.into()),
-                (&["models", "minilm-1.5", "step_limit_ms"], 1_000.into()),
+                "queues.order=arrival",
+                "clients.stress-a.weight=3",
+                "models.\"minilm-1.5\".step_limit_ms=1000",
             ],
         );
-        let table: Table = text.unwrap().parse().unwrap();
+        let table: DocumentMut = text.unwrap().parse().unwrap();
         assert_eq!(table["queues"]["total"].as_integer(), Some(9));
         assert_eq!(table["queues"]["order"].as_str(), Some("arrival"));
         assert_eq!(table["clients"]["uid:7"]["weight"].as_integer(), Some(2));
@@ -130,7 +110,7 @@ mod tests {
     #[test]
     fn an_original_that_can_not_be_read_is_an_error() {
         for text in ["[queues", "queues = 7\n"] {
-            assert!(with(&original(text), &[(&["queues", "order"], "fair".into())]).is_err(), "{text}");
+            assert!(with(&original(text), &["queues.order=fair"]).is_err(), "{text}");
         }
     }
 }

@@ -26,12 +26,15 @@ pub struct Server {
     admin: Address,
     /// The model that is asked.
     pub model: String,
+    /// Tokens of each text that it is asked about.
+    pub tokens: u32,
 }
 
 impl Server {
     /// The one of this home.
-    pub fn new(home: &Home, model: &str) -> Self {
-        Self { home: home.clone(), admin: Address::Unix(home.admin_socket()), model: model.to_owned() }
+    pub fn new(home: &Home, model: &str, tokens: u32) -> Self {
+        let admin = Address::Unix(home.admin_socket());
+        Self { home: home.clone(), admin, model: model.to_owned(), tokens }
     }
 
     /// Asks on the operator's socket.

@@ -108,7 +108,7 @@ fn show(
             shown.take(news);
         }
         if asking.is_finished() {
-            "nothing is asked any more".clone_into(&mut shown.notice);
+            return Err(stopped());
         }
         terminal.draw(|frame| page::draw(frame, &shown.view, &shown.notice, look)).map_err(io)?;
         if event::poll(LOOK_EVERY).map_err(io)? && quits(&event::read().map_err(io)?) {
@@ -116,6 +116,16 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// The thread that asks has ended, which it does after a panic or where the system gives it no event loop.
+fn stopped() -> CliError {
+    CliError::Failed {
+        subject: "top".to_owned(),
+        code: "asking_stopped",
+        source: "nothing is asked any more".into(),
+        advice: "start it again".to_owned(),
+    }
 }
 
 fn quits(event: &Event) -> bool {

@@ -5,7 +5,7 @@ use toml_edit::{DocumentMut, Item, Key, Table, TableLike, Value};
 
 /// `KEY=VALUE`, or `KEY=` for the default.
 #[derive(Clone, Debug)]
-pub(super) struct Assignment {
+pub(crate) struct Assignment {
     sections: Vec<String>,
     key: String,
     value: Option<Value>,
@@ -13,7 +13,7 @@ pub(super) struct Assignment {
 
 impl Assignment {
     /// From the command line. What is no value of TOML is taken for a text, so that words need no quotes.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (path, value) = text.split_once('=').ok_or("give KEY=VALUE, as in queues.total=4096")?;
         let parts = Key::parse(path)
             .map_err(|error| format!("{path} is no key: {}", last_line(&error.to_string())))?;
@@ -34,7 +34,7 @@ fn last_line(text: &str) -> &str {
 ///
 /// # Errors
 /// [`CliError::Failed`] where the text is no TOML, or has a value where a section is meant.
-pub(super) fn edit(text: &str, assignments: &[Assignment]) -> Result<String, CliError> {
+pub(crate) fn edit(text: &str, assignments: &[Assignment]) -> Result<String, CliError> {
     let failed = |reason: String| CliError::Failed {
         subject: "quotas.toml".to_owned(),
         code: "quota_invalid",

@@ -1,7 +1,7 @@
 //! `ringfence quota`: what devices, models and clients may take.
 
 mod current;
-mod edit;
+pub(crate) mod edit;
 
 use crate::error::CliError;
 use crate::home::Home;
