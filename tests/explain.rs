@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use support::{Answer, Home, Target};
 
-const RATED: &str =
-    "[clients.notes]\nweight = 3\nclass = \"batch\"\nrates.jobs_per_minute = 120\nrates.jobs_burst = 2\n";
+const RATED: &str = "[clients.notes]\nweight = 3\nclass = \"batch\"\njobs_per_minute = 120\njobs_burst = 2\n";
 
 fn embed(target: &Target) -> Answer {
     target.embed(&json!({ "model": "tiny-bert", "input": "hello" }))
