@@ -146,3 +146,23 @@ fn a_weight_that_changes_while_jobs_run_is_the_share_from_then_on() {
     let ratio = had("heavy") / had("light");
     assert!((2.5..6.0).contains(&ratio), "{ratio}: {usage}");
 }
+
+#[test]
+fn a_model_that_can_t_run_falls_back_to_the_one_that_the_operator_named_and_says_so() {
+    let home = Home::with_tiny();
+    home.add_tiny("other");
+    // Larger than the device: it can never start.
+    home.quotas(
+        "[devices.cpu]\nmemory_mib = 600\n[models.tiny-bert]\nlease_mib = 700\nfallback = \"other\"\n",
+    );
+    let server = home.start();
+    home.cli_ok(&["client", "add", "notes"]);
+    let answer = embed(&server.client("notes"));
+    assert_eq!(
+        (&answer.ok()["model"], answer.header("ringfence-fallback-from")),
+        (&json!("other"), Some("tiny-bert"))
+    );
+    // A client that may not use the other one gets the refusal.
+    home.cli_ok(&["quota", "set", "clients.notes.models=[\"tiny-*\"]"]);
+    assert_eq!(embed(&server.client("notes")).code(), "lease_too_large");
+}

@@ -120,8 +120,14 @@ pub(super) async fn embeddings(
         dimensions: request.dimensions,
         purpose: Purpose::Client,
     };
-    let output = app.dispatcher.run(job).await?;
-    Ok(answer(&request.model, items, request.encoding_format, &output, received))
+    let answered = app.dispatcher.answer(job).await?;
+    let mut response = answer(&answered.model, items, request.encoding_format, &answered.output, received);
+    if let Some(asked) = answered.fallback_from {
+        // A model's name that was found is one of a package, and so legal in a header.
+        let value = HeaderValue::from_str(&asked).map_err(|error| ApiError::internal(&error))?;
+        response.headers_mut().insert("ringfence-fallback-from", value);
+    }
+    Ok(response)
 }
 
 fn answer(

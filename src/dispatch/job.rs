@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What a handler asks for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct JobRequest {
     /// NAME or `uid:N`.
     pub(crate) client: String,

@@ -6,6 +6,7 @@
 mod canary;
 mod disk;
 mod explain;
+mod fallback;
 mod job;
 mod models;
 mod quotas;

@@ -29,7 +29,7 @@ fn clients_that_always_want_more_get_shares_by_weight() {
             .collect();
         let weights: u64 = people.iter().map(|person| u64::from(person.weight)).sum();
         let world = World::new(random, people.clone());
-        let had = world.run(120 * SECOND);
+        let had = world.run(40 * SECOND);
         let all: u64 = had.iter().map(|client| client.device_us).sum();
         for (person, had) in people.iter().zip(&had) {
             let share = had.device_us as f64 / all as f64;
@@ -49,12 +49,12 @@ fn whoever_comes_now_and_then_waits_for_one_step_whatever_others_do() {
         let polite =
             Person { manner: Manner::Paced { every_us: random.within(300, 900) * MS }, ..small(random) };
         let flood: Vec<Person> = (0..random.within(1, 4)).map(|_| any(random)).collect();
-        let alone = World::new(random, vec![polite.clone()]).run(20 * SECOND).remove(0);
+        let alone = World::new(random, vec![polite.clone()]).run(10 * SECOND).remove(0);
         let mut people = vec![polite];
         people.extend(flood);
         let world = World::new(random, people.clone());
         let step = world.longest_step_us();
-        let among = world.run(20 * SECOND).remove(0);
+        let among = world.run(10 * SECOND).remove(0);
         let bound = (alone.longest_wait_us + step) * 12 / 10;
         assert!(among.waits > 5, "nothing was measured");
         assert!(
@@ -79,7 +79,7 @@ fn nobody_starves_past_the_aging_bound() {
         }));
         let world = World::new(random, people.clone());
         let (aging, turn) = (world.aging_us(), world.longest_turn_us());
-        let had = world.run(60 * SECOND).remove(0);
+        let had = world.run(20 * SECOND).remove(0);
         // Then it is one of the first class: each of the others may have a turn before it, and one runs.
         let bound = aging + turn * (others + 2);
         assert!(
@@ -99,7 +99,7 @@ fn fair_order_costs_little_against_first_come_first_served() {
         for (order, sum) in [(Order::Fair, &mut fair), (Order::Arrival, &mut arrival)] {
             let mut world = World::new(&mut Random::new(seed), people.clone());
             world.set_order(order);
-            *sum += world.run(20 * SECOND).iter().map(|client: &Outcome| client.device_us).sum::<u64>();
+            *sum += world.run(5 * SECOND).iter().map(|client: &Outcome| client.device_us).sum::<u64>();
         }
     });
     let ratio = fair as f64 / arrival as f64;
@@ -145,7 +145,7 @@ fn each_seed_of(usual: u64, mut check: impl FnMut(&mut Random)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("RINGFENCE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("RINGFENCE_HISTORIES").map_or(usual, |all| all / 4),
+        None => 0..number("RINGFENCE_HISTORIES").map_or(usual, |all| all * usual / (4 * HISTORIES)),
     };
     for seed in seeds {
         let held = catch_unwind(AssertUnwindSafe(|| check(&mut Random::new(seed))));
