@@ -104,7 +104,9 @@ impl Worker {
         let input = EmbedInput { items, truncate: true }.encode();
         let file = SealedFile::from_bytes("input", &input).unwrap();
         let data = Data::Descriptor { bytes: input.len() as u64 };
-        self.link.send(&ToWorker::Run { slot: 0, domain: 1, weight: 1, input: data }, &[file.as_fd()]).unwrap();
+        self.link
+            .send(&ToWorker::Run { slot: 0, domain: 1, weight: 1, input: data }, &[file.as_fd()])
+            .unwrap();
         let mut bytes = 0;
         loop {
             match self.hear() {

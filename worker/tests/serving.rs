@@ -252,7 +252,12 @@ fn descriptors_that_do_not_belong_end_the_worker() {
     check_ends(ready(), |w| send_input(w, &input, input.len() as u64 - 1), illegal);
     check_ends(ready(), |w| send_input(w, &input, u64::MAX), illegal);
     let unsealed = unsealed(&input);
-    let message = ToWorker::Run { slot: 0, domain: 1, weight: 1, input: Data::Descriptor { bytes: input.len() as u64 } };
+    let message = ToWorker::Run {
+        slot: 0,
+        domain: 1,
+        weight: 1,
+        input: Data::Descriptor { bytes: input.len() as u64 },
+    };
     check_ends(
         ready(),
         |w| w.link.send(&message, &[unsealed.as_fd()]).unwrap(),
