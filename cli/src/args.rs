@@ -8,6 +8,7 @@ use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::trace::TraceArgs;
 use crate::commands::trust::TrustArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show the server's health, models, workers, memory leases and sandbox
     Status(StatusArgs),
+    /// Record what comes to the server, and replay it under other quotas
+    Trace(TraceArgs),
     /// Measure a running server
     Bench(BenchArgs),
 }

@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
 use ringfence_scheduler::quotas::{ModelQuota, OnDiskChange, Quotas};
-use ringfence_scheduler::replay::Stop;
+use ringfence_scheduler::replay::{Stop, TracedModel};
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -354,16 +354,23 @@ impl Models {
         self.known.get(&model).map_or_else(|| "(removed)".to_owned(), |model| model.name.clone())
     }
 
-    /// What a trace tells of a model: its name, its lease and the one that it has by default, the bytes of its package,
-    /// and its threads.
-    pub(super) fn traced(&self, model: ModelId) -> Option<(&str, u64, u64, u64, u16)> {
+    /// What a trace tells of a model, but for what the scheduler measured.
+    pub(super) fn traced(&self, model: ModelId) -> Option<(String, TracedModel)> {
         let model = self.known.get(&model)?;
         let now = model.terms.config.values();
         let default = ModelQuota { lease_mib: None, ..model.terms.quota.clone() };
         let predicted = model.surveyed.predicted(now.threads, default.step_tokens);
         let default = settings::lease_bytes(&default, model.surveyed.weight_bytes, predicted.as_ref());
-        let default = default.unwrap_or(now.lease_bytes);
-        Some((&model.name, now.lease_bytes, default, now.package_bytes, now.threads))
+        let traced = TracedModel {
+            lease_bytes: now.lease_bytes,
+            default_lease_bytes: default.unwrap_or(now.lease_bytes),
+            package_bytes: now.package_bytes,
+            threads: now.threads,
+            load_us: 0,
+            token_ns: 0,
+            ready: 0,
+        };
+        Some((model.name.clone(), traced))
     }
 
     pub(super) fn source(&self, model: ModelId) -> Option<Arc<Source>> {

@@ -11,7 +11,7 @@ use ringfence_scheduler::replay::{
     Cancelled, Ended, ErrorLine, Header, Line, Stop, Submitted, TRACE_BYTES_MAX, TRACE_LINES_MAX,
     TRACE_VERSION, TracedMachine, TracedModel, What,
 };
-use ringfence_scheduler::{JobId, Outcome, Submit, Time};
+use ringfence_scheduler::{JobId, ModelSnapshot, Outcome, Submit, Time};
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -144,19 +144,11 @@ impl Dispatcher {
     fn header(&self, state: &State) -> Header {
         let snapshot = state.scheduler.snapshot();
         let machine = self.machine;
-        let of = |now: &ringfence_scheduler::ModelSnapshot| {
-            let (name, lease_bytes, default_lease_bytes, package_bytes, threads) =
-                state.models.traced(now.model)?;
-            let traced = TracedModel {
-                lease_bytes,
-                default_lease_bytes,
-                package_bytes,
-                threads,
-                load_us: now.load_time.map_or(0, micros),
-                token_ns: now.token_ns.unwrap_or(0),
-                ready: now.ready,
-            };
-            Some((name.to_owned(), traced))
+        let of = |now: &ModelSnapshot| {
+            let (name, traced) = state.models.traced(now.model)?;
+            let load_us = now.load_time.map_or(0, micros);
+            let token_ns = now.token_ns.unwrap_or(0);
+            Some((name, TracedModel { load_us, token_ns, ready: now.ready, ..traced }))
         };
         Header {
             ringfence_trace: TRACE_VERSION,

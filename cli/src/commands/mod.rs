@@ -8,6 +8,7 @@ pub mod model;
 pub mod quota;
 pub mod serve;
 pub mod status;
+pub mod trace;
 pub mod trust;
 
 use crate::args::Command;
@@ -34,6 +35,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
         Command::Status(args) => status::run(args, home, output),
+        Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
     }
 }
