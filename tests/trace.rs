@@ -9,41 +9,47 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Home, Server, Target};
+use support::{Home, Server, Stream, Target};
 
 fn embed(target: &Target) -> u16 {
     target.embed(&json!({ "model": "tiny-bert", "input": ["hello", "a longer text for the model"] })).status
 }
 
-/// The lines of a recording that is under way, when it has ended.
-fn recorded(server: &Server, seconds: u64, meanwhile: impl FnOnce()) -> Vec<Value> {
-    std::thread::scope(|scope| {
-        let admin = server.admin();
-        let reader = scope.spawn(move || admin.get(&format!("/trace?seconds={seconds}")));
-        // One that comes second is told so.
-        while server.admin().get("/trace?seconds=0").status != 400 || !is_busy(server) {
-            std::thread::yield_now();
-        }
-        meanwhile();
-        let answer = reader.join().unwrap();
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/x-ndjson")));
-        let text = String::from_utf8(answer.body).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    })
-}
+/// A recording that has begun.
+struct Recording(Box<dyn Stream>);
 
-/// Asks for a recording, which is refused while there is one; else the reader leaves at once.
-fn is_busy(server: &Server) -> bool {
-    use std::io::{Read, Write};
-    let mut stream = server.admin().connect();
-    stream
-        .write_all(b"GET /trace?seconds=1 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        .unwrap();
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).unwrap();
-    &head == b"HTTP/1.1 409"
+impl Recording {
+    /// Begins one, once the one before is over.
+    fn begin(server: &Server, seconds: u64) -> Self {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut stream = server.admin().connect();
+            let head = format!(
+                "GET /trace?seconds={seconds} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).unwrap();
+            if &status == b"HTTP/1.1 200" {
+                return Self(stream);
+            }
+            assert_eq!(&status, b"HTTP/1.1 409");
+            assert!(Instant::now() < until, "the recording before does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Its lines, when it has ended: each is a chunk of its own.
+    fn lines(mut self) -> Vec<Value> {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).unwrap();
+        assert!(text.contains("application/x-ndjson"), "{text}");
+        let lines = text.lines().filter(|line| line.starts_with('{'));
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
 }
 
 #[test]
@@ -111,31 +117,21 @@ fn a_recording_is_alone_and_ends_when_other_quotas_count_or_its_reader_leaves() 
         assert_eq!((answer.status, answer.code().as_str()), (400, "seconds_invalid"), "{wrong}");
     }
     assert_eq!(server.api().get("/trace?seconds=1").code(), "admin_only");
-    let began = Instant::now();
-    let lines = recorded(&server, 3_600, || {
-        assert_eq!(admin.get("/trace?seconds=1").code(), "trace_busy");
-        assert_eq!(embed(&server.api()), 200);
-        home.cli_ok(&["quota", "set", "queues.total=77"]);
-    });
+    let recording = Recording::begin(&server, 3_600);
+    let busy = admin.get("/trace?seconds=1");
+    assert_eq!((busy.status, busy.code().as_str()), (409, "trace_busy"));
+    assert_eq!(embed(&server.api()), 200);
+    home.cli_ok(&["quota", "set", "queues.total=77"]);
+    let lines = recording.lines();
     assert_eq!(lines.last().unwrap()["stop"], "quotas_changed");
     let ended = lines.iter().find(|line| line["end"].is_object()).unwrap();
     assert_eq!(ended["end"]["code"], "done");
     assert!(ended["end"]["tokens"].as_u64() > Some(4), "{ended}");
-    // Nothing of the reader who left is in the way of the next.
-    assert!(!is_busy(&server));
-    let lines = loop {
-        if !is_busy(&server) {
-            break recorded(&server, 1, || {});
-        }
-    };
+    // A reader who leaves is not in the way of the next.
+    drop(Recording::begin(&server, 3_600));
+    let lines = Recording::begin(&server, 1).lines();
     assert_eq!(lines.last().unwrap()["stop"], "time");
-    assert!(began.elapsed() < Duration::from_secs(60));
-    let lines = recorded(&server, 3_600, || {
-        rustix::process::kill_process(
-            rustix::process::Pid::from_raw(server.pid() as i32).unwrap(),
-            rustix::process::Signal::TERM,
-        )
-        .unwrap();
-    });
-    assert_eq!(lines.last().unwrap()["stop"], "draining");
+    let recording = Recording::begin(&server, 3_600);
+    assert!(server.stop().success());
+    assert_eq!(recording.lines().last().unwrap()["stop"], "draining");
 }
