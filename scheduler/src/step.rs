@@ -181,9 +181,9 @@ impl Scheduler {
         for (job, client, charge, tokens) in charges {
             self.charge(job, client, charge, tokens);
         }
-        if counted > 0 {
+        if let Some(token_ns) = device_us.saturating_mul(1_000).checked_div(counted) {
             let model = self.models.get_mut(&model).expect("a worker's model is known");
-            model.token_time.add(device_us.saturating_mul(1_000) / counted);
+            model.token_time.add(token_ns);
         }
     }
 
