@@ -21,6 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 /// Lines that wait for the one who reads them.
 const LINES_WAITING_MAX: usize = 4_096;
 
+/// Room that is kept for the last line.
+const LAST_BYTES_MAX: usize = 128;
+
 /// A recording that goes on.
 pub(super) struct Recording {
     id: u64,
@@ -60,7 +63,7 @@ impl Recording {
     /// Sends a line. One that can't be sent ends the recording: the one who reads must not hold anything up.
     fn push(&mut self, what: What) -> Result<(), ()> {
         let line = encoded(&self.line(what));
-        if self.lines_left <= 1 || self.bytes_left <= 2 * line.len() {
+        if self.lines_left <= 1 || self.bytes_left < line.len() + LAST_BYTES_MAX {
             self.set_last(Stop::Full);
             return Err(());
         }
@@ -227,4 +230,47 @@ fn encoded(line: &impl Serialize) -> Bytes {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A recording of so many lines, the one who reads it, and how many it took before it ended.
+    async fn check(lines_left: usize, bytes_left: usize, lines_max: usize, last: &str) {
+        let (lines, reader) = mpsc::channel(3);
+        let (goes_on, over) = oneshot::channel();
+        let last_line = Arc::new(OnceLock::new());
+        let mut recording = Recording {
+            id: 1,
+            lines,
+            last: last_line.clone(),
+            _goes_on: goes_on,
+            began: clock::now(),
+            before: 0,
+            lines_left,
+            bytes_left,
+        };
+        let mut sent = 0;
+        while recording.push(What::Cancel(Cancelled { job: 1 })).is_ok() {
+            sent += 1;
+        }
+        drop(recording);
+        assert!(over.await.is_err(), "whoever waits for the end is told");
+        assert_eq!(sent, lines_max);
+        let mut reader = TraceLines { lines: reader, last: last_line, over: false };
+        let mut read = Vec::new();
+        while let Some(line) = std::future::poll_fn(|context| reader.poll_line(context)).await {
+            read.push(String::from_utf8(line.to_vec()).unwrap());
+        }
+        assert_eq!(read.len(), sent + 1);
+        assert!(read[0].contains("cancel") && read[sent].contains(last), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_or_a_trace_that_is_full_ends_with_a_line_that_says_so() {
+        check(100, 10_000, 3, "{\"error\":\"4096 lines were not read in time\"}").await;
+        check(3, 10_000, 2, "\"stop\":\"full\"").await;
+        check(100, LAST_BYTES_MAX + 50, 1, "\"stop\":\"full\"").await;
+    }
 }
