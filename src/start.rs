@@ -223,8 +223,7 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
     let sandbox = probe_all(&spawner, host).await?;
-    let dispatcher =
-        Dispatcher::new(scheduler, spawner, packages, machine, (quotas, quota_file::revision(&text)));
+    let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
     dispatcher.reload_models().await?;
 
     let (listeners, new_listeners) = Listeners::channel();

@@ -10,6 +10,7 @@ use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
 use crate::commands::top::TopArgs;
+use crate::commands::trace::TraceArgs;
 use crate::commands::trust::TrustArgs;
 use crate::commands::usage::UsageArgs;
 use crate::commands::why::WhyArgs;
@@ -83,6 +84,8 @@ pub enum Command {
     Usage(UsageArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
+    /// Record what comes to the server, and replay it under other quotas
+    Trace(TraceArgs),
     /// Measure a running server
     Bench(BenchArgs),
     /// Hold a running server's promises against what it does under stress

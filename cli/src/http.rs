@@ -25,6 +25,9 @@ pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long the server may take to answer: a cold model is loaded within it.
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(120);
 
+/// How often whoever takes a long answer hears that nothing came.
+const TICK: Duration = Duration::from_millis(250);
+
 /// The longest path that fits in a socket address (`sun_path` of unix(7), less its final zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -186,6 +189,43 @@ impl Connection {
         let late =
             |_| Err(CliError::Answer { request: ask.name(), source: "it did not come in time".into() });
         exchanged.unwrap_or_else(late)
+    }
+
+    /// Sends one request and takes its answer as it comes; it goes on for about `lasts`.
+    ///
+    /// # Errors
+    /// As [`Connection::send`], and those of `take`.
+    pub async fn stream(
+        &mut self,
+        ask: &Ask,
+        lasts: Duration,
+        take: &mut impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let taken = timeout(lasts.saturating_add(ANSWER_WAIT_MAX), self.take_all(ask, take)).await;
+        let late = |_| Err(CliError::Answer { request: ask.name(), source: "it did not end in time".into() });
+        taken.unwrap_or_else(late)
+    }
+
+    async fn take_all(
+        &mut self,
+        ask: &Ask,
+        take: &mut impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let unreadable =
+            |source: hyper::Error| CliError::Answer { request: ask.name(), source: source.into() };
+        let response = self.sender.send_request(self.message(ask)?).await.map_err(unreadable)?;
+        if !response.status().is_success() {
+            return read(ask, response).await.map(drop);
+        }
+        let mut body = response.into_body();
+        loop {
+            // Whoever watches sees the time pass.
+            match timeout(TICK, body.frame()).await {
+                Err(_) => take(&[])?,
+                Ok(None) => return Ok(()),
+                Ok(Some(frame)) => take(&frame.map_err(unreadable)?.into_data().unwrap_or_default())?,
+            }
+        }
     }
 
     async fn exchange(&mut self, ask: &Ask) -> Result<Answer, CliError> {

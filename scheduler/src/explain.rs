@@ -229,6 +229,17 @@ impl Scheduler {
         Some(Explanation { job: id, client, model, submitted, replays, state, decisions })
     }
 
+    /// Device time of a job that has ended, as long as it is remembered.
+    pub fn device_time_of(&self, ended: JobId) -> Option<Duration> {
+        self.past.get(&ended).map(|past| Duration::from_micros(past.device_us))
+    }
+
+    /// How long a job that has ended had waited for its last start, if it was started and is remembered.
+    pub fn waited_of(&self, ended: JobId) -> Option<Duration> {
+        let past = self.past.get(&ended)?;
+        past.started.map(|started| started.since(past.submitted))
+    }
+
     pub(crate) fn remember(&mut self, id: JobId, past: Past) {
         self.past.insert(id, past);
         if self.past.len() > PAST_JOBS_MAX {

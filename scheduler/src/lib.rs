@@ -12,7 +12,8 @@
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
 //!
-//! `quotas` is the text that an operator writes, and what it comes to.
+//! `quotas` is the text that an operator writes, and what it comes to. `replay` lets what was recorded come again under
+//! other quotas.
 
 mod action;
 mod admit;
@@ -27,6 +28,7 @@ mod place;
 mod queue;
 pub mod quotas;
 mod rate;
+pub mod replay;
 mod room;
 mod snapshot;
 mod state;

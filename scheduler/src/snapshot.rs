@@ -41,6 +41,8 @@ pub struct ModelSnapshot {
     pub job_time: Option<Duration>,
     /// Average time of a recent load; `None` until one has ended.
     pub load_time: Option<Duration>,
+    /// Average device time of a token in nanoseconds; `None` until a step has ended.
+    pub token_ns: Option<u64>,
 }
 
 /// One worker.
@@ -130,6 +132,7 @@ impl Scheduler {
             broken: self.broken(model).map(|(cause, _)| cause),
             job_time: model.job_time.duration(),
             load_time: model.load_time.duration(),
+            token_ns: model.token_time.value(),
         }
     }
 }

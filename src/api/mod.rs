@@ -11,6 +11,7 @@ mod openai;
 mod openapi;
 mod quotas;
 mod timing;
+mod trace;
 
 pub(crate) use error::ApiError;
 pub(crate) use health::{Health, Verdict};
@@ -80,11 +81,12 @@ enum Route {
     KeysRevoke,
     QuotasGet,
     QuotasPut,
+    Trace,
     Metrics,
 }
 
 impl Route {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -108,6 +110,7 @@ impl Route {
         Self::KeysRevoke,
         Self::QuotasGet,
         Self::QuotasPut,
+        Self::Trace,
         Self::Metrics,
     ];
 
@@ -136,6 +139,7 @@ impl Route {
             Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
             Self::QuotasGet => (Method::GET, "/quotas", Surface::Admin),
             Self::QuotasPut => (Method::PUT, "/quotas", Surface::Admin),
+            Self::Trace => (Method::GET, "/trace", Surface::Admin),
             Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
         }
     }
@@ -162,6 +166,7 @@ impl Route {
             Self::KeysRevoke => delete(admin::revoke_key),
             Self::QuotasGet => get(quotas::show),
             Self::QuotasPut => put(quotas::replace),
+            Self::Trace => get(trace::record),
             Self::Metrics => get(admin::metrics),
         }
     }

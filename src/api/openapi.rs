@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, health, jobs, openai, quotas};
+use super::{admin, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -27,6 +27,7 @@ use utoipa::OpenApi;
         admin::revoke_key,
         quotas::show,
         quotas::replace,
+        trace::record,
         admin::metrics
     )
 )]

@@ -65,7 +65,7 @@ pub(crate) struct Output {
 
 /// A job that has not ended.
 pub(super) struct Job {
-    id: JobId,
+    pub(super) id: JobId,
     pub(super) request_id: String,
     pub(super) client: String,
     pub(super) model: ModelId,
@@ -244,6 +244,7 @@ impl Dispatcher {
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
         let client_numbers = self.client(&mut state, &client)?;
+        let asked = deadline;
         let deadline = match purpose {
             Purpose::Client => state.quotas.quotas.deadline(&client, deadline),
             Purpose::Canary => deadline,
@@ -277,6 +278,7 @@ impl Dispatcher {
             tokens_bound,
             canary: purpose == Purpose::Canary,
         };
+        state.record_submit(&submit, asked.map(|asked| asked.saturating_sub(waited)));
         self.step(&mut state, Event::Submit(submit));
         Ok((id, answered))
     }
@@ -284,6 +286,7 @@ impl Dispatcher {
     fn cancel(self: &Arc<Self>, job: JobId) {
         let mut state = self.lock();
         if state.jobs.contains_key(&job) {
+            state.record_cancel(job);
             self.step(&mut state, Event::Cancel { job });
         }
     }

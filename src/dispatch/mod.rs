@@ -10,6 +10,7 @@ mod fallback;
 mod job;
 mod models;
 mod quotas;
+mod trace;
 mod views;
 mod worker;
 
@@ -18,6 +19,7 @@ pub(crate) use job::{JobRequest, Output, Purpose};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
 pub(crate) use quotas::{Machine, QuotasView, Replaced, Replacement};
+pub(crate) use trace::TraceLines;
 
 use crate::api::ApiError;
 use crate::clock;
@@ -28,11 +30,13 @@ use job::Job;
 use models::Models;
 use quotas::Applied;
 use ringfence_scheduler::quotas::Quotas;
+use ringfence_scheduler::replay::Stop;
 use ringfence_scheduler::{Action, ClientId, Event, JobId, Scheduler, WorkerId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
+use trace::Recording;
 use worker::Worker;
 
 /// Clients that are told apart in one run; beyond it new ones are refused.
@@ -64,6 +68,10 @@ struct State {
     quotas: Applied,
     last_job: u64,
     draining: bool,
+    /// The trace that is being recorded.
+    recording: Option<Recording>,
+    /// How many were begun.
+    recordings: u64,
 }
 
 /// A client as workers and the scheduler know it: numbers.
@@ -81,7 +89,7 @@ impl Dispatcher {
         spawner: Spawner,
         packages: Packages,
         machine: Machine,
-        (quotas, revision): (Quotas, String),
+        (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
         let state = State {
             scheduler,
@@ -90,9 +98,11 @@ impl Dispatcher {
             models: Models::default(),
             clients: HashMap::new(),
             client_names: Vec::new(),
-            quotas: Applied { quotas, revision },
+            quotas: Applied::new(quotas, &text),
             last_job: 0,
             draining: false,
+            recording: None,
+            recordings: 0,
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -126,6 +136,7 @@ impl Dispatcher {
         {
             let mut state = self.lock();
             state.draining = true;
+            state.end_recording(Stop::Draining);
             self.step(&mut state, Event::Drain);
         }
         let gone = async {
@@ -167,6 +178,7 @@ impl Dispatcher {
             Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),
             Action::End { job, outcome } => {
                 if let Some(job) = state.jobs.remove(&job) {
+                    state.record_end(&job, &outcome);
                     state.models.answered(job.model, &outcome);
                     job.end(&outcome);
                 }

@@ -12,11 +12,12 @@ use axum::http::StatusCode;
 use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
 use ringfence_scheduler::quotas::{ModelQuota, OnDiskChange, Quotas};
-use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, ModelValues, Outcome};
+use ringfence_scheduler::replay::{Stop, TracedModel};
+use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use utoipa::ToSchema;
 
 /// The built-in client that canaries are charged to.
@@ -178,7 +179,11 @@ impl Dispatcher {
             return Err(ModelsError::TooMany);
         }
         let mut state = self.lock();
-        for event in state.merge(survey, self.machine) {
+        let events = state.merge(survey, self.machine);
+        if !events.is_empty() {
+            state.end_recording(Stop::ModelsChanged);
+        }
+        for event in events {
             self.step(&mut state, event);
         }
         Ok(())
@@ -211,23 +216,10 @@ impl Terms {
     /// What is wrong with the quotas for this package, if they are.
     fn new(name: &str, surveyed: &Surveyed, quotas: &Quotas, machine: Machine) -> Result<Self, String> {
         let quota = quotas.model(name);
-        let threads = quota.threads.or(quotas.cpu.cores).unwrap_or(machine.cores);
+        let threads = quotas.threads(name, machine.cores);
         let predicted = surveyed.predicted(threads, quota.step_tokens);
-        let config = ModelConfig::new(ModelValues {
-            lease_bytes: settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?,
-            package_bytes: surveyed.package_bytes,
-            workers_max: quota.workers,
-            concurrency: quota.concurrency,
-            queue_max: quota.queue,
-            timeout: Duration::from_millis(quota.timeout_ms),
-            step_tokens: quota.step_tokens,
-            step_target: Duration::from_millis(quota.step_ms),
-            step_limit: Duration::from_millis(quota.step_limit_ms),
-            load_limit: Duration::from_millis(quota.load_limit_ms),
-            idle_unload: (quota.idle_unload_s > 0).then(|| Duration::from_secs(quota.idle_unload_s)),
-            threads,
-            keep_loaded: false,
-        });
+        let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
+        let config = quotas.model_config(name, machine.cores, lease_bytes, surveyed.package_bytes);
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
         Ok(Self { quota, predicted_peak_bytes: predicted.map(|predicted| predicted.peak_bytes), config })
     }
@@ -360,6 +352,25 @@ impl Models {
     /// The name, for logs; a removed model has none.
     pub(super) fn name(&self, model: ModelId) -> String {
         self.known.get(&model).map_or_else(|| "(removed)".to_owned(), |model| model.name.clone())
+    }
+
+    /// What a trace tells of a model, but for what the scheduler measured.
+    pub(super) fn traced(&self, model: ModelId) -> Option<(String, TracedModel)> {
+        let model = self.known.get(&model)?;
+        let now = model.terms.config.values();
+        let default = ModelQuota { lease_mib: None, ..model.terms.quota.clone() };
+        let predicted = model.surveyed.predicted(now.threads, default.step_tokens);
+        let default = settings::lease_bytes(&default, model.surveyed.weight_bytes, predicted.as_ref());
+        let traced = TracedModel {
+            lease_bytes: now.lease_bytes,
+            default_lease_bytes: default.unwrap_or(now.lease_bytes),
+            package_bytes: now.package_bytes,
+            threads: now.threads,
+            load_us: 0,
+            token_ns: 0,
+            ready: 0,
+        };
+        Some((model.name.clone(), traced))
     }
 
     pub(super) fn source(&self, model: ModelId) -> Option<Arc<Source>> {

@@ -8,6 +8,7 @@ use crate::quota_file;
 use axum::http::StatusCode;
 use ringfence_scheduler::Event;
 use ringfence_scheduler::quotas::{Change, Effective, QuotaError, Quotas};
+use ringfence_scheduler::replay::Stop;
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -19,10 +20,19 @@ pub(crate) struct Machine {
     pub(crate) cores: u16,
 }
 
-/// The quotas that count, and the revision of their text.
+/// The quotas that count, their text and its revision.
 pub(super) struct Applied {
     pub(super) quotas: Quotas,
+    pub(super) text: String,
     pub(super) revision: String,
+}
+
+impl Applied {
+    /// From a text and what it says.
+    pub(super) fn new(quotas: Quotas, text: &[u8]) -> Self {
+        let revision = quota_file::revision(text);
+        Self { quotas, text: String::from_utf8_lossy(text).into_owned(), revision }
+    }
 }
 
 /// Answer of `GET /quotas`.
@@ -100,12 +110,13 @@ impl Dispatcher {
         let config =
             config.map_err(|error| ApiError::invalid("quota_invalid", error.field, error.to_string()))?;
         let terms = self.lock().models.terms(&quotas, self.machine).map_err(|error| unfit(&error))?;
-        let revision = quota_file::revision(&text);
+        let applied = Applied::new(quotas, &text);
+        let revision = applied.revision.clone();
         let saving = tokio::task::spawn_blocking(move || quota_file::save(&home, &old, &text)).await;
         saving.map_err(|error| ApiError::internal(&error))?.map_err(|error| not_saved(&error))?;
 
         let mut state = self.lock();
-        let applied = Applied { quotas, revision: revision.clone() };
+        state.end_recording(Stop::QuotasChanged);
         let before = std::mem::replace(&mut state.quotas, applied).quotas;
         let mut events = vec![Event::Configured(config)];
         events.extend(state.changed_clients(&before));

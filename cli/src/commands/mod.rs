@@ -10,6 +10,7 @@ pub mod serve;
 pub mod status;
 pub mod stress;
 pub mod top;
+pub mod trace;
 pub mod trust;
 pub mod usage;
 pub mod why;
@@ -41,6 +42,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Top(args) => top::run(args, home, output),
         Command::Usage(args) => usage::run(args, home, output),
         Command::Why(args) => why::run(&args, home, output),
+        Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
         Command::Stress(args) => stress::run(args, home, output),
     }

@@ -74,6 +74,9 @@ fn usage_errors_end_with_2() {
     check(&["quota", "set"]);
     check(&["quota", "set", "queues.total"]);
     check(&["quota", "set", "total=5"]);
+    check(&["trace", "record", "a.trace"]);
+    check(&["trace", "record", "a.trace", "--seconds", "3601"]);
+    check(&["trace", "replay", "a.trace"]);
     check(&["serve", "--listen", "localhost"]);
     check(&["bench", "embed", "--connections", "0"]);
     check(&["bench", "embed", "--batch", "0"]);

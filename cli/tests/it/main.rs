@@ -7,3 +7,4 @@ mod connection;
 mod load;
 mod quota;
 mod server;
+mod trace;

@@ -13,7 +13,8 @@ pub use sections::{ClientQuota, Cpu, Host, ModelQuota, Queues};
 pub use text::{Change, Effective, documented, sections};
 
 use crate::config::{
-    ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig, Devices, Rate,
+    ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig, Devices, ModelConfig,
+    ModelValues, Rate,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,6 +109,40 @@ impl Quotas {
         // The fallback that `default` names is not its own.
         quota.fallback = quota.fallback.filter(|fallback| fallback != name || self.models.contains_key(name));
         quota
+    }
+
+    /// What the model of this name may take, with a lease and a package of so many bytes.
+    ///
+    /// # Errors
+    /// A value that the scheduler does not take.
+    pub fn model_config(
+        &self,
+        name: &str,
+        machine_cores: u16,
+        lease_bytes: u64,
+        package_bytes: u64,
+    ) -> Result<ModelConfig, ConfigError> {
+        let quota = self.model(name);
+        ModelConfig::new(ModelValues {
+            lease_bytes,
+            package_bytes,
+            workers_max: quota.workers,
+            concurrency: quota.concurrency,
+            queue_max: quota.queue,
+            timeout: Duration::from_millis(quota.timeout_ms),
+            step_tokens: quota.step_tokens,
+            step_target: Duration::from_millis(quota.step_ms),
+            step_limit: Duration::from_millis(quota.step_limit_ms),
+            load_limit: Duration::from_millis(quota.load_limit_ms),
+            idle_unload: (quota.idle_unload_s > 0).then(|| Duration::from_secs(quota.idle_unload_s)),
+            threads: self.threads(name, machine_cores),
+            keep_loaded: false,
+        })
+    }
+
+    /// Compute threads of a worker of this model.
+    pub fn threads(&self, model: &str, machine_cores: u16) -> u16 {
+        self.model(model).threads.or(self.cpu.cores).unwrap_or(machine_cores)
     }
 
     /// The model that answers where this one can't.

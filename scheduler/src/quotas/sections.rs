@@ -126,6 +126,13 @@ section! {
     }
 }
 
+impl ModelQuota {
+    /// The lease that it names.
+    pub fn lease_bytes(&self) -> Option<u64> {
+        self.lease_mib.map(|mib| mib * super::MIB)
+    }
+}
+
 impl ClientQuota {
     /// Each rate with its burst, by the beginning of their names.
     pub(super) fn rates(&self) -> [(&'static str, Option<u64>, Option<u64>); 3] {
