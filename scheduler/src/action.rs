@@ -129,10 +129,14 @@ pub enum Refusal {
     #[error("there is no such model")]
     UnknownModel,
     /// The client has as many jobs waiting as it may.
-    #[error("this client has {most} jobs waiting already, the most it may have")]
+    #[error(
+        "this client has {most} jobs waiting already, the most it may have; {ahead} jobs would start before another one"
+    )]
     QueueFullClient {
         /// The bound.
         most: u32,
+        /// Jobs that would start before this one, as far as that can be known.
+        ahead: u64,
         /// An estimate of when there is room.
         retry_after: Duration,
     },
@@ -143,18 +147,26 @@ pub enum Refusal {
     )]
     RateLimited(RateLimit),
     /// As many jobs wait for the model as may.
-    #[error("{most} jobs wait for this model already, the most that may")]
+    #[error(
+        "{most} jobs wait for this model already, the most that may; {ahead} would start before another one"
+    )]
     QueueFullModel {
         /// The bound.
         most: u32,
+        /// Jobs that would start before this one, as far as that can be known.
+        ahead: u64,
         /// An estimate of when there is room.
         retry_after: Duration,
     },
     /// As many jobs wait in all as may.
-    #[error("{most} jobs wait already, the most that may")]
+    #[error(
+        "{most} jobs wait already, the most that may; {ahead} would start before another one for this model"
+    )]
     QueueFullTotal {
         /// The bound.
         most: u32,
+        /// Jobs that would start before this one, as far as that can be known.
+        ahead: u64,
         /// An estimate of when there is room.
         retry_after: Duration,
     },

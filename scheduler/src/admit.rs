@@ -104,17 +104,18 @@ impl Scheduler {
 
     fn queues_have_room(&self, submit: &Submit, model: &Model) -> Result<(), Refusal> {
         let retry_after = self.until_one_leaves(model);
+        let ahead = self.ahead(model, submit.client);
         let values = self.config.values();
         let of_client = self.clients.get(&submit.client).map_or(0, |client| client.waiting);
         if self.waiting >= values.queue_total_max {
-            return Err(Refusal::QueueFullTotal { most: values.queue_total_max, retry_after });
+            return Err(Refusal::QueueFullTotal { most: values.queue_total_max, ahead, retry_after });
         }
         let most = self.client_values(submit.client).queue_max;
         if of_client >= most {
-            return Err(Refusal::QueueFullClient { most, retry_after });
+            return Err(Refusal::QueueFullClient { most, ahead, retry_after });
         }
         if model.queue.len() >= model.config.queue_max as usize {
-            return Err(Refusal::QueueFullModel { most: model.config.queue_max, retry_after });
+            return Err(Refusal::QueueFullModel { most: model.config.queue_max, ahead, retry_after });
         }
         Ok(())
     }

@@ -109,7 +109,8 @@ impl Scheduler {
         let now = self.now;
         let client = self.clients.entry(id).or_default();
         change(client);
-        let idle = client.waiting == 0 && client.running == 0 && client.bills == 0;
+        // Those with a section of their own are never forgotten.
+        let idle = client.waiting == 0 && client.running == 0 && client.bills == 0 && client.config.is_none();
         match (client.idle, idle) {
             (None, true) => {
                 client.idle = Some(now);
@@ -121,8 +122,10 @@ impl Scheduler {
             }
             (None, false) | (Some(_), true) => {}
         }
-        if self.idle_clients.len() > CLIENTS_MAX {
-            self.forget_one();
+        if self.idle_clients.len() > CLIENTS_MAX
+            && let Some((_, longest)) = self.idle_clients.pop_first()
+        {
+            self.clients.remove(&longest);
         }
         self.index(id);
     }
@@ -137,13 +140,6 @@ impl Scheduler {
             before.map(|(class, had)| self.active[class as usize].remove(&(had, id)));
             now.map(|(class, had)| self.active[class as usize].insert((had, id)));
         }
-    }
-
-    fn forget_one(&mut self) {
-        let named = |id: &ClientId| self.clients[id].config.is_some();
-        let Some((since, id)) = self.idle_clients.iter().find(|(_, id)| !named(id)).copied() else { return };
-        self.idle_clients.remove(&(since, id));
-        self.clients.remove(&id);
     }
 
     pub(crate) fn configure_client(&mut self, id: ClientId, config: Option<ClientValues>) {
