@@ -288,7 +288,7 @@ impl Scheduler {
             }
             count(client);
             if taken + 1 < queue.of(client) {
-                place.advance(crate::client::weighted(job_us.max(1), self.client_values(client).weight));
+                place.advance(crate::currency::weighted(job_us.max(1), self.client_values(client).weight));
                 lines.insert((class, place, client, taken + 1));
             }
         }

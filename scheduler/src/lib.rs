@@ -6,7 +6,7 @@
 //! | `admit` | whether a job is taken |
 //! | `rate` | whether a client has used up a rate |
 //! | `order` | which job runs next |
-//! | `client` | what each client is charged |
+//! | `currency` | what each client is charged |
 //! | `place` | which worker runs it, and which are started |
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
@@ -17,8 +17,8 @@
 
 mod action;
 mod admit;
-mod client;
 mod config;
+mod currency;
 mod death;
 mod event;
 mod explain;
@@ -36,12 +36,12 @@ mod step;
 mod stop;
 
 pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, RateLimit, Refusal, Resource};
-pub use client::{CLIENTS_MAX, ClientUsage, Usage};
 pub use config::{
     CONCURRENCY_MAX, Class, ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig,
     Devices, ModelConfig, ModelValues, Order, QUEUE_MAX, RATE_MAX, Rate, STEP_TARGET_MAX, TIME_MAX,
     WEIGHT_MAX, WORKERS_MAX,
 };
+pub use currency::{CLIENTS_MAX, ClientUsage, Usage};
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{AHEAD_MAX, DECISIONS_MAX, Decision, Explanation, JobState, PAST_JOBS_MAX, Rule, WaitsFor};
 pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};

@@ -2,8 +2,8 @@
 
 use crate::action::{Action, Outcome};
 use crate::admit::fits_lease;
-use crate::client::step_budget;
 use crate::config::{ModelValues, Order};
+use crate::currency::step_budget;
 use crate::explain::Rule;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
 use crate::state::{Job, Model, Package, Phase, Scheduler, Slot, Worker};

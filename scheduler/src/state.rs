@@ -1,8 +1,8 @@
 //! What the scheduler remembers, and the few changes that keep its parts in agreement.
 
 use crate::action::{Action, BrokenCause, Outcome};
-use crate::client::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::config::{Config, ModelValues};
+use crate::currency::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::explain::{Decision, Decisions, Past, Rule};
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId, micros};
 use crate::queue::Queue;

@@ -1,6 +1,6 @@
 //! A trace: what came and how it ended, as JSON lines. Names and numbers only.
 
-use crate::client::CLIENTS_MAX;
+use crate::currency::CLIENTS_MAX;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
