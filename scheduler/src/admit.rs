@@ -22,10 +22,13 @@ enum Admitted {
 impl Scheduler {
     pub(crate) fn submit(&mut self, submit: &Submit) {
         assert!(!self.jobs.contains_key(&submit.job), "a job's number is used once");
-        self.change_client(submit.client, |client| client.usage.submitted += 1);
         match self.admission(submit) {
             Err(refusal) => {
-                self.count_refusal(submit.client, refusal.code());
+                // A canary that finds its worker at work was refused nothing.
+                if !submit.canary {
+                    self.count_submitted(submit.client);
+                    self.count_refusal(submit.client, refusal.code());
+                }
                 self.remember_refusal(submit, &refusal);
                 self.emit(
                     Action::End { job: submit.job, outcome: Outcome::Refused(refusal) },
@@ -52,6 +55,7 @@ impl Scheduler {
     }
 
     fn accept(&mut self, submit: &Submit, admitted: &Admitted) {
+        self.count_submitted(submit.client);
         let job = Job {
             client: submit.client,
             model: submit.model,

@@ -318,6 +318,10 @@ impl Scheduler {
         }
     }
 
+    pub(crate) fn count_submitted(&mut self, id: ClientId) {
+        self.change_client(id, |client| client.usage.submitted += 1);
+    }
+
     pub(crate) fn count_refusal(&mut self, id: ClientId, code: &'static str) {
         *self.refusals.entry(code).or_default() += 1;
         self.change_client(id, |client| *client.usage.refused.entry(code).or_default() += 1);

@@ -78,6 +78,9 @@ pub(super) struct Job {
     /// What the worker said at the end of its slot, until the scheduler says that this is the job's end.
     pub(super) result: Option<End>,
     answer: oneshot::Sender<Result<Output, ApiError>>,
+    /// As the scheduler was told, and the deadline that the client asked for: for a recording that begins later.
+    pub(super) submit: Submit,
+    pub(super) asked: Option<Duration>,
 }
 
 impl Job {
@@ -252,6 +255,17 @@ impl Dispatcher {
         state.last_job += 1;
         let id = JobId(state.last_job);
         tracing::debug!(request = request_id, job = id.0, client, "submitted");
+        let waited = clock::instant().duration_since(received);
+        let deadline = deadline.map(|deadline| clock::now() + deadline.saturating_sub(waited));
+        let submit = Submit {
+            job: id,
+            client: client_numbers.id,
+            model,
+            deadline,
+            tokens,
+            tokens_bound,
+            canary: purpose == Purpose::Canary,
+        };
         let job = Job {
             id,
             request_id,
@@ -265,19 +279,10 @@ impl Dispatcher {
             started: None,
             result: None,
             answer,
+            submit: submit.clone(),
+            asked,
         };
         state.jobs.insert(id, job);
-        let waited = clock::instant().duration_since(received);
-        let deadline = deadline.map(|deadline| clock::now() + deadline.saturating_sub(waited));
-        let submit = Submit {
-            job: id,
-            client: client_numbers.id,
-            model,
-            deadline,
-            tokens,
-            tokens_bound,
-            canary: purpose == Purpose::Canary,
-        };
         state.record_submit(&submit, asked.map(|asked| asked.saturating_sub(waited)));
         self.step(&mut state, Event::Submit(submit));
         Ok((id, answered))

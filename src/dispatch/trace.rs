@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Lines that wait for the one who reads them.
-const LINES_WAITING_MAX: usize = 4_096;
+const LINES_WAITING_MAX: usize = 16_384;
 
 /// Room that is kept for the last line.
 const LAST_BYTES_MAX: usize = 128;
@@ -32,8 +32,6 @@ pub(super) struct Recording {
     /// Whoever waits for the recording's end sees it go.
     _goes_on: oneshot::Sender<()>,
     began: Time,
-    /// The last job that came before.
-    before: u64,
     lines_left: usize,
     bytes_left: usize,
 }
@@ -82,10 +80,6 @@ impl Recording {
     fn set_last(&self, why: Stop) {
         drop(self.last.set(encoded(&self.line(What::Stop(why)))));
     }
-
-    fn has(&self, job: &Job) -> bool {
-        job.id.0 > self.before && job.client != SYSTEM
-    }
 }
 
 impl Dispatcher {
@@ -117,7 +111,6 @@ impl Dispatcher {
             last: last.clone(),
             _goes_on: goes_on,
             began: clock::now(),
-            before: state.last_job,
             lines_left: TRACE_LINES_MAX - 1,
             bytes_left: TRACE_BYTES_MAX.saturating_sub(header.len()),
         };
@@ -125,6 +118,7 @@ impl Dispatcher {
         let id = recording.id;
         tracing::info!(recording = id, seconds = time.as_secs(), "a trace is recorded");
         state.recording = Some(recording);
+        state.record_backlog();
         let dispatcher = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -163,6 +157,18 @@ impl Dispatcher {
 }
 
 impl State {
+    /// What is here already comes at the beginning, or a replay would wait for less.
+    fn record_backlog(&mut self) {
+        let mut here: Vec<JobId> = self.jobs.keys().copied().collect();
+        here.sort_unstable();
+        for job in here {
+            let Job { submit, asked, received, .. } = &self.jobs[&job];
+            let waited = clock::instant().duration_since(*received);
+            let (submit, asked) = (submit.clone(), asked.map(|asked| asked.saturating_sub(waited)));
+            self.record_submit(&submit, asked);
+        }
+    }
+
     /// A job comes: said before the scheduler hears of it, as that may end it.
     pub(super) fn record_submit(&mut self, submit: &Submit, asked: Option<Duration>) {
         let Some(job) = self.jobs.get(&submit.job).filter(|job| self.records(job)) else { return };
@@ -212,7 +218,7 @@ impl State {
     }
 
     fn records(&self, job: &Job) -> bool {
-        self.recording.as_ref().is_some_and(|recording| recording.has(job))
+        self.recording.is_some() && job.client != SYSTEM
     }
 
     fn push_line(&mut self, what: What) {
@@ -247,7 +253,6 @@ mod tests {
             last: last_line.clone(),
             _goes_on: goes_on,
             began: clock::now(),
-            before: 0,
             lines_left,
             bytes_left,
         };

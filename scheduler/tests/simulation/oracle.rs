@@ -277,7 +277,11 @@ impl Oracle {
         }
         match outcome {
             Outcome::Done => assert!(job.runs > 0),
-            Outcome::Refused(_) => assert!(job.worker.is_none(), "a job that ran was refused"),
+            Outcome::Refused(_) => {
+                assert!(job.worker.is_none(), "a job that ran was refused");
+                // A canary that finds no idle worker is not counted.
+                self.submitted -= u64::from(job.submit.canary);
+            }
             Outcome::Failed(Failure::DeadlinePassed) => assert!(job.submit.deadline.unwrap() <= self.now),
             Outcome::Failed(Failure::WorkerDied { suspect: true }) => {
                 assert!(job.deaths == 2, "a job is no suspect before its second death");
