@@ -274,7 +274,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_is_too_slow_or_a_trace_that_is_full_ends_with_a_line_that_says_so() {
-        check(100, 10_000, 3, "{\"error\":\"4096 lines were not read in time\"}").await;
+        let slow = format!("{{\"error\":\"{LINES_WAITING_MAX} lines were not read in time\"}}");
+        check(100, 10_000, 3, &slow).await;
         check(3, 10_000, 2, "\"stop\":\"full\"").await;
         check(100, LAST_BYTES_MAX + 50, 1, "\"stop\":\"full\"").await;
     }
