@@ -83,6 +83,10 @@ pub(crate) struct DeviceView {
     pub(crate) budget_bytes: u64,
     /// Sum of what is.
     pub(crate) promised_bytes: u64,
+    /// Cores that workers may use; only the CPU has some.
+    pub(crate) cores: Option<u16>,
+    /// Threads of workers that have jobs; more than the cores while jobs that take long share them.
+    pub(crate) cores_held: Option<u32>,
 }
 
 /// A worker.
@@ -202,6 +206,10 @@ pub(crate) fn gauges(app: &App) {
     for device in app.dispatcher.devices() {
         labelled("ringfence_device_budget_bytes", "device", &device.name, device.budget_bytes);
         labelled("ringfence_device_promised_bytes", "device", &device.name, device.promised_bytes);
+        if let (Some(cores), Some(held)) = (device.cores, device.cores_held) {
+            labelled("ringfence_device_cores", "device", &device.name, u64::from(cores));
+            labelled("ringfence_device_cores_held", "device", &device.name, u64::from(held));
+        }
     }
     for worker in workers(app) {
         labelled("ringfence_worker_lease_bytes", "model", &worker.model, worker.lease_bytes);

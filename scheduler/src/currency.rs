@@ -36,6 +36,8 @@ pub(crate) struct Client {
     pub(crate) buckets: [Bucket; 3],
     pub(crate) usage: Usage,
     bills: u32,
+    /// It came back, and none of its jobs has started since.
+    back: bool,
     /// Since when it has no job.
     idle: Option<Time>,
     /// Its class and what it has had, while it has jobs.
@@ -178,19 +180,23 @@ impl Scheduler {
     }
 
     /// A client that comes back has no claim on the time in which it asked for nothing: it is put just before the one that
-    /// has had the least of those that ask.
+    /// has had the least of those that ask, and behind others that came back and wait for their first job to start.
     fn rejoin(&mut self, id: ClientId) {
         let now = self.class_time(self.client_values(id).class);
         self.change_client(id, |client| {
             if client.waiting == 0 && client.running == 0 {
                 client.had = client.had.max(now);
+                client.back = true;
             }
         });
     }
 
     fn class_time(&self, class: Class) -> u64 {
-        let least = self.active[class as usize].first().map(|(had, _)| *had);
-        least.map_or(self.virtual_time[class as usize], |least| least.saturating_sub(1))
+        match self.active[class as usize].first() {
+            Some((had, client)) if self.clients[client].back => *had,
+            Some((had, _)) => had.saturating_sub(1),
+            None => self.virtual_time[class as usize],
+        }
     }
 
     /// The rate that lets this job wait for longest, if one does.
@@ -255,7 +261,10 @@ impl Scheduler {
         let Some(bill) = self.bills.get_mut(&id) else { return };
         bill.expected = weighted(expected, weight);
         let (client, expected) = (bill.client, bill.expected);
-        self.count(client, |client| client.expected = client.expected.saturating_add(expected));
+        self.count(client, |client| {
+            client.expected = client.expected.saturating_add(expected);
+            client.back = false;
+        });
     }
 
     /// A job has used device time, and tokens as its worker says.

@@ -81,6 +81,13 @@ pub enum JobState {
 pub enum WaitsFor {
     /// The jobs that are in the workers fill their steps.
     Step,
+    /// A worker has room for it, but jobs that run or come before it need the cores.
+    Cores {
+        /// Those that the worker needs.
+        threads: u16,
+        /// Those that are free.
+        free: u16,
+    },
     /// A worker is loading.
     Load,
     /// It was in a worker's death, and waits for a worker of its own.
@@ -299,10 +306,12 @@ impl Scheduler {
         if let Some((cause, _)) = self.broken(model) {
             return WaitsFor::Broken(cause);
         }
-        let first = self.next_job(model).map(|job| &self.jobs[&job]);
+        let first = self.next_job(model).map(|(_, job)| &self.jobs[&job]);
         let workers = || self.active(model).map(|(_, worker)| worker.phase);
         if workers().any(|phase| phase == Phase::Ready) {
-            return if first.is_some_and(|job| job.deaths > 0) {
+            return if first.is_some_and(|job| self.has_free_worker(model, job)) {
+                WaitsFor::Cores { threads: self.threads(&model.config), free: self.cores_free() }
+            } else if first.is_some_and(|job| job.deaths > 0) {
                 WaitsFor::OwnWorker
             } else {
                 WaitsFor::Step

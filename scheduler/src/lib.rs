@@ -8,6 +8,7 @@
 //! | `order` | which job runs next |
 //! | `currency` | what each client is charged |
 //! | `place` | which worker runs it, and which are started |
+//! | `cores` | which workers may be at work at the same time |
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
@@ -18,6 +19,7 @@
 mod action;
 mod admit;
 mod config;
+mod cores;
 mod currency;
 mod death;
 mod event;
@@ -45,6 +47,8 @@ pub use currency::{CLIENTS_MAX, ClientUsage, Usage};
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{AHEAD_MAX, DECISIONS_MAX, Decision, Explanation, JobState, PAST_JOBS_MAX, Rule, WaitsFor};
 pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};
-pub use snapshot::{BudgetSnapshot, ClientSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState};
+pub use snapshot::{
+    BudgetSnapshot, ClientSnapshot, CoresSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState,
+};
 pub use state::Scheduler;
 pub use stop::GRACE;

@@ -3,11 +3,12 @@
 use crate::action::{Action, Outcome};
 use crate::admit::fits_lease;
 use crate::config::{ModelValues, Order};
+use crate::cores::Cores;
 use crate::currency::step_budget;
 use crate::explain::Rule;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
 use crate::state::{Job, Model, Package, Phase, Scheduler, Slot, Worker};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a model needs a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,15 @@ enum Demand {
     First,
     /// Those that it has are full.
     Another,
+}
+
+/// What a job waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// A worker with room for it.
+    Room,
+    /// There is such a worker, whose threads need cores that others hold.
+    Cores,
 }
 
 impl Scheduler {
@@ -32,26 +42,43 @@ impl Scheduler {
         }
     }
 
+    /// Starts the first jobs of all queues, the best first. One that waits for cores is overtaken by nobody, or those that
+    /// hold them would never end.
     fn run_waiting(&mut self) {
-        let waiting: Vec<ModelId> =
+        self.cores_wake = None;
+        let mut cores = Cores::Shared;
+        let mut waiting: BTreeSet<ModelId> =
             self.models.iter().filter(|(_, model)| !model.queue.is_empty()).map(|(id, _)| *id).collect();
-        for model in waiting {
-            while self.run_next(model) {}
+        loop {
+            let next = |id: &ModelId| self.next_job(&self.models[id]).map(|(rank, job)| (rank, *id, job));
+            let Some((_, model, job)) = waiting.iter().filter_map(next).min() else { return };
+            match self.run_next(model, job, cores) {
+                Ok(()) => {}
+                Err(Lack::Room) => {
+                    waiting.remove(&model);
+                    if self.active(&self.models[&model]).any(|(_, worker)| worker.at_work()) {
+                        cores = Cores::Free;
+                    }
+                }
+                Err(Lack::Cores) => {
+                    self.cores_wake = self.cores_shared_from().filter(|_| cores == Cores::Shared);
+                    return;
+                }
+            }
         }
     }
 
-    /// Handles the first job of a queue; false if it has to wait.
-    fn run_next(&mut self, id: ModelId) -> bool {
+    /// Handles the first job of a queue, unless it has to wait.
+    fn run_next(&mut self, id: ModelId, next: JobId, cores: Cores) -> Result<(), Lack> {
         let model = &self.models[&id];
-        let Some(next) = self.next_job(model) else { return false };
         let job = &self.jobs[&next];
         if let Err(refusal) = fits_lease(model, job.tokens_bound) {
             self.end(next, Outcome::Refused(refusal), Rule::Admission);
-            return true;
+            return Ok(());
         }
-        let Some(worker) = self.free_worker(model, job) else { return false };
+        let worker = self.free_worker(model, job, cores)?;
         self.run(next, worker);
-        true
+        Ok(())
     }
 
     fn run(&mut self, id: JobId, worker: WorkerId) {
@@ -67,10 +94,18 @@ impl Scheduler {
         self.start(id, worker, rule);
     }
 
-    /// The ready worker with the most free slots.
-    fn free_worker(&self, model: &Model, job: &Job) -> Option<WorkerId> {
-        let free = self.active(model).filter(|(_, worker)| self.has_room(worker, model, job));
-        free.min_by_key(|(id, worker)| (worker.slots.len(), *id)).map(|(id, _)| id)
+    /// The ready worker with the most free slots, of those that can work now.
+    fn free_worker(&self, model: &Model, job: &Job, cores: Cores) -> Result<WorkerId, Lack> {
+        let free = || self.active(model).filter(|(_, worker)| self.has_room(worker, model, job));
+        let working = free().filter(|(id, worker)| self.has_cores(*id, worker, cores));
+        let best = working.min_by_key(|(id, worker)| (worker.slots.len(), *id));
+        let lack = || if free().next().is_some() { Lack::Cores } else { Lack::Room };
+        best.map(|(id, _)| id).ok_or_else(lack)
+    }
+
+    /// Whether a job could run at once if its model had the cores.
+    pub(crate) fn has_free_worker(&self, model: &Model, job: &Job) -> bool {
+        self.active(model).any(|(_, worker)| self.has_room(worker, model, job))
     }
 
     /// Whether a worker may take a job now. In fair order it holds one step's worth of work at a time, so that whoever
@@ -209,8 +244,17 @@ impl Scheduler {
         match active {
             0 => Some(Demand::First),
             _ if loading || model.queue.is_empty() => None,
-            _ => (active < usize::from(model.config.workers_max)).then_some(Demand::Another),
+            _ => self.another_would_help(model, active).then_some(Demand::Another),
         }
+    }
+
+    /// Whether one more worker could work beside those that the model has, which have no room.
+    fn another_would_help(&self, model: &Model, active: usize) -> bool {
+        let cores = usize::from(self.config.values().devices.cpu.cores);
+        let below_bounds = active < usize::from(model.config.workers_max)
+            && (active + 1) * usize::from(self.threads(&model.config)) <= cores;
+        let next = self.next_job(model).map(|(_, job)| &self.jobs[&job]);
+        below_bounds && next.is_some_and(|job| !self.has_free_worker(model, job))
     }
 
     pub(crate) fn threads(&self, values: &ModelValues) -> u16 {
@@ -262,5 +306,6 @@ fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Work
         ready: now,
         heard: now,
         idle_since: now,
+        given: now,
     }
 }

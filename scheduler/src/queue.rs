@@ -41,6 +41,13 @@ struct Line {
     standing: Standing,
 }
 
+/// Where a job stands among the next ones of all models: the least comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    class: usize,
+    place: Place,
+}
+
 /// In a class: counter, then arrival of the first job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
@@ -120,16 +127,21 @@ impl Queue {
     }
 
     /// The job that runs next. Of the best class that waits, or of one that had no job started for as long as `aging`.
-    pub(crate) fn next(&self, order: Order, now: Time, aging: Duration) -> Option<JobId> {
+    pub(crate) fn next(&self, order: Order, now: Time, aging: Duration) -> Option<(Rank, JobId)> {
         if order == Order::Arrival {
-            return self.jobs.first().map(|(_, job)| *job);
+            let (arrival, job) = *self.jobs.first()?;
+            return Some((Rank { class: 0, place: Place { counter: 0, arrival } }, job));
         }
-        let waiting = || self.classes.iter().filter(|lines| !lines.places.is_empty());
+        let due = |lines: &Lines| lines.served + aging <= now;
+        let waiting = || self.classes.iter().enumerate().filter(|(_, lines)| !lines.places.is_empty());
         let best = waiting().next()?;
-        let due = waiting().skip(1).filter(|lines| lines.served + aging <= now);
-        let lines = due.min_by_key(|lines| lines.served).unwrap_or(best);
-        let (_, client) = lines.places.first().expect("a class that waits has a line");
-        self.lines[client].jobs.first_key_value().map(|(_, job)| *job)
+        let aged = waiting().skip(1).filter(|(_, lines)| due(lines));
+        let (class, lines) = aged.min_by_key(|(_, lines)| lines.served).unwrap_or(best);
+        let (place, client) = *lines.places.first().expect("a class that waits has a line");
+        let (_, job) = self.lines[&client].jobs.first_key_value().expect("an empty line is not kept");
+        // One that is due comes before the best of other models too.
+        let first = Rank { class: 0, place: Place { counter: 0, ..place } };
+        Some((if class > 0 && due(lines) { first } else { Rank { class, place } }, *job))
     }
 
     fn take(&mut self, client: ClientId) -> Option<Line> {

@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub cpu: BudgetSnapshot,
     /// Packages.
     pub host: BudgetSnapshot,
+    /// Cores.
+    pub cores: CoresSnapshot,
     /// Jobs that wait in all.
     pub waiting: u32,
     /// New jobs are refused because the server is about to end.
@@ -99,6 +101,15 @@ pub struct BudgetSnapshot {
     pub promised_bytes: u64,
 }
 
+/// The cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoresSnapshot {
+    /// That workers may use.
+    pub budget: u16,
+    /// Threads of workers that have jobs: more than the budget while jobs that take long share them.
+    pub held: u32,
+}
+
 impl Scheduler {
     /// The state as plain data.
     pub fn snapshot(&self) -> Snapshot {
@@ -117,6 +128,7 @@ impl Scheduler {
                 .collect(),
             cpu: budget_snapshot(self.cpu),
             host: budget_snapshot(self.host),
+            cores: CoresSnapshot { budget: self.config.values().devices.cpu.cores, held: self.cores_held() },
             waiting: self.waiting,
             draining: self.draining,
         }

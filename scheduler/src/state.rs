@@ -50,6 +50,8 @@ pub struct Scheduler {
     pub(crate) host: Ledger,
     /// When a model that waits for room may ask others to yield.
     pub(crate) room_wake: Option<Time>,
+    /// When a job that waits for cores may share them.
+    pub(crate) cores_wake: Option<Time>,
     pub(crate) arrivals: u64,
     pub(crate) workers_spawned: u64,
     pub(crate) draining: bool,
@@ -138,6 +140,8 @@ pub(crate) struct Worker {
     pub(crate) heard: Time,
     /// Since when it was not used.
     pub(crate) idle_since: Time,
+    /// When it last got a job that is no canary.
+    pub(crate) given: Time,
 }
 
 /// What a worker is doing.
@@ -221,6 +225,7 @@ impl Scheduler {
             cpu,
             host,
             room_wake: None,
+            cores_wake: None,
             arrivals: 0,
             workers_spawned: 0,
             draining: false,
@@ -295,6 +300,9 @@ impl Scheduler {
         assert!(worker.slots.values().all(|other| !other.alone), "a suspect runs alone");
         if worker.slots.is_empty() {
             worker.heard = now;
+        }
+        if !slot.canary {
+            worker.given = now;
         }
         worker.slots.insert(id, slot);
         self.change_client(client, |client| client.running += 1);

@@ -53,7 +53,8 @@ impl Scheduler {
         let deadline = self.deadlines.first().map(|(time, _)| *time);
         let workers = self.workers.values().filter_map(|worker| self.due(worker)).map(|(time, _)| time);
         let models = self.models.values().filter_map(|model| self.model_wake(model));
-        deadline.into_iter().chain(workers).chain(models).chain(self.room_wake).min()
+        let places = self.room_wake.into_iter().chain(self.cores_wake);
+        deadline.into_iter().chain(workers).chain(models).chain(places).min()
     }
 
     /// Handles everything whose time has come.

@@ -389,7 +389,7 @@ fn the_package_of_a_worker_that_died_is_kept_for_the_next_one_for_the_idle_time(
 
 #[test]
 fn another_worker_starts_when_those_that_run_are_full_and_never_by_evicting() {
-    let two = ModelValues { workers_max: 3, concurrency: 1, lease_bytes: 30, ..values() };
+    let two = ModelValues { workers_max: 3, concurrency: 1, lease_bytes: 30, threads: 1, ..values() };
     script(&[two, ModelValues { lease_bytes: 30, ..values() }])
         .at(0, submit(1, 0), "spawn 1 for 0")
         .at(0, submit(2, 0), "")
@@ -399,6 +399,40 @@ fn another_worker_starts_when_those_that_run_are_full_and_never_by_evicting() {
         .at(40, ready(3), "")
         .at(50, submit(3, 0), "")
         .at(60, done(2, 2), "end 2 done; run 3 in 2");
+}
+
+#[test]
+fn no_other_worker_starts_for_which_there_would_be_no_cores() {
+    let two = ModelValues { workers_max: 2, concurrency: 1, lease_bytes: 30, threads: 2, ..values() };
+    script(&[two])
+        .at(0, submit(1, 0), "spawn 1 for 0")
+        .at(0, submit(2, 0), "")
+        .at(10, ready(1), "run 1 in 1")
+        .at(20, done(1, 1), "end 1 done; run 2 in 1");
+}
+
+#[test]
+fn workers_take_turns_at_the_cores_and_share_them_with_jobs_that_take_long() {
+    let batch = ModelValues { concurrency: 1, lease_bytes: 30, ..values() };
+    let mut script = script(&[batch.clone(), batch]);
+    script
+        .at(0, submit(1, 0), "spawn 1 for 0")
+        .at(0, submit(2, 1), "spawn 2 for 1")
+        .at(10, ready(1), "run 1 in 1")
+        .at(20, ready(2), "")
+        .at(20, submit(3, 0), "");
+    let waits = |script: &Script, job| match script.0.explain(JobId(job)).unwrap().state {
+        JobState::Waiting { waits_for, .. } => waits_for,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(waits(&script, 2), WaitsFor::Cores { threads: 2, free: 0 });
+    assert_eq!(waits(&script, 3), WaitsFor::Step);
+    assert_eq!(script.0.snapshot().cores, CoresSnapshot { budget: 2, held: 2 });
+    // It came first.
+    script.at(30, done(1, 1), "end 1 done; run 2 in 2").at(40, submit(4, 0), "");
+    // A step later the third does not wait for the end of the second.
+    script.wakes(80, "run 3 in 1");
+    assert_eq!(script.0.snapshot().cores, CoresSnapshot { budget: 2, held: 4 });
 }
 
 #[test]

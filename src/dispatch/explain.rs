@@ -310,6 +310,13 @@ fn waiting_sentence(
 fn waits(now: Time, model: &str, waits_for: WaitsFor) -> (&'static str, String) {
     match waits_for {
         WaitsFor::Step => ("step", format!("the jobs in {model}'s workers fill their steps")),
+        WaitsFor::Cores { threads, free } => (
+            "cores",
+            format!(
+                "a worker of {model} has room, but needs {threads} cores of which {free} are free: jobs of other \
+                 models run, or come before"
+            ),
+        ),
         WaitsFor::Load => ("load", format!("a worker is loading {model}")),
         WaitsFor::OwnWorker => (
             "own_worker",

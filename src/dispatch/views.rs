@@ -37,8 +37,11 @@ impl Dispatcher {
             name: name.to_owned(),
             budget_bytes: budget.budget_bytes,
             promised_bytes: budget.promised_bytes,
+            cores: None,
+            cores_held: None,
         };
-        vec![device("cpu", snapshot.cpu), device("host", snapshot.host)]
+        let (cores, cores_held) = (Some(snapshot.cores.budget), Some(snapshot.cores.held));
+        vec![DeviceView { cores, cores_held, ..device("cpu", snapshot.cpu) }, device("host", snapshot.host)]
     }
 
     /// What the last answers say; touches no model.

@@ -74,9 +74,13 @@ fn health(health: &Value, style: Style) -> String {
 
 fn devices(status: &Value, style: Style) -> String {
     let row = |device: &Value| {
-        vec![text(device, "name"), size(device, "promised_bytes"), size(device, "budget_bytes")]
+        let cores = match (device["cores_held"].as_u64(), device["cores"].as_u64()) {
+            (Some(held), Some(cores)) => format!("{held} of {cores}"),
+            _ => "-".to_owned(),
+        };
+        vec![text(device, "name"), size(device, "promised_bytes"), size(device, "budget_bytes"), cores]
     };
-    table(style, &["DEVICE", "PROMISED", "BUDGET"], &rows(status, "devices", row))
+    table(style, &["DEVICE", "PROMISED", "BUDGET", "CORES"], &rows(status, "devices", row))
 }
 
 fn models(status: &Value, style: Style) -> String {

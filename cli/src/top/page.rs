@@ -211,6 +211,9 @@ fn summary(summary: &Summary, look: Look) -> Line<'static> {
         let size = |count: Option<u64>| count.map_or("-".to_owned(), bytes);
         let (promised, budget) = (size(device.promised_bytes), size(device.budget_bytes));
         spans.push(Span::raw(format!("  {} {promised} of {budget}", device.name)));
+        if let (Some(held), Some(cores)) = (device.cores_held, device.cores) {
+            spans.push(Span::raw(format!(", {held} of {cores} cores")));
+        }
     }
     Line::from(spans)
 }

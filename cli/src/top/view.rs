@@ -68,6 +68,10 @@ pub struct DeviceRow {
     pub promised_bytes: Option<u64>,
     /// Sum of what they may be.
     pub budget_bytes: Option<u64>,
+    /// Cores that workers may use.
+    pub cores: Option<u64>,
+    /// Threads of workers that have jobs.
+    pub cores_held: Option<u64>,
 }
 
 /// A worker.
@@ -184,6 +188,8 @@ fn summary(status: &Value) -> Summary {
         name: text(device, "name").unwrap_or_else(|| "-".to_owned()),
         promised_bytes: number(device, "promised_bytes"),
         budget_bytes: number(device, "budget_bytes"),
+        cores: number(device, "cores"),
+        cores_held: number(device, "cores_held"),
     };
     Summary {
         health: text(&status["health"], "status"),

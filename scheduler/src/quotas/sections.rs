@@ -25,7 +25,7 @@ section! {
         memory_mib: Option<u64> = optional("half of the machine's memory", "4096", (1, MIB_MAX), "MiB");
         /// Memory that is kept free of leases: leases get the rest.
         reserve_mib: u64 = number(0, 0, MIB_MAX, "MiB");
-        /// The most threads that one worker gets.
+        /// Cores that workers take turns at: a worker with jobs holds one for each of its threads.
         cores: Option<u16> = optional("the machine's cores", "4", CORES, "threads");
     }
 }
@@ -63,7 +63,7 @@ section! {
             (1, MIB_MAX),
             "MiB",
         );
-        /// Workers at a time.
+        /// Workers at a time; another starts only if its threads and those of the others together have cores.
         workers: u16 = number(1, 1, WORKERS_MAX as u64, "workers");
         /// Jobs in one worker at a time.
         concurrency: u16 = number(64, 1, CONCURRENCY_MAX as u64, "jobs");

@@ -1,8 +1,8 @@
 //! Replay: what was recorded comes again, in virtual time, to a scheduler with other quotas and to simulated workers.
 //! No IO, no clock, nothing random: the same trace and quotas give the same report.
 //!
-//! What a replay can't know: clients that would have asked otherwise had they been answered otherwise, workers that
-//! hinder each other, other threads than the recorded ones, crashes, and what jobs take of a lease.
+//! What a replay can't know: clients that would have asked otherwise had they been answered otherwise, long jobs that
+//! share their cores, other threads than the recorded ones, crashes, and what jobs take of a lease.
 
 mod report;
 mod trace;

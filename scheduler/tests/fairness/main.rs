@@ -9,10 +9,11 @@ mod retry;
 mod world;
 
 use random::Random;
-use ringfence_scheduler::{Class, Order};
+use ringfence_scheduler::{Class, ModelId, Order};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use world::{Manner, Outcome, Person, World};
+use world::{MODEL, Manner, Outcome, Person, World};
 
 /// Of each kind; more are a soak.
 const HISTORIES: u64 = 1_250;
@@ -44,26 +45,62 @@ fn clients_that_always_want_more_get_shares_by_weight() {
 }
 
 #[test]
-fn whoever_comes_now_and_then_waits_for_one_step_whatever_others_do() {
-    each_seed(|random| {
-        let polite =
-            Person { manner: Manner::Paced { every_us: random.within(300, 900) * MS }, ..small(random) };
-        let flood: Vec<Person> = (0..random.within(1, 4)).map(|_| any(random)).collect();
-        let alone = World::new(random, vec![polite.clone()]).run(10 * SECOND).remove(0);
-        let mut people = vec![polite];
-        people.extend(flood);
-        let world = World::new(random, people.clone());
-        let step = world.longest_step_us();
-        let among = world.run(10 * SECOND).remove(0);
-        let bound = (alone.longest_wait_us + step) * 12 / 10;
-        assert!(among.waits > 5, "nothing was measured");
-        assert!(
-            among.longest_wait_us <= bound,
-            "waited {} us, alone {} us, a step {step} us: {people:?}",
-            among.longest_wait_us,
-            alone.longest_wait_us
-        );
+fn clients_of_different_models_get_shares_of_the_cores_by_weight() {
+    each_seed_of(HISTORIES / 10, |random| {
+        let clients = random.within(2, 5);
+        // Jobs that are not longer than a step: the cores are shared with those that are.
+        let people: Vec<Person> = (0..clients)
+            .map(|who| Person {
+                model: ModelId(if who < 2 { who as u32 } else { random.within(0, 2) as u32 }),
+                weight: random.within(1, 8) as u16,
+                items: 1,
+                item_tokens: random.within(4, 50),
+                manner: Manner::Saturating { depth: random.within(200, 250) as u32 },
+                ..any(random)
+            })
+            .collect();
+        let weights: u64 = people.iter().map(|person| u64::from(person.weight)).sum();
+        let had = World::new(random, people.clone()).run(40 * SECOND);
+        let all: u64 = had.iter().map(|client| client.device_us).sum();
+        for (person, had) in people.iter().zip(&had) {
+            let share = had.device_us as f64 / all as f64;
+            let entitled = f64::from(person.weight) / weights as f64;
+            assert!((share - entitled).abs() <= 0.02, "{share} of {entitled}: {people:?}");
+        }
     });
+}
+
+#[test]
+fn whoever_comes_now_and_then_waits_for_one_step_whatever_others_do() {
+    each_seed(|random| waits_for_steps(random, 1));
+}
+
+/// Where others want other models, one step of each may come before.
+#[test]
+fn whoever_comes_now_and_then_waits_for_one_step_of_each_model() {
+    each_seed_of(HISTORIES / 5, |random| waits_for_steps(random, 3));
+}
+
+fn waits_for_steps(random: &mut Random, models: u64) {
+    let polite = Person { manner: Manner::Paced { every_us: random.within(300, 900) * MS }, ..small(random) };
+    let others = (0..random.within(1, 4))
+        .map(|_| Person { model: ModelId(random.within(0, models - 1) as u32), ..any(random) });
+    let others: Vec<Person> = others.collect();
+    let models: BTreeSet<ModelId> = others.iter().map(|person| person.model).collect();
+    let alone = World::new(random, vec![polite.clone()]).run(10 * SECOND).remove(0);
+    let mut people = vec![polite];
+    people.extend(others);
+    let world = World::new(random, people.clone());
+    let step = world.longest_step_us();
+    let among = world.run(10 * SECOND).remove(0);
+    let bound = (alone.longest_wait_us + step * models.len() as u64) * 12 / 10;
+    assert!(among.waits > 5, "nothing was measured");
+    assert!(
+        among.longest_wait_us <= bound,
+        "waited {} us, alone {} us, a step {step} us: {people:?}",
+        among.longest_wait_us,
+        alone.longest_wait_us
+    );
 }
 
 #[test]
@@ -122,6 +159,7 @@ fn small(random: &mut Random) -> Person {
 
 fn any(random: &mut Random) -> Person {
     Person {
+        model: MODEL,
         weight: 1,
         class: Class::Interactive,
         items: random.within(1, 12),

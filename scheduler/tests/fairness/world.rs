@@ -1,4 +1,4 @@
-//! One model with one worker that takes time for each token, and clients with manners.
+//! Models with one worker each that takes time for each token, and clients with manners.
 
 use crate::duration;
 use crate::random::Random;
@@ -9,12 +9,13 @@ use ringfence_scheduler::{
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) const MODEL: ModelId = ModelId(0);
-const WORKER: WorkerId = WorkerId(1);
+pub(crate) const MODELS_MAX: u32 = 3;
 const QUEUE_MAX: u32 = 256;
 
 /// A client.
 #[derive(Clone, Debug)]
 pub(crate) struct Person {
+    pub(crate) model: ModelId,
     pub(crate) weight: u16,
     pub(crate) class: Class,
     /// Of a job.
@@ -51,6 +52,7 @@ pub(crate) struct Outcome {
 #[derive(Clone, Copy)]
 struct Asked {
     who: usize,
+    model: ModelId,
     at: u64,
     item_tokens: u64,
     left: u64,
@@ -69,14 +71,19 @@ pub(crate) struct World {
     asked: BTreeMap<JobId, Asked>,
     /// When who asks.
     asks: BTreeSet<(u64, usize)>,
-    /// In the worker.
+    workers: BTreeMap<ModelId, Worker>,
+    busy_us: u64,
+}
+
+/// The worker of a model.
+struct Worker {
+    id: WorkerId,
     slots: VecDeque<JobId>,
-    /// What each client has had in the worker.
+    /// What each client has had in it.
     lanes: BTreeMap<usize, u64>,
     virtual_time: u64,
     /// The running step: its end, and items by job.
     step: Option<(u64, BTreeMap<JobId, u64>)>,
-    busy_us: u64,
 }
 
 impl World {
@@ -101,15 +108,17 @@ impl World {
             jobs: 0,
             asked: BTreeMap::new(),
             asks: BTreeSet::new(),
-            slots: VecDeque::new(),
-            lanes: BTreeMap::new(),
-            virtual_time: 0,
-            step: None,
+            workers: BTreeMap::new(),
             busy_us: 0,
         };
-        world.tell(Event::Load { model: MODEL });
-        world.tell(Event::WorkerReady { worker: WORKER, bytes_per_token: 0, used_bytes: 1 });
-        world.measure();
+        for model in world.models() {
+            world.tell(Event::Load { model });
+            let worker = world.workers[&model].id;
+            world.tell(Event::WorkerReady { worker, bytes_per_token: 0, used_bytes: 1 });
+        }
+        for model in world.models() {
+            world.measure(model);
+        }
         world
     }
 
@@ -118,10 +127,14 @@ impl World {
         self.tell(Event::Configured(Config::new(self.config.clone()).unwrap()));
     }
 
+    fn models(&self) -> BTreeSet<ModelId> {
+        self.people.iter().map(|person| person.model).collect()
+    }
+
     /// A first step has to be measured before steps can be cut.
-    fn measure(&mut self) {
+    fn measure(&mut self, model: ModelId) {
         for _ in 0..10 {
-            self.submit(self.people.len(), 1, 10, 10);
+            self.submit(self.people.len(), model, 1, 10, 10);
             self.run_until(self.now + 10_000);
         }
         self.busy_us = 0;
@@ -162,26 +175,32 @@ impl World {
 
     fn run_until(&mut self, end: u64) {
         loop {
-            self.start_step();
-            let step = self.step.as_ref().map(|(at, _)| *at);
+            for model in self.models() {
+                self.start_step(model);
+            }
+            let steps = self.workers.iter().filter_map(|(id, worker)| Some((worker.step.as_ref()?.0, *id)));
+            let step = steps.min();
             let ask = self.asks.first().map(|(at, _)| *at);
-            let next = step.into_iter().chain(ask).min().filter(|at| *at <= end);
-            let Some(at) = next else { break };
+            let wake = self.scheduler.next_wake().map(|at| at.0.max(self.now));
+            let next = step.map(|(at, _)| at).into_iter().chain(ask).chain(wake).min();
+            let Some(at) = next.filter(|at| *at <= end) else { break };
             self.now = at;
-            if ask == Some(at) {
-                let (_, who) = self.asks.pop_first().unwrap();
-                self.ask(who);
-            } else {
-                self.end_step();
+            match step {
+                _ if ask == Some(at) => {
+                    let (_, who) = self.asks.pop_first().unwrap();
+                    self.ask(who);
+                }
+                Some((ends, model)) if ends == at => self.end_step(model),
+                Some(_) | None => self.tell(Event::Tick),
             }
         }
         self.now = end;
     }
 
     fn ask(&mut self, who: usize) {
-        let Person { items, item_tokens, oversize, manner, .. } = self.people[who].clone();
+        let Person { model, items, item_tokens, oversize, manner, .. } = self.people[who].clone();
         let now = self.now;
-        let mut submit = || self.submit(who, items, item_tokens, item_tokens * items * oversize);
+        let mut submit = || self.submit(who, model, items, item_tokens, item_tokens * items * oversize);
         match manner {
             Manner::Paced { every_us } => {
                 submit();
@@ -195,14 +214,14 @@ impl World {
         }
     }
 
-    fn submit(&mut self, who: usize, items: u64, item_tokens: u64, bound: u64) {
+    fn submit(&mut self, who: usize, model: ModelId, items: u64, item_tokens: u64, bound: u64) {
         self.jobs += 1;
         let job = JobId(self.jobs);
-        self.asked.insert(job, Asked { who, at: self.now, item_tokens, left: items });
+        self.asked.insert(job, Asked { who, model, at: self.now, item_tokens, left: items });
         self.tell(Event::Submit(Submit {
             job,
             client: ClientId(who as u32),
-            model: MODEL,
+            model,
             deadline: None,
             tokens: bound,
             tokens_bound: 0,
@@ -215,43 +234,51 @@ impl World {
             match action {
                 Action::Run { job, .. } => self.started(job),
                 Action::End { job, .. } => drop(self.asked.remove(&job)),
-                Action::Spawn { .. } => {}
+                Action::Spawn { worker: id, model, .. } => {
+                    let (slots, lanes) = (VecDeque::new(), BTreeMap::new());
+                    self.workers.insert(model, Worker { id, slots, lanes, virtual_time: 0, step: None });
+                }
                 other => panic!("{other:?}"),
             }
         }
     }
 
     fn started(&mut self, job: JobId) {
-        self.slots.push_back(job);
-        let Asked { who, at, .. } = self.asked[&job];
+        let Asked { who, model, at, .. } = self.asked[&job];
+        self.worker(model).slots.push_back(job);
         if let Some(outcome) = self.outcomes.get_mut(who) {
             outcome.waits += 1;
             outcome.longest_wait_us = outcome.longest_wait_us.max(self.now - at);
         }
     }
 
+    fn worker(&mut self, model: ModelId) -> &mut Worker {
+        self.workers.get_mut(&model).expect("every model is loaded")
+    }
+
     /// The next item is of the client that has had the least in the worker for its weight, as long as the step has room.
-    fn start_step(&mut self) {
-        if self.step.is_some() || self.slots.is_empty() {
+    fn start_step(&mut self, model: ModelId) {
+        let worker = self.workers.get_mut(&model).expect("every model is loaded");
+        if worker.step.is_some() || worker.slots.is_empty() {
             return;
         }
         let budget = (self.target_us / self.token_us).clamp(1, self.step_tokens);
         let mut waiting: BTreeMap<usize, VecDeque<JobId>> = BTreeMap::new();
-        for job in &self.slots {
+        for job in &worker.slots {
             let Asked { who, left, .. } = self.asked[job];
             waiting.entry(who).or_default().extend((0..left).map(|_| *job));
         }
-        let virtual_time = self.virtual_time;
-        self.lanes.retain(|who, counter| waiting.contains_key(who) || *counter > virtual_time);
+        let virtual_time = worker.virtual_time;
+        worker.lanes.retain(|who, counter| waiting.contains_key(who) || *counter > virtual_time);
         for who in waiting.keys() {
-            self.lanes.entry(*who).or_insert(virtual_time);
+            worker.lanes.entry(*who).or_insert(virtual_time);
         }
         let mut taken: BTreeMap<JobId, u64> = BTreeMap::new();
         let mut tokens = 0;
         while let Some((who, job)) = waiting
             .iter()
             .filter_map(|(who, jobs)| Some((*who, *jobs.front()?)))
-            .min_by_key(|(who, _)| (self.lanes[who].max(virtual_time), *who))
+            .min_by_key(|(who, _)| (worker.lanes[who].max(virtual_time), *who))
         {
             let more = self.asked[&job].item_tokens;
             if tokens > 0 && tokens + more > budget {
@@ -259,23 +286,24 @@ impl World {
             }
             tokens += more;
             let weight = self.people.get(who).map_or(1, |person| u64::from(person.weight));
-            let lane = self.lanes.get_mut(&who).unwrap();
+            let lane = worker.lanes.get_mut(&who).unwrap();
             *lane = (*lane).max(virtual_time);
-            self.virtual_time = self.virtual_time.max(*lane);
+            worker.virtual_time = worker.virtual_time.max(*lane);
             *lane += more * 1_000 / weight;
             waiting.get_mut(&who).unwrap().pop_front();
             *taken.entry(job).or_default() += 1;
         }
-        self.step = Some((self.now + tokens * self.token_us, taken));
+        worker.step = Some((self.now + tokens * self.token_us, taken));
     }
 
-    fn end_step(&mut self) {
-        let (_, taken) = self.step.take().unwrap();
+    fn end_step(&mut self, model: ModelId) {
+        let worker = self.worker(model);
+        let (id, (_, taken)) = (worker.id, worker.step.take().unwrap());
         let tokens: Vec<(JobId, u32)> =
             taken.iter().map(|(job, items)| (*job, (items * self.asked[job].item_tokens) as u32)).collect();
         let device_us = tokens.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>() * self.token_us;
         self.busy_us += device_us;
-        self.tell(Event::Used { worker: WORKER, device_us, tokens });
+        self.tell(Event::Used { worker: id, device_us, tokens });
         for (job, items) in taken {
             let asked = self.asked.get_mut(&job).unwrap();
             asked.left -= items;
@@ -283,12 +311,12 @@ impl World {
             if left > 0 {
                 continue;
             }
-            self.slots.retain(|slot| *slot != job);
-            self.tell(Event::JobEnded { worker: WORKER, job, end: JobEnd::Done });
+            self.worker(model).slots.retain(|slot| *slot != job);
+            self.tell(Event::JobEnded { worker: id, job, end: JobEnd::Done });
             if let Some(Person { items, item_tokens, oversize, manner: Manner::Saturating { .. }, .. }) =
                 self.people.get(who).cloned()
             {
-                self.submit(who, items, item_tokens, item_tokens * items * oversize);
+                self.submit(who, model, items, item_tokens, item_tokens * items * oversize);
             }
         }
     }
@@ -300,10 +328,10 @@ fn client(weight: u16, class: Class) -> ClientConfig {
     ClientConfig::new(values).unwrap()
 }
 
-/// A scheduler with one model.
+/// A scheduler with a few models.
 fn scheduler(config: &ConfigValues, step_tokens: u32, target_us: u64) -> Scheduler {
     let mut scheduler = Scheduler::new(Config::new(config.clone()).unwrap());
-    let model = ModelValues {
+    let values = ModelValues {
         lease_bytes: 10,
         package_bytes: 10,
         workers_max: 1,
@@ -318,8 +346,10 @@ fn scheduler(config: &ConfigValues, step_tokens: u32, target_us: u64) -> Schedul
         threads: 2,
         keep_loaded: false,
     };
-    let model = ModelConfig::new(model).unwrap();
-    scheduler.step(Time(0), Event::ModelAdded { model: MODEL, config: model });
+    for model in (0..MODELS_MAX).map(ModelId) {
+        let config = ModelConfig::new(values.clone()).unwrap();
+        scheduler.step(Time(0), Event::ModelAdded { model, config });
+    }
     scheduler
 }
 
@@ -328,7 +358,7 @@ pub(crate) fn rated(client: ClientConfig) -> Scheduler {
     let config = ConfigValues { client, ..base(duration(1_000_000)) };
     let mut scheduler = scheduler(&config, 1_024, 20_000);
     scheduler.step(Time(0), Event::Load { model: MODEL });
-    scheduler.step(Time(0), Event::WorkerReady { worker: WORKER, bytes_per_token: 0, used_bytes: 1 });
+    scheduler.step(Time(0), Event::WorkerReady { worker: WorkerId(1), bytes_per_token: 0, used_bytes: 1 });
     scheduler
 }
 

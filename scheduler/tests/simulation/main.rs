@@ -55,6 +55,9 @@ const SHOWN: &[&str] = &[
     "rule Replay",
     "rule KeepLoaded",
     "rule Canary",
+    "cores divided",
+    "cores shared",
+    "waits for cores",
 ];
 
 #[test]

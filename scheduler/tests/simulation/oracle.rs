@@ -42,11 +42,16 @@ pub(crate) struct Job {
 pub(crate) struct Worker {
     model: ModelId,
     lease: u64,
+    threads: u16,
     spawned: Time,
     ready: bool,
     heard: Time,
     /// By job, when it was cancelled.
     slots: BTreeMap<JobId, Option<Time>>,
+    /// Those that are no canaries.
+    work: BTreeSet<JobId>,
+    /// When the last of them came.
+    given: Time,
     stopped: Option<Time>,
     killed: Option<KillReason>,
     suspect_inside: bool,
@@ -140,6 +145,7 @@ impl Oracle {
             let lied = end == JobEnd::Cancelled && worker.slots.get(&job) == Some(&None);
             if !lied {
                 worker.slots.remove(&job);
+                worker.work.remove(&job);
                 worker.suspect_inside &= !worker.slots.is_empty();
             }
         });
@@ -162,7 +168,7 @@ impl Oracle {
         match action {
             Action::Spawn { worker, model, lease_bytes, threads } => {
                 assert!(*threads <= self.config.values().devices.cpu.cores);
-                self.spawned(*worker, *model, *lease_bytes);
+                self.spawned(*worker, *model, *lease_bytes, *threads);
             }
             Action::Run { job, worker, .. } => self.started(*job, *worker),
             Action::CancelJob { job, worker } => self.cancelled(*job, *worker),
@@ -177,7 +183,7 @@ impl Oracle {
         }
     }
 
-    fn spawned(&mut self, id: WorkerId, model: ModelId, lease: u64) {
+    fn spawned(&mut self, id: WorkerId, model: ModelId, lease: u64, threads: u16) {
         self.shown.insert("action spawn".to_owned());
         let values = &self.models[&model];
         assert_eq!(lease, values.lease_bytes);
@@ -186,10 +192,13 @@ impl Oracle {
         let worker = Worker {
             model,
             lease,
+            threads,
             spawned: self.now,
             ready: false,
             heard: self.now,
             slots: BTreeMap::new(),
+            work: BTreeSet::new(),
+            given: self.now,
             stopped: None,
             killed: None,
             suspect_inside: false,
@@ -214,8 +223,16 @@ impl Oracle {
             let class = self.client(job.submit.client).class;
             self.served.insert((model, class), self.now);
         }
+        if !job.submit.canary {
+            self.check_cores(to);
+        }
+        let (now, job) = (self.now, &self.jobs[&id]);
         let worker = self.workers.get_mut(&to).expect("a job was given to a dead worker");
         assert_eq!(worker.model, model);
+        if !job.submit.canary {
+            worker.work.insert(id);
+            worker.given = now;
+        }
         assert!(worker.ready && worker.stopped.is_none() && worker.killed.is_none());
         assert!(worker.slots.len() < usize::from(self.models[&model].concurrency), "concurrency exceeded");
         assert!(!worker.suspect_inside, "a suspect has company");
@@ -229,6 +246,34 @@ impl Oracle {
         let job = self.jobs.get_mut(&id).expect("it was there");
         job.worker = Some(to);
         job.runs += 1;
+    }
+
+    /// A worker may begin to work beside those that do.
+    fn check_cores(&mut self, id: WorkerId) {
+        let (cores, threads) = (self.config.values().devices.cpu.cores, self.workers[&id].threads);
+        if !self.workers[&id].work.is_empty() {
+            return;
+        }
+        let beside: Vec<u16> = self.holders().map(|worker| worker.threads).collect();
+        assert!(
+            beside.is_empty() || beside.iter().sum::<u16>() + threads <= cores,
+            "more threads than cores"
+        );
+        let at_work = self.workers.values().filter(|worker| !worker.work.is_empty());
+        if at_work.map(|worker| worker.threads).sum::<u16>() + threads > cores {
+            self.shown.insert("cores shared".to_owned());
+        } else if !beside.is_empty() {
+            self.shown.insert("cores divided".to_owned());
+        }
+    }
+
+    /// Workers that need not share their cores.
+    fn holders(&self) -> impl Iterator<Item = &Worker> {
+        let alone = |worker: &&Worker| {
+            let step = self.models[&worker.model].step_target;
+            !worker.work.is_empty() && self.now < worker.given + step
+        };
+        self.workers.values().filter(alone)
     }
 
     /// A job may start before this one that waits.
@@ -405,8 +450,9 @@ impl Oracle {
         }
     }
 
-    /// No job waits while a worker that is ready for it has a free slot.
-    fn check_work_conserved(&self, after: &Snapshot) {
+    /// No job waits while a worker that is ready for it has a free slot, unless others have the cores.
+    fn check_work_conserved(&mut self, after: &Snapshot) {
+        let mut cores_lack = false;
         for worker in after.workers.iter().filter(|worker| worker.state == WorkerState::Ready) {
             let own = &self.workers[&worker.worker];
             let waiting = self.jobs.values().filter(|job| job.waits() && job.submit.model == worker.model);
@@ -419,7 +465,12 @@ impl Oracle {
                 }
                 _ => own.slots.is_empty(),
             };
-            assert!(!room, "a job waits beside a free slot");
+            let others_work = self.workers.values().any(|worker| !worker.work.is_empty());
+            cores_lack |= room && others_work;
+            assert!(!room || others_work, "a job waits beside a free slot");
+        }
+        if cores_lack {
+            self.shown.insert("waits for cores".to_owned());
         }
     }
 }

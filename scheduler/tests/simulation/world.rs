@@ -431,7 +431,10 @@ impl World {
 fn config(random: &mut Random, crowded: bool) -> Config {
     Config::new(ConfigValues {
         devices: Devices {
-            cpu: DeviceConfig { budget_bytes: if crowded { 60 } else { random.within(60, 200) }, cores: 4 },
+            cpu: DeviceConfig {
+                budget_bytes: if crowded { 60 } else { random.within(60, 200) },
+                cores: random.within(2, 6) as u16,
+            },
         },
         host_budget_bytes: random.within(30, 100),
         queue_total_max: random.within(5, 60) as u32,
