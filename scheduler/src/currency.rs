@@ -261,6 +261,7 @@ impl Scheduler {
         let Some(bill) = self.bills.get_mut(&id) else { return };
         bill.expected = weighted(expected, weight);
         let (client, expected) = (bill.client, bill.expected);
+        self.largest_charge = self.largest_charge.max(expected);
         self.count(client, |client| {
             client.expected = client.expected.saturating_add(expected);
             client.back = false;
@@ -390,8 +391,8 @@ impl Scheduler {
     }
 
     /// By how much two clients of a class that both always wait for one model can differ in the device time that they have
-    /// had for their weight, as far as jobs so far tell: for each worker, two of the largest jobs and two steps. For
-    /// weight 1.
+    /// had for their weight, as far as jobs so far tell: for each worker, two of the largest jobs, as they were
+    /// expected to be or were, and two steps. For weight 1.
     pub fn unfairness_bound(&self) -> Duration {
         let steps = self.models.values().map(|model| model.config.step_target);
         let step = weighted(crate::ids::micros(steps.max().unwrap_or_default()), 1);

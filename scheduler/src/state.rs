@@ -39,7 +39,7 @@ pub struct Scheduler {
     pub(crate) virtual_time: [u64; 3],
     /// For each class, clients with jobs by counter.
     pub(crate) active: [BTreeSet<(u64, ClientId)>; 3],
-    /// The largest weighted charge of one job so far.
+    /// The largest weighted charge of one job so far, as it was expected to be or was.
     pub(crate) largest_charge: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     pub(crate) past: BTreeMap<JobId, Past>,

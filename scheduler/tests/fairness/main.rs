@@ -145,11 +145,12 @@ fn fair_order_costs_little_against_first_come_first_served() {
 
 fn saturating(random: &mut Random) -> Person {
     let person = any(random);
-    // More than a step's worth, or it would not always want more.
-    let items = person.items.max(3);
-    let least = 2_048 / (items * person.item_tokens) + 1;
+    // More than the worker takes at a time, or it would not always want more: two steps' worth of jobs that are expected
+    // to be a fifth of what they are, since others' have five times the size that they need.
+    let (items, item_tokens) = (person.items.max(3), person.item_tokens.max(16));
+    let least = 5 * 2_048 / (items * item_tokens) + 1;
     let depth = random.within(8, 40).max(least) as u32;
-    Person { items, manner: Manner::Saturating { depth }, ..person }
+    Person { items, item_tokens, manner: Manner::Saturating { depth }, ..person }
 }
 
 /// With small jobs.

@@ -43,7 +43,11 @@ pub(super) fn run(file: &Path, seconds: u64, home: &Home, output: &Output) -> Re
     };
     runtime()?.block_on(async {
         let mut connection = Connection::open(&Address::Unix(home.admin_socket())).await?;
-        connection.stream(&ask, std::time::Duration::from_secs(seconds), &mut take).await
+        // Left by ctrl-c, the temporary file would stay.
+        tokio::select! {
+            streamed = connection.stream(&ask, std::time::Duration::from_secs(seconds), &mut take) => streamed,
+            _ = tokio::signal::ctrl_c() => Err(cut_off(file, "it was interrupted")),
+        }
     })?;
     bar.finish_and_clear();
     let stopped = come.stopped(file)?;
