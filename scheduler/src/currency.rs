@@ -279,11 +279,13 @@ impl Scheduler {
         bill.used_tokens = bill.used_tokens.saturating_add(u64::from(tokens));
         self.largest_charge = self.largest_charge.max(weighted(bill.used_us, weight));
         let had = weighted(device_us, weight);
-        let foreseen = had.min(bill.expected);
-        bill.expected -= foreseen;
+        // What takes longer than expected is expected to take as long again, so that a long job moves its client a few
+        // times and not at each of its steps.
+        let more = if had > bill.expected { weighted(bill.used_us, weight) } else { 0 };
+        bill.expected = bill.expected.saturating_add(more).saturating_sub(had);
         self.count(client, |client| {
             client.had = client.had.saturating_add(had);
-            client.expected = client.expected.saturating_sub(foreseen);
+            client.expected = client.expected.saturating_add(more).saturating_sub(had);
         });
     }
 
@@ -295,9 +297,14 @@ impl Scheduler {
     }
 
     fn count(&mut self, id: ClientId, change: impl FnOnce(&mut Client)) {
-        change(self.clients.get_mut(&id).expect("a client with a bill is known"));
+        let client = self.clients.get_mut(&id).expect("a client with a bill is known");
+        let before = client.counter();
+        change(client);
+        let moved = client.counter() != before;
         self.index(id);
-        self.move_lines(id);
+        if moved {
+            self.move_lines(id);
+        }
     }
 
     /// A job will never use anything again.

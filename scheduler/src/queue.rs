@@ -115,9 +115,16 @@ impl Queue {
 
     /// A client's standing has changed.
     pub(crate) fn move_line(&mut self, client: ClientId, standing: Standing) {
-        if let Some(line) = self.take(client) {
-            self.put(client, Line { standing, ..line });
-        }
+        let Some(line) = self.lines.get_mut(&client) else { return };
+        let lines = &mut self.classes[line.standing.class as usize];
+        lines.places.remove(&(line.place(), client));
+        lines.jobs -= line.jobs.len() as u64;
+        lines.weights -= u64::from(line.standing.weight);
+        line.standing = standing;
+        let lines = &mut self.classes[standing.class as usize];
+        lines.places.insert((line.place(), client));
+        lines.jobs += line.jobs.len() as u64;
+        lines.weights += u64::from(standing.weight);
     }
 
     /// A job of this client is about to start.
