@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ["again-without", number] => again_without(number),
         ["threaded"] => threaded(),
         ["serve"] => serve(),
+        ["look", paths] => look(paths),
         _ => Err("no such role".into()),
     };
     match outcome {
@@ -103,6 +104,28 @@ fn serve() -> Result<u8, Box<dyn Error>> {
         };
         say(&link, &answer)?;
     }
+}
+
+/// What a policy that names these paths lets the program do with them, and with others.
+fn look(paths: &str) -> Result<u8, Box<dyn Error>> {
+    let policy = include_str!("../policies/worker-cpu.policy");
+    let mut entered = enter(&Policy::parse(&format!("{policy}\n{paths}"))?)?;
+    let read = |path: &str| std::fs::read(path).is_ok_and(|bytes| !bytes.is_empty());
+    let opens = |path: &str| std::fs::OpenOptions::new().write(true).open(path).is_ok();
+    let seen = format!(
+        "file={} listed={} others={} root={} written={} made={} run={} null={} zero={}",
+        read("/usr/lib/os-release"),
+        std::fs::read_dir("/usr/bin").is_ok_and(|names| names.count() > 9),
+        read("/etc/passwd") || read("/usr/lib/os-release/../../../etc/passwd") || read("/usr/share/doc"),
+        std::fs::read_dir("/").is_ok(),
+        opens("/usr/lib/os-release") || opens("/usr/bin/env"),
+        std::fs::write("/usr/bin/planted", "x").is_ok() || std::fs::create_dir("/planted").is_ok(),
+        Command::new("/usr/bin/env").output().is_ok(),
+        std::fs::write("/dev/null", "x").is_ok(),
+        opens("/dev/zero"),
+    );
+    say(&entered.link(), &seen)?;
+    Ok(0)
 }
 
 /// What can only be looked at before the filter.

@@ -29,6 +29,7 @@ fn main() {
     match scenario.as_str() {
         "probes" => probes(&program),
         "serves" => serves(&program),
+        "looks" => looks(&program),
         "maps" => maps(&program),
         "ends" => ends(&program),
         "leases" => leases(&program),
@@ -157,6 +158,21 @@ fn serves(program: &OwnedFd) {
     let status = running.page.read();
     assert_eq!((status.wait_status, status.denial), (Some(0), None));
     assert!(status.peak_bytes > 4 << 20 && status.used_bytes < status.peak_bytes, "{status:?}");
+}
+
+fn looks(program: &OwnedFd) {
+    let paths = "read /no/such/file | /usr/lib/os-release # a file\nread /usr/bin # a folder\ndevice /dev/null # a node";
+    let running = start(program, &["look", paths], None);
+    let expected = "file=true listed=true others=false root=false written=false made=false run=false null=true \
+                    zero=false";
+    let seen = running.hear().0;
+    assert_eq!(seen, expected, "{}", running.errors());
+    assert_eq!(running.end(), Exit::Code(0));
+    let running =
+        start(program, &["look", "read /no/such/file | /nor/this # a driver that is not there"], None);
+    assert_eq!(running.end(), Exit::Code(251));
+    let said = running.errors();
+    assert!(said.contains("/no/such/file or /nor/this, which this machine does not have: install"), "{said}");
 }
 
 fn maps(program: &OwnedFd) {

@@ -13,6 +13,7 @@ use rustix::process::{Rlimit, setrlimit};
 use seccompiler::BpfProgram;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use descriptors::{LINK, STATUS_PAGE};
@@ -24,7 +25,8 @@ pub(crate) use namespaces::{INNER_ID, try_in_child};
 pub enum Layer {
     /// A closed environment and only the descriptors that belong to the program.
     Descriptors,
-    /// User, mount, pid, net, ipc, uts and cgroup namespaces, with an empty read-only root.
+    /// User, mount, pid, net, ipc, uts and cgroup namespaces, with a read-only root that is empty but for the paths of
+    /// the policy.
     Namespaces,
     /// Resource limits.
     Rlimits,
@@ -118,6 +120,20 @@ pub enum EnterError {
         #[source]
         source: Errno,
     },
+    /// The host has none of the places that the policy names for something.
+    #[error("this program needs {}, which this machine does not have: {advice}", paths(.0), advice = PATHS_ADVICE)]
+    NoPath(Vec<PathBuf>),
+    /// A path can't be made visible.
+    #[error("Namespaces: {call} of {} failed", path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// What failed.
+        call: &'static str,
+        /// How.
+        #[source]
+        source: Errno,
+    },
     /// Landlock can't be applied in full.
     #[error("Landlock can't be applied in full")]
     Landlock(#[from] ::landlock::RulesetError),
@@ -132,6 +148,12 @@ pub enum EnterError {
     /// The filter can't be applied to every thread.
     #[error("the filter can't be applied to every thread")]
     Filter(#[from] seccompiler::Error),
+}
+
+const PATHS_ADVICE: &str = "install the driver that the device needs (packaging/README.md)";
+
+fn paths(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or ")
 }
 
 fn advice(layer: Layer, error: Errno) -> &'static str {
@@ -186,11 +208,11 @@ pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
     descriptors::check_environment()?;
     let pages = descriptors::take()?;
     let in_cgroup = pages.in_cgroup();
-    namespaces::enter()?;
+    let paths = namespaces::enter(policy.paths())?;
     limit(policy)?;
     privileges::drop_all()?;
     privileges::die_with(parent)?;
-    let landlock_abi = landlock::restrict()?;
+    let landlock_abi = landlock::restrict(&paths)?;
     waiters::leave_behind(&pages, &waiter_filter)?;
     let page = pages.into_program_page().map_err(os(Layer::Descriptors, "munmap"))?;
     count_on(page);

@@ -7,6 +7,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
 /// A parsed policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,24 @@ pub struct Policy {
     /// By number, the alternatives under which a call is let through.
     calls: BTreeMap<i64, Vec<Rule>>,
     limits: Vec<(Resource, u64)>,
+    paths: Vec<PathRight>,
+}
+
+/// A path that the program's root has, and what may be done with it and below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PathRight {
+    pub(crate) access: PathAccess,
+    /// The first of these that the host has.
+    pub(crate) alternatives: Vec<PathBuf>,
+}
+
+/// What may be done with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PathAccess {
+    /// Files are read, folders listed.
+    Read,
+    /// A device node is read, written and asked by ioctl.
+    Device,
 }
 
 /// Conditions that hold together; none means always.
@@ -73,8 +92,8 @@ pub enum PolicyFault {
     /// Not in the closed list of limits.
     #[error("the limit is unknown")]
     UnknownLimit,
-    /// A path: the root of every program is empty.
-    #[error("no program has a right to a path: its root is empty")]
+    /// Not `read` or `device` with absolute paths that name one place.
+    #[error("the path is none that a policy may name")]
     Path,
 }
 
@@ -103,8 +122,10 @@ impl Policy {
 
     /// Parses a policy file. Unknown names, rights that others cover and rights without a reason are refused.
     pub fn parse(text: &str) -> Result<Policy, PolicyError> {
-        let mut parser =
-            Parser { policy: Policy { calls: BTreeMap::new(), limits: Vec::new() }, sections: vec![] };
+        let mut parser = Parser {
+            policy: Policy { calls: BTreeMap::new(), limits: vec![], paths: vec![] },
+            sections: vec![],
+        };
         let mut line = 0;
         for content in text.lines() {
             line += 1;
@@ -122,6 +143,11 @@ impl Policy {
             arguments[usize::from(condition.argument)] & condition.mask == condition.value
         };
         self.calls.get(&number).is_some_and(|rules| rules.iter().any(|rule| rule.iter().all(holds)))
+    }
+
+    /// What the program's root holds; everything else is not there.
+    pub(crate) fn paths(&self) -> &[PathRight] {
+        &self.paths
     }
 
     /// The limits, soft and hard alike.
@@ -175,8 +201,28 @@ impl Parser {
         match self.sections.last().ok_or(PolicyFault::NoSection)? {
             Section::Calls => self.call(right.trim()),
             Section::Limits => self.limit(right.trim()),
-            Section::Paths => Err(PolicyFault::Path),
+            Section::Paths => self.path(right.trim()),
         }
+    }
+
+    fn path(&mut self, right: &str) -> Result<(), PolicyFault> {
+        let (access, paths) = right.split_once(char::is_whitespace).ok_or(PolicyFault::Path)?;
+        let access = match access {
+            "read" => PathAccess::Read,
+            "device" => PathAccess::Device,
+            _ => return Err(PolicyFault::Path),
+        };
+        let alternatives: Vec<PathBuf> = paths.split('|').map(|path| PathBuf::from(path.trim())).collect();
+        if !alternatives.iter().all(|path| is_plain(path)) {
+            return Err(PolicyFault::Path);
+        }
+        let others = self.policy.paths.iter().flat_map(|right| &right.alternatives);
+        let within = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+        if others.clone().any(|other| alternatives.iter().any(|path| within(path, other))) {
+            return Err(PolicyFault::Redundant);
+        }
+        self.policy.paths.push(PathRight { access, alternatives });
+        Ok(())
     }
 
     fn section(&mut self, line: &str) -> Result<(), PolicyFault> {
@@ -216,6 +262,21 @@ impl Parser {
         self.policy.limits.push((*resource, value));
         Ok(())
     }
+}
+
+/// Absolute, below the root, without a step back or a character that could mean something else.
+fn is_plain(path: &Path) -> bool {
+    let mut components = path.components();
+    let rest = |component| matches!(component, Component::Normal(_));
+    let text = path.to_str().unwrap_or_default();
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    components.next() == Some(Component::RootDir)
+        && components.clone().next().is_some()
+        && components.all(rest)
+        && text.bytes().all(harmless)
+        && !text.contains("//")
+        && !text.contains("/./")
+        && !text.ends_with(['/', '.'])
 }
 
 fn parse_rule(call: &Call, text: &str) -> Result<Rule, PolicyFault> {
@@ -304,7 +365,30 @@ mod tests {
         check("[syscalls]\n[paths]\n[rlimits]\nCORE none # a", fault(4, PolicyFault::UnknownNumber));
         check("[syscalls]\n[paths]\n[rlimits]\nCORE # a", fault(4, PolicyFault::Malformed));
         check("[syscalls]\n[paths]\n[rlimits]\nCORE 0 # a\nCORE 1 # b", fault(5, PolicyFault::Redundant));
-        check("[syscalls]\n[rlimits]\n[paths]\n/etc # a", fault(4, PolicyFault::Path));
+        let path = |text: &str, expected: Option<PolicyFault>| {
+            let text = format!("[syscalls]\n[rlimits]\n[paths]\n{text}");
+            assert_eq!(Policy::parse(&text).err().map(|error| error.fault), expected, "{text}");
+        };
+        path("read /usr/lib # a", None);
+        path("read /usr/lib/a.so.1 | /usr/lib64/a.so.1 # a\ndevice /dev/dri/renderD128 # b", None);
+        for wrong in [
+            "/etc # a",
+            "write /etc # a",
+            "read etc # a",
+            "read / # a",
+            "read /a/../b # a",
+            "read /a/./b # a",
+            "read /a//b # a",
+            "read /a/ # a",
+            "read /a | # a",
+            "read /a b # a",
+            "read /proc/$x # a",
+        ] {
+            path(wrong, Some(PolicyFault::Path));
+        }
+        path("read /usr # a\nread /usr/lib # b", Some(PolicyFault::Redundant));
+        path("read /usr/lib # a\nread /x | /usr # b", Some(PolicyFault::Redundant));
+        path("read /usr", Some(PolicyFault::NoReason));
         check("[syscalls]\n[rlimits]", fault(2, PolicyFault::MissingSection));
         check("", fault(0, PolicyFault::MissingSection));
         check("read # a", fault(1, PolicyFault::NoSection));

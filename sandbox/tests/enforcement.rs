@@ -83,6 +83,11 @@ fn a_sealed_program_computes_and_its_layers_are_seen_from_outside() {
 }
 
 #[test]
+fn a_program_sees_the_paths_of_its_policy_and_nothing_else() {
+    check("looks");
+}
+
+#[test]
 fn a_sealed_file_maps_inside_the_filter_and_an_unsealed_one_is_refused() {
     check("maps");
 }

@@ -1,8 +1,11 @@
-//! Landlock: every right that this kernel can take away is taken away, on everything.
+//! Landlock: every right that this kernel can take away is taken away, on everything but the paths of the policy.
 
+use super::namespaces::Visible;
 use super::{EnterError, Missing};
+use crate::policy::PathAccess;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
 /// The hard floor.
@@ -33,7 +36,7 @@ pub(crate) fn missing(abi: u32) -> Vec<Missing> {
 
 /// Takes every right away from this process and its later children; returns the ABI. Before ABI 8 other threads are
 /// not covered, so there must be none.
-pub(super) fn restrict() -> Result<u32, EnterError> {
+pub(super) fn restrict(paths: &[Visible]) -> Result<u32, EnterError> {
     let version = abi();
     if version < ABI_MIN {
         return Err(EnterError::LandlockTooOld(version));
@@ -49,9 +52,23 @@ pub(super) fn restrict() -> Result<u32, EnterError> {
     if version >= 6 {
         ruleset = ruleset.scope(Scope::from_all(abi))?;
     }
-    let status = ruleset.create()?.restrict_self()?;
+    let mut created = ruleset.create()?;
+    for path in paths {
+        let opened = PathFd::new(&path.path).map_err(|_| EnterError::NoPath(vec![path.path.clone()]))?;
+        created = created.add_rule(PathBeneath::new(opened, rights(path, abi)))?;
+    }
+    let status = created.restrict_self()?;
     assert_eq!(status.ruleset, RulesetStatus::FullyEnforced, "a hard requirement is met or an error");
     Ok(version)
+}
+
+fn rights(path: &Visible, abi: ABI) -> BitFlags<AccessFs> {
+    let wanted = match (path.access, path.folder) {
+        (PathAccess::Read, true) => AccessFs::ReadFile | AccessFs::ReadDir,
+        (PathAccess::Read, false) => AccessFs::ReadFile.into(),
+        (PathAccess::Device, _) => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
+    };
+    wanted & AccessFs::from_all(abi)
 }
 
 #[cfg(test)]

@@ -2,11 +2,16 @@
 
 use super::privileges::last_errno;
 use super::{EnterError, Layer};
-use rustix::fs::{Mode, OFlags, open};
+use crate::policy::{PathAccess, PathRight};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, open};
 use rustix::io::{Errno, write};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
+};
 use rustix::process::{chdir, getgid, getuid, pivot_root};
 use std::ffi::CStr;
+use std::path::{Path, PathBuf};
 
 /// What the program's uid and gid are inside: nobody's.
 pub(crate) const INNER_ID: u32 = 65534;
@@ -22,12 +27,19 @@ const ALL: i32 = libc::CLONE_NEWUSER
 /// A folder that every host has to mount the new root over. It is the last thing that is needed of the old one.
 const STEPPING_STONE: &CStr = c"/proc";
 
-/// Enters them; the pid namespace begins with the next fork.
-pub(super) fn enter() -> Result<(), EnterError> {
+/// Enters them; the pid namespace begins with the next fork. Returns the paths that are there.
+pub(super) fn enter(rights: &[PathRight]) -> Result<Vec<Visible>, EnterError> {
+    let os = |(call, source)| EnterError::Os { layer: Layer::Namespaces, call, source };
     if !has_one_id_and_not_roots() {
         return Err(EnterError::Ids);
     }
-    separate().map_err(|(call, source)| EnterError::Os { layer: Layer::Namespaces, call, source })
+    if rights.is_empty() {
+        return separate().map(|()| Vec::new()).map_err(os);
+    }
+    let paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?;
+    separate_ids().map_err(os)?;
+    root_with(&paths)?;
+    Ok(paths)
 }
 
 /// Whether a child of this process could enter the namespaces; it ends at once.
@@ -66,6 +78,11 @@ fn answer_of(child: i32, reader: &std::os::fd::OwnedFd) -> Result<(), (&'static 
 }
 
 fn separate() -> Result<(), (&'static str, Errno)> {
+    separate_ids()?;
+    empty_root()
+}
+
+fn separate_ids() -> Result<(), (&'static str, Errno)> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     // SAFETY: no memory is passed.
     if unsafe { libc::unshare(ALL) } != 0 {
@@ -73,8 +90,7 @@ fn separate() -> Result<(), (&'static str, Errno)> {
     }
     write_file(c"/proc/self/setgroups", "deny").map_err(|source| ("write of setgroups", source))?;
     write_map(c"/proc/self/uid_map", uid).map_err(|source| ("write of uid_map", source))?;
-    write_map(c"/proc/self/gid_map", gid).map_err(|source| ("write of gid_map", source))?;
-    empty_root()
+    write_map(c"/proc/self/gid_map", gid).map_err(|source| ("write of gid_map", source))
 }
 
 /// A read-only tmpfs without a file becomes the root, and the old root goes away with all below it.
@@ -89,6 +105,74 @@ fn empty_root() -> Result<(), (&'static str, Errno)> {
     pivot_root(c".", c".").map_err(at("pivot_root"))?;
     unmount(c".", UnmountFlags::DETACH).map_err(at("umount"))?;
     chdir(c"/").map_err(at("chdir"))
+}
+
+/// The same with a few paths of the old root, each read-only and at its place.
+fn root_with(paths: &[Visible]) -> Result<(), EnterError> {
+    let os = |call| move |source| EnterError::Os { layer: Layer::Namespaces, call, source };
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private).map_err(os("mount (private)"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(c"ringfence", STEPPING_STONE, c"tmpfs", flags, Some(c"size=256k,nr_inodes=128,mode=755"))
+        .map_err(os("mount (tmpfs)"))?;
+    for path in paths {
+        path.show()?;
+    }
+    mount_remount(STEPPING_STONE, flags | MountFlags::RDONLY, c"").map_err(os("mount (read-only)"))?;
+    chdir(STEPPING_STONE).map_err(os("chdir"))?;
+    pivot_root(c".", c".").map_err(os("pivot_root"))?;
+    unmount(c".", UnmountFlags::DETACH).map_err(os("umount"))?;
+    chdir(c"/").map_err(os("chdir"))
+}
+
+/// A path of the host that the program sees.
+#[derive(Debug)]
+pub(super) struct Visible {
+    pub(super) path: PathBuf,
+    pub(super) access: PathAccess,
+    pub(super) folder: bool,
+}
+
+impl Visible {
+    fn of(right: &PathRight) -> Result<Self, EnterError> {
+        let here = right.alternatives.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
+        let (path, metadata) = here.ok_or_else(|| EnterError::NoPath(right.alternatives.clone()))?;
+        Ok(Self { path: path.clone(), access: right.access, folder: metadata.is_dir() })
+    }
+
+    /// Mounts it below the stepping stone.
+    fn show(&self) -> Result<(), EnterError> {
+        let failed = |call| move |source| EnterError::Path { path: self.path.clone(), call, source };
+        let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let below = self.path.strip_prefix("/").expect("a policy's paths are absolute");
+        let place = Path::new("/proc").join(below);
+        let parent = if self.folder { Some(place.as_path()) } else { place.parent() };
+        std::fs::create_dir_all(parent.expect("it is below the root"))
+            .map_err(io)
+            .map_err(failed("mkdir"))?;
+        if !self.folder {
+            let create = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+            drop(open(&place, create, Mode::RUSR).map_err(failed("open"))?);
+        }
+        mount_bind_recursive(&self.path, &place).map_err(failed("mount (bind)"))?;
+        let device = if self.access == PathAccess::Device { MountFlags::empty() } else { MountFlags::NODEV };
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | device | locked(&place);
+        mount_remount(&place, flags, c"").map_err(failed("mount (read-only)"))
+    }
+}
+
+/// Flags of the host's mount that a user namespace can't take off.
+fn locked(place: &Path) -> MountFlags {
+    let Ok(now) = rustix::fs::statvfs(place) else { return MountFlags::empty() };
+    let pairs = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    pairs.into_iter().filter(|(has, _)| now.f_flag.contains(*has)).map(|(_, flag)| flag).collect()
 }
 
 fn write_map(path: &CStr, outer: u32) -> Result<(), Errno> {
