@@ -2,6 +2,7 @@
 
 use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
@@ -76,6 +77,8 @@ pub enum Command {
     Trust(TrustArgs),
     /// Start the server in the foreground
     Serve(ServeArgs),
+    /// Look at the kernel, devices, drivers, trust and the server, and say what to do about what is missing
+    Doctor(DoctorArgs),
     /// Show the server's health, models, workers, memory leases and sandbox
     Status(StatusArgs),
     /// Watch workers, models, clients and refusals

@@ -88,6 +88,12 @@ pub enum CliError {
         /// Each in words, with what was measured and its bound.
         promises: Vec<String>,
     },
+    /// This machine or home lacks something that the server needs.
+    #[error("missing: {}", missing.join(", "))]
+    Unready {
+        /// What, by area and name.
+        missing: Vec<String>,
+    },
     /// Something on this machine did not work.
     #[error("{subject}: {source}")]
     Failed {
@@ -120,7 +126,9 @@ impl CliError {
             Self::Verification { .. } => Exit::Verification,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Refused { .. } => Exit::Refused,
-            Self::Answer { .. } | Self::Failed { .. } | Self::Broken { .. } => Exit::Failed,
+            Self::Answer { .. } | Self::Failed { .. } | Self::Broken { .. } | Self::Unready { .. } => {
+                Exit::Failed
+            }
         }
     }
 
@@ -133,6 +141,7 @@ impl CliError {
             Self::Refused { code, .. } => code,
             Self::Answer { .. } => "answer_unreadable",
             Self::Broken { .. } => "promise_broken",
+            Self::Unready { .. } => "not_ready",
         }
     }
 
@@ -147,7 +156,9 @@ impl CliError {
             }
             Self::Unreachable { .. } => "start the server: ringfence serve".to_owned(),
             Self::Refused { retry_after_ms: Some(wait), .. } => format!("try again in {wait} ms"),
-            Self::Refused { retry_after_ms: None, .. } | Self::Broken { .. } => String::new(),
+            Self::Refused { retry_after_ms: None, .. } | Self::Broken { .. } | Self::Unready { .. } => {
+                String::new()
+            }
             Self::Answer { .. } => "check that server and command are of one version".to_owned(),
         }
     }

@@ -6,6 +6,7 @@ pub mod args;
 pub mod bench;
 pub mod clock;
 pub mod commands;
+pub mod doctor;
 pub mod durable;
 pub mod error;
 pub mod home;
@@ -42,8 +43,9 @@ fn finish(cli: Cli) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
-            // The report of a stress run is one JSON document, with this error in it.
-            if !(output.is_json() && matches!(error, CliError::Broken { .. })) {
+            // Reports of these are one JSON document, with what is wrong in it.
+            let reported = matches!(error, CliError::Broken { .. } | CliError::Unready { .. });
+            if !(output.is_json() && reported) {
                 output.error(&error);
             }
             error.exit().into()

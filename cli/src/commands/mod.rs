@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod doctor;
 pub mod init;
 pub mod key;
 pub mod model;
@@ -23,7 +24,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// Seconds of a day.
-const DAY_SECONDS: u64 = 24 * 60 * 60;
+pub(crate) const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// Runs one command.
 ///
@@ -38,6 +39,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Quota(args) => quota::run(args, home, output),
         Command::Trust(args) => trust::run(args, home, output),
         Command::Serve(args) => serve::run(args, home),
+        Command::Doctor(args) => doctor::run(&args, home, output),
         Command::Status(args) => status::run(args, home, output),
         Command::Top(args) => top::run(args, home, output),
         Command::Usage(args) => usage::run(args, home, output),

@@ -4,6 +4,7 @@
 
 mod command_line;
 mod connection;
+mod doctor;
 mod load;
 mod quota;
 mod server;

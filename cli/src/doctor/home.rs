@@ -1,0 +1,131 @@
+//! Keys, trust, quotas and the server of a home.
+
+use super::Finding;
+use crate::commands::DAY_SECONDS;
+use crate::error::CliError;
+use crate::home::Home;
+use crate::http::{Address, Ask, ask_once};
+use crate::operator::Config;
+use crate::output::utc;
+use crate::trust::Installed;
+use hyper::Method;
+use ringfence_models::TrustedKey;
+use ringfence_scheduler::quotas::Quotas;
+use serde_json::Value;
+
+/// A key or trust file that ends so soon is worth a word.
+const SOON_SECONDS: u64 = 30 * DAY_SECONDS;
+
+/// The files of the home.
+pub(super) fn files(home: &Home, config: &Config, now: u64) -> Vec<Finding> {
+    let path = home.path().display().to_string();
+    if !home.path().is_dir() {
+        let advice = "ringfence init, or name another folder with --home";
+        return vec![Finding::no("home", "home", format!("{path} is not there"), advice)];
+    }
+    vec![Finding::yes("home", "home", path), trust(home, config, now), packages(home), quotas(home)]
+}
+
+fn trust(home: &Home, config: &Config, now: u64) -> Finding {
+    const NAME: &str = "trust";
+    let installed = match Installed::compared(home, config) {
+        Ok(installed) => installed,
+        Err(error) => {
+            return Finding::no("home", NAME, error.to_string(), advice(&error, "ringfence trust show"));
+        }
+    };
+    let trust = &installed.trust;
+    let counts = |key: &&TrustedKey| {
+        key.not_before <= now && now < key.not_after && !trust.revoked_keys.contains(&key.public.id())
+    };
+    let keys = trust.keys.iter().filter(counts).count();
+    let found = format!("version {}, {keys} keys count, until {}", trust.version, utc(trust.expires));
+    match trust.expires.saturating_sub(now) {
+        0 => Finding::no("home", NAME, format!("expired {}", utc(trust.expires)), "ringfence trust renew"),
+        _ if keys == 0 => Finding::no("home", NAME, found, "no model can be loaded: ringfence trust key add"),
+        left if left < SOON_SECONDS => {
+            Finding::absent("home", NAME, found, "it ends soon: ringfence trust renew")
+        }
+        _ => Finding::yes("home", NAME, found),
+    }
+}
+
+fn packages(home: &Home) -> Finding {
+    const NAME: &str = "models";
+    let entries = std::fs::read_dir(home.models()).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut names: Vec<String> = folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    // A name has no dot at its beginning; NAME.oms holds its bundles.
+    names.retain(|name| !name.starts_with('.') && !name.ends_with(".oms"));
+    names.sort();
+    if names.is_empty() {
+        return Finding::absent("home", NAME, "none", "ringfence model add minilm");
+    }
+    Finding::yes("home", NAME, names.join(", "))
+}
+
+fn quotas(home: &Home) -> Finding {
+    const NAME: &str = "quotas";
+    let text = match std::fs::read_to_string(home.quotas()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let advice = "defaults count; to be able to change them, make an empty quotas.toml that the server's user owns";
+            return Finding::absent("home", NAME, "there is no quotas.toml", advice);
+        }
+        Err(error) => {
+            return Finding::no("home", NAME, error.to_string(), "look as the home's owner or root");
+        }
+    };
+    match Quotas::parse(&text) {
+        Ok(_) => Finding::yes("home", NAME, "quotas.toml is legal"),
+        Err(error) => {
+            Finding::no("home", NAME, error.to_string(), "correct the line; ringfence quota check FILE")
+        }
+    }
+}
+
+/// The server that runs in the home, if one does.
+pub(super) fn server(home: &Home) -> Vec<Finding> {
+    let status = match ask_once(&Address::Unix(home.admin_socket()), &Ask::plain(Method::GET, "/status")) {
+        Ok(status) => status,
+        Err(error) => {
+            let advice = advice(&error, "ringfence serve");
+            return vec![Finding::absent("server", "server", error.to_string(), advice)];
+        }
+    };
+    let health = status["health"]["status"].as_str().unwrap_or("unknown");
+    let version = status["version"].as_str().unwrap_or("unknown");
+    let mut findings = vec![if health == "ok" {
+        Finding::yes("server", "server", format!("version {version}, health {health}"))
+    } else {
+        Finding::no("server", "server", format!("health {health}"), "ringfence status, and the server's log")
+    }];
+    findings.push(sandbox(&status["sandbox"]));
+    findings.extend(status["models"].as_array().into_iter().flatten().map(model));
+    findings
+}
+
+fn sandbox(sandbox: &Value) -> Finding {
+    let count = |name: &str| sandbox[name].as_array().map_or(0, Vec::len);
+    let (layers, probes) = (count("layers"), count("probes"));
+    Finding::yes("server", "sandbox", format!("{layers} layers, {probes} forbidden acts tried and stopped"))
+}
+
+fn model(model: &Value) -> Finding {
+    let name = model["name"].as_str().unwrap_or("?");
+    let state = model["state"].as_str().unwrap_or("unknown");
+    match model["reason"].as_str() {
+        None => Finding::yes("server", format!("model {name}"), state.to_owned()),
+        Some(why) => Finding::no(
+            "server",
+            &format!("model {name}"),
+            format!("{state}: {why}"),
+            format!("ringfence model show {name}"),
+        ),
+    }
+}
+
+fn advice(error: &CliError, otherwise: &str) -> String {
+    let advice = error.advice();
+    if advice.is_empty() { otherwise.to_owned() } else { advice }
+}
