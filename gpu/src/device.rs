@@ -237,3 +237,54 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
         Poll::Pending => unreachable!("wgpu answers at once outside of browsers"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Adapters;
+    use crate::pipelines::{Pipeline, Recipe, Use};
+
+    /// Fills a workgroup's 16 KiB, as far as the compiler can tell for a purpose.
+    const LEAVE: &str = "
+        var<workgroup> left: array<u32, 4096>;
+        @group(0) @binding(0) var<storage, read_write> to: array<u32>;
+        @compute @workgroup_size(64)
+        fn leave(@builtin(local_invocation_index) index: u32) {
+            for (var i = index; i < 4096u; i += 64u) { left[i] = 0xfeedu + i; }
+            workgroupBarrier();
+            to[index] = left[4095u - index];
+        }";
+
+    /// Counts the words of a workgroup's memory that are not zero before anything is written.
+    const LOOK: &str = "
+        var<workgroup> left: array<u32, 4096>;
+        @group(0) @binding(0) var<storage, read_write> to: array<u32>;
+        @compute @workgroup_size(64)
+        fn look(@builtin(local_invocation_index) index: u32) {
+            var found = 0u;
+            for (var i = index; i < 4096u; i += 64u) { found += select(0u, 1u, left[i] != 0u); }
+            to[index] = found;
+        }";
+
+    fn run(gpu: &Gpu, sources: &'static [&'static str], entry: &'static str, to: &Words) -> Vec<u32> {
+        let pipeline = Pipeline::new(&gpu.device, &Recipe { sources, entry, bindings: &[Use::Write] });
+        let mut recorder = gpu.recorder.borrow_mut();
+        let encoder = recorder.encoder(&gpu.gate);
+        pipeline.dispatch(&gpu.device, encoder, &[to.buffer.raw()], &Parameters::default(), 64);
+        drop(recorder);
+        let mut found = Vec::new();
+        gpu.read_numbers(to, 64, &mut found).unwrap();
+        found
+    }
+
+    /// Sorensen and Khlaaf 2024, LeftoverLocals: one kernel listens for what another left in local memory.
+    #[test]
+    fn memory_of_workgroups_starts_as_zeros() {
+        let gpu = Gpu::open(Adapters::list().unwrap().all().last().unwrap(), 64 << 20).unwrap();
+        let to = gpu.words(64).unwrap();
+        for _ in 0..10 {
+            assert_eq!(run(&gpu, &[LEAVE], "leave", &to)[0], 0xfeed + 4095);
+            assert_eq!(run(&gpu, &[LOOK], "look", &to), [0; 64]);
+        }
+    }
+}

@@ -13,18 +13,18 @@ const GROUPS_MAX: u64 = 65_535;
 
 /// How a kernel uses a buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub(crate) enum Use {
     Read,
     Write,
 }
 use Use::{Read, Write};
 
 /// What a kernel is made from.
-struct Recipe {
+pub(crate) struct Recipe {
     /// Parts of its source, one after another.
-    sources: &'static [&'static str],
-    entry: &'static str,
-    bindings: &'static [Use],
+    pub(crate) sources: &'static [&'static str],
+    pub(crate) entry: &'static str,
+    pub(crate) bindings: &'static [Use],
 }
 
 const SHARED: &str = include_str!("kernels/reduce_shared.wgsl");
@@ -95,8 +95,9 @@ kernels! {
     Conv1d = "conv1d" [Read, Read, Read, Write] from ACTIVATION, CONV;
 }
 
+/// One compute pipeline.
 #[derive(Debug)]
-struct Pipeline {
+pub(crate) struct Pipeline {
     raw: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     bindings: usize,
@@ -129,8 +130,21 @@ impl Pipelines {
         parameters: &Parameters,
         groups: u64,
     ) {
-        let pipeline = &self.0[kernel as usize];
-        assert_eq!(buffers.len(), pipeline.bindings, "bindings of {kernel:?}");
+        self.0[kernel as usize].dispatch(device, encoder, buffers, parameters, groups);
+    }
+}
+
+impl Pipeline {
+    /// Records it over this many workgroups; none is nothing.
+    pub(crate) fn dispatch(
+        &self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        buffers: &[&wgpu::Buffer],
+        parameters: &Parameters,
+        groups: u64,
+    ) {
+        assert_eq!(buffers.len(), self.bindings, "bindings");
         assert!(groups <= GROUPS_MAX * GROUPS_MAX, "{groups} workgroups");
         if groups == 0 {
             return;
@@ -141,21 +155,19 @@ impl Pipelines {
             .collect();
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
-            layout: &pipeline.layout,
+            layout: &self.layout,
             entries: &entries,
         });
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(&pipeline.raw);
+        pass.set_pipeline(&self.raw);
         pass.set_bind_group(0, &group, &[]);
         pass.set_immediates(0, &parameters.bytes());
         // A shader joins both numbers into one and ignores what is beyond the last.
         let across = groups.min(GROUPS_MAX);
         pass.dispatch_workgroups(across as u32, groups.div_ceil(across) as u32, 1);
     }
-}
 
-impl Pipeline {
-    fn new(device: &wgpu::Device, recipe: &Recipe) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, recipe: &Recipe) -> Self {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(recipe.entry),
             source: wgpu::ShaderSource::Wgsl(recipe.sources.concat().into()),
