@@ -10,7 +10,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ringfence-server",
         &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"],
     ),
-    ("ringfence-worker", &["ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
+    ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
+    ("ringfence-gpu", &[]),
     ("ringfence-kernels", &[]),
     ("ringfence-models", &[]),
     ("ringfence-protocol", &[]),
@@ -23,6 +24,7 @@ const BANNED: &[(&str, &str)] = &[
     ("candle-core", "the server links no model runtime"),
     ("safetensors", "the server parses no weights"),
     ("tokenizers", "the server parses no documents"),
+    ("wgpu", "the server opens no device"),
 ];
 
 #[test]

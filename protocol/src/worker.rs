@@ -296,6 +296,12 @@ pub enum LoadError {
         /// The lease.
         limit: u64,
     },
+    /// The device failed while the weights were put on it; the package may be as it must be.
+    #[error("the device failed: {reason}")]
+    Device {
+        /// The driver's word.
+        reason: String,
+    },
 }
 
 /// Why a job failed in the worker. `item` counts from 0 in the job's input.

@@ -2,11 +2,13 @@
 //! median in milliseconds as JSON. The peer in `benches/peers/candle` speaks the same, so that rounds can alternate.
 #![expect(clippy::disallowed_methods, reason = "it measures time")]
 
+use ringfence_gpu::{Adapters, Gpu};
 use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::Architecture;
 use ringfence_sandbox::{CountingAllocator, keep_freed_memory};
+use ringfence_worker::device::{Stored, Wgpu};
 use ringfence_worker::memory::Lease;
-use ringfence_worker::models::{Batch, Embedder, load};
+use ringfence_worker::models::{Batch, Embedder, load, load_on};
 use ringfence_worker::package::Files;
 use std::error::Error;
 use std::io::BufRead;
@@ -17,12 +19,18 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> Result<(), Box<dyn Error>> {
     keep_freed_memory();
-    let folder = std::env::args().nth(1).ok_or("usage: forward FOLDER [THREADS]")?;
-    let threads = std::env::args().nth(2).map_or(Ok(2), |threads| threads.parse())?;
+    let folder = std::env::args().nth(1).ok_or("usage: forward FOLDER [THREADS | gpu | gpu16]")?;
+    let on = std::env::args().nth(2).unwrap_or_else(|| "2".to_owned());
     let files = Files::from_folder(folder.as_ref())?;
-    let compute = Compute::new(Isa::detect(), Pool::new(threads)?);
     let start = Instant::now();
-    let mut loaded = load(&files, Architecture::Bert, compute, 512, &Lease)?;
+    let mut loaded = match on.as_str() {
+        "gpu" => load_on(&files, Architecture::Bert, gpu(Stored::F32)?, 512, &Lease)?,
+        "gpu16" => load_on(&files, Architecture::Bert, gpu(Stored::F16)?, 512, &Lease)?,
+        threads => {
+            let compute = Compute::new(Isa::detect(), Pool::new(threads.parse()?)?);
+            load(&files, Architecture::Bert, compute, 512, &Lease)?
+        }
+    };
     let (used, peak) = (CountingAllocator::used(), CountingAllocator::peak());
     eprintln!(
         "loaded in {:.1} ms, {used} bytes in use, {peak} at the peak",
@@ -37,6 +45,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!(r#"{{"tokens":{tokens},"batch":{batch},"median_ms":{median:.4}}}"#);
     }
     Ok(())
+}
+
+/// The first GPU that there is, warmed up.
+fn gpu(stored: Stored) -> Result<Wgpu, Box<dyn Error>> {
+    let adapters = Adapters::list()?;
+    let start = Instant::now();
+    let gpu = Gpu::open(&adapters.all()[0], 1 << 30)?;
+    let opened = start.elapsed();
+    gpu.warm_up()?;
+    eprintln!("{}: opened in {opened:?}, warm after {:?}", adapters.all()[0].name, start.elapsed());
+    Ok(Wgpu::new(gpu, stored))
 }
 
 fn median_ms(
@@ -54,7 +73,7 @@ fn median_ms(
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let start = Instant::now();
-        model.embed(&batch);
+        model.embed(&batch)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);

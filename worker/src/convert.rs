@@ -68,6 +68,7 @@ pub(crate) fn refused(error: LoadError) -> ConvertError {
         LoadError::Malformed { file, reason } => ConvertError::Malformed { file, reason },
         LoadError::Tensor { tensor, reason } => ConvertError::Tensor { tensor, reason },
         LoadError::OutOfMemory { wanted, used, limit } => ConvertError::OutOfMemory { wanted, used, limit },
+        LoadError::Device { .. } => unreachable!("parsers use no device"),
     }
 }
 

@@ -4,13 +4,39 @@
 //! Nothing is padded, so a mixed batch costs what its tokens cost.
 
 mod cpu;
+mod wgpu;
 
 pub use cpu::Cpu;
 pub use ringfence_kernels::{Activation, OutOfMemory};
+pub use wgpu::Wgpu;
 
+use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
+use ringfence_sandbox::Denial;
 use std::ops::Range;
+
+/// Why a device could not take something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The process's allocator refused; its lease knows the rest.
+    #[error("{0}")]
+    Host(#[from] OutOfMemory),
+    /// It does not fit into the device's lease, or the driver has no more.
+    #[error("out of device memory: {} bytes wanted, {} of {} in use", .0.wanted, .0.used, .0.limit)]
+    Full(Denial),
+    /// The device failed.
+    #[error("{0}")]
+    Failed(#[from] DeviceFailure),
+}
+
+/// A device failed: what it holds is worth nothing, and the process that has it should end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device failed: {reason}")]
+pub struct DeviceFailure {
+    /// The driver's word.
+    pub reason: String,
+}
 
 /// Weights `outputs x inputs`, row-major, and a bias for each output.
 pub struct LinearWeights {
@@ -55,6 +81,8 @@ pub enum TableSource {
 }
 
 /// A device. Tensors are matrices of f32, allocated once for a number of rows and reused.
+///
+/// Operations on them may only be recorded; what fails then shows at [`Device::read`].
 pub trait Device {
     /// Weights of one or several linear layers over the same input, in the device's own order.
     type Linear;
@@ -67,23 +95,29 @@ pub trait Device {
     /// Working memory of attention.
     type Scratch;
 
+    /// Whether this many more bytes fit where the device keeps tensors, before anything is allocated.
+    fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError>;
+
     /// Takes weights; several parts read the same input and write their outputs one after another.
-    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, OutOfMemory>;
+    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError>;
+
+    /// Bytes that a weight of a linear layer takes.
+    fn weight_bytes(&self) -> usize;
 
     /// Takes weights.
-    fn norm_weights(&self, weights: NormWeights) -> Self::Norm;
+    fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError>;
 
     /// Takes a table whose rows have this many columns.
-    fn table(&self, columns: usize, source: TableSource) -> Result<Self::Table, OutOfMemory>;
+    fn table(&self, columns: usize, source: TableSource) -> Result<Self::Table, DeviceError>;
 
     /// Zeros.
-    fn tensor(&self, rows: usize, columns: usize) -> Result<Self::Tensor, OutOfMemory>;
+    fn tensor(&self, rows: usize, columns: usize) -> Result<Self::Tensor, DeviceError>;
 
     /// Bytes that a row of a tensor takes.
     fn row_bytes(&self, columns: usize) -> usize;
 
     /// Working memory for sequences of at most `tokens` tokens and heads of `head` floats.
-    fn scratch(&self, tokens: usize, head: usize) -> Result<Self::Scratch, OutOfMemory>;
+    fn scratch(&self, tokens: usize, head: usize) -> Result<Self::Scratch, DeviceError>;
 
     /// Bytes that [`Device::scratch`] takes.
     fn scratch_bytes(&self, tokens: usize, head: usize) -> usize;
@@ -119,6 +153,6 @@ pub trait Device {
     /// Scales the first `rows` rows to length 1.
     fn normalize(&self, x: &mut Self::Tensor, rows: usize);
 
-    /// Appends the first `rows` rows to a vector with room for them.
-    fn read(&self, x: &Self::Tensor, rows: usize, to: &mut Vec<f32>);
+    /// Appends the first `rows` rows to a vector with room for them, after all operations so far.
+    fn read(&self, x: &Self::Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure>;
 }

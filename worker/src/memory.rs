@@ -1,5 +1,6 @@
 //! The worker's own memory lease: what may still be allocated, and how a refusal reads.
 
+use crate::device::{DeviceError, DeviceFailure};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{JobError, LoadError};
 use ringfence_sandbox::{CountingAllocator, Denial, check_headroom, clear_denial};
@@ -46,10 +47,40 @@ impl Memory for Lease {
     }
 }
 
+/// Why there is no room for a batch or a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It does not fit into the lease of the host's memory or of the device's; less may fit.
+    #[error("{0}")]
+    Denied(Denial),
+    /// The device failed; nothing fits any more.
+    #[error("{0}")]
+    Failed(DeviceFailure),
+}
+
+impl Refusal {
+    /// What a device said, an allocation of the host's memory completed by the lease.
+    pub fn new(error: DeviceError, memory: &dyn Memory) -> Self {
+        match error {
+            DeviceError::Host(allocation) => Self::Denied(memory.denied(allocation)),
+            DeviceError::Full(denial) => Self::Denied(denial),
+            DeviceError::Failed(failure) => Self::Failed(failure),
+        }
+    }
+}
+
 /// A denial as the failure of a load.
 pub fn load_error(denial: Denial) -> LoadError {
     let Denial { wanted, used, limit } = denial;
     LoadError::OutOfMemory { wanted, used, limit }
+}
+
+/// A refusal as the failure of a load.
+pub fn load_refused(refusal: Refusal) -> LoadError {
+    match refusal {
+        Refusal::Denied(denial) => load_error(denial),
+        Refusal::Failed(DeviceFailure { reason }) => LoadError::Device { reason },
+    }
 }
 
 /// A denial as the failure of a job.

@@ -5,8 +5,8 @@ mod weights;
 
 pub use weights::{PackageWeights, RandomWeights, Weights};
 
-use crate::device::Cpu;
-use crate::memory::Memory;
+use crate::device::{Cpu, Device, DeviceFailure};
+use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::Files;
 use crate::package::config::BertConfig;
 use crate::package::modules::{Head, Pooling};
@@ -14,7 +14,6 @@ use crate::text::Text;
 use bert::Bert;
 use ringfence_kernels::Compute;
 use ringfence_protocol::{Architecture, LoadError};
-use ringfence_sandbox::Denial;
 
 /// Sequences one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,13 +65,16 @@ pub trait Embedder {
     ///
     /// # Errors
     /// There is none. What there was before may be gone, and comes back with a smaller batch.
-    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Denial>;
+    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Refusal>;
 
     /// Gives back what [`Embedder::reserve`] took.
     fn release(&mut self);
 
     /// The vectors of a batch, one after another; room for it was made.
-    fn embed(&mut self, batch: &Batch) -> &[f32];
+    ///
+    /// # Errors
+    /// The device failed.
+    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure>;
 }
 
 /// A package, ready for jobs.
@@ -89,7 +91,7 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Loads a package for sequences of at most `max_tokens` tokens, or fewer where the package says so.
+/// Loads a package onto the CPU, for sequences of at most `max_tokens` tokens, or fewer where the package says so.
 ///
 /// # Errors
 /// The package is not what its architecture needs, or does not fit in memory.
@@ -100,14 +102,28 @@ pub fn load(
     max_tokens: usize,
     memory: &dyn Memory,
 ) -> Result<Loaded, LoadError> {
+    load_on(files, architecture, Cpu::new(compute), max_tokens, memory)
+}
+
+/// As [`load`], onto any device.
+///
+/// # Errors
+/// As for [`load`], or the device fails.
+pub fn load_on<D: Device + 'static>(
+    files: &Files,
+    architecture: Architecture,
+    device: D,
+    max_tokens: usize,
+    memory: &dyn Memory,
+) -> Result<Loaded, LoadError> {
     match architecture {
-        Architecture::Bert => load_bert(files, compute, max_tokens, memory),
+        Architecture::Bert => load_bert(files, device, max_tokens, memory),
     }
 }
 
-fn load_bert(
+fn load_bert<D: Device + 'static>(
     files: &Files,
-    compute: Compute,
+    device: D,
     max_tokens: usize,
     memory: &dyn Memory,
 ) -> Result<Loaded, LoadError> {
@@ -116,7 +132,7 @@ fn load_bert(
     let max_tokens = max_tokens.min(config.positions).min(head.max_tokens.unwrap_or(usize::MAX));
     let text = Text::read(files, config.vocabulary, max_tokens, memory)?;
     let weights = PackageWeights::read(files, memory)?;
-    let model = Bert::new(Cpu::new(compute), &config, head, max_tokens, &weights, memory)?;
+    let model = Bert::new(device, &config, head, max_tokens, &weights, memory)?;
     Ok(Loaded { model: Box::new(model), text })
 }
 
@@ -153,8 +169,8 @@ fn warm_up_bert(compute: Compute, memory: &dyn Memory) -> Result<Compute, LoadEr
     for lengths in [&[1][..], &[1, 7, 33, WARM_UP_TOKENS]] {
         let mut batch = Batch::default();
         lengths.iter().for_each(|length| batch.push(&ids[..*length]));
-        model.reserve(batch.tokens(), memory).map_err(crate::memory::load_error)?;
-        model.embed(&batch);
+        model.reserve(batch.tokens(), memory).map_err(load_refused)?;
+        model.embed(&batch).map_err(Refusal::Failed).map_err(load_refused)?;
     }
     let device = model.into_device();
     device.compute().pool().run_on_each_thread(&|_| {});

@@ -1,7 +1,8 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
+use crate::device::DeviceFailure;
 use crate::jobs::{Jobs, Share, SlotFault};
-use crate::memory::{Memory, job_error};
+use crate::memory::{Memory, Refusal, job_error};
 use crate::models::{self, Batch, Loaded};
 use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
@@ -12,7 +13,7 @@ use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
     INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
 };
-use ringfence_sandbox::{EnterError, SealedFile, SealedFileError};
+use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -48,6 +49,9 @@ pub enum End {
     /// There is no memory for the warm-up.
     #[error("the warm-up failed: {0}")]
     WarmUp(LoadError),
+    /// The device failed under a job.
+    #[error("{0}")]
+    Device(#[from] DeviceFailure),
     /// The package can't be run; the server knows.
     #[error("the package can't be run: {0}")]
     Load(LoadError),
@@ -292,12 +296,12 @@ impl Server<'_> {
         if chosen.is_empty() {
             return Ok(());
         }
-        if let Err((slot, error)) = self.reserve(&mut chosen) {
-            return self.fail(slot, error);
+        if let Err((slot, denial)) = self.reserve(&mut chosen)? {
+            return self.fail(slot, job_error(denial));
         }
         let (batch, tokens) = self.take(&chosen);
         let watch = Stopwatch::start();
-        let output = self.loaded.model.embed(&batch).to_vec();
+        let output = self.loaded.model.embed(&batch)?.to_vec();
         let busy_us = watch.micros();
         self.pace.measured(batch.tokens(), busy_us);
         send(self.link, FromWorker::Step { busy_us, tokens: tokens.clone() })?;
@@ -312,15 +316,24 @@ impl Server<'_> {
     }
 
     /// Makes room for what was chosen; if there is none, for the first item alone; if not even for that, its job fails.
-    fn reserve(&mut self, chosen: &mut Vec<(u32, usize)>) -> Result<(), (u32, JobError)> {
+    /// The outer error is a device that failed.
+    fn reserve(&mut self, chosen: &mut Vec<(u32, usize)>) -> Result<Result<(), (u32, Denial)>, End> {
         let tokens = chosen.iter().map(|(slot, items)| self.jobs.tokens_of(*slot, *items)).sum();
-        if self.loaded.model.reserve(tokens, self.memory).is_ok() {
-            return Ok(());
+        if self.room_for(tokens)?.is_ok() {
+            return Ok(Ok(()));
         }
         chosen.truncate(1);
         chosen[0].1 = 1;
         let (slot, tokens) = (chosen[0].0, self.jobs.tokens_of(chosen[0].0, 1));
-        self.loaded.model.reserve(tokens, self.memory).map_err(|denial| (slot, job_error(denial)))
+        Ok(self.room_for(tokens)?.map_err(|denial| (slot, denial)))
+    }
+
+    fn room_for(&mut self, tokens: usize) -> Result<Result<(), Denial>, End> {
+        match self.loaded.model.reserve(tokens, self.memory) {
+            Ok(()) => Ok(Ok(())),
+            Err(Refusal::Denied(denial)) => Ok(Err(denial)),
+            Err(Refusal::Failed(failure)) => Err(failure.into()),
+        }
     }
 
     /// The chosen items as a batch, with the tokens of each slot.

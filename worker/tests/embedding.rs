@@ -144,7 +144,7 @@ fn a_step_takes_no_more_than_bytes_per_token_says() {
         let bound = loaded.model.bytes_per_token() * tokens as u64;
         let before = Lease.used();
         loaded.model.reserve(tokens, &Lease).unwrap();
-        loaded.model.embed(&batch);
+        loaded.model.embed(&batch).unwrap();
         let taken = Lease.used().saturating_sub(before);
         assert!(taken <= bound, "{tokens} tokens took {taken} bytes, the bound is {bound}");
     }

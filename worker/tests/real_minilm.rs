@@ -3,9 +3,11 @@
 
 mod support;
 
+use ringfence_gpu::{Adapters, Gpu};
 use ringfence_protocol::{Architecture, Item};
+use ringfence_worker::device::{Stored, Wgpu};
 use ringfence_worker::memory::Lease;
-use ringfence_worker::models::{Loaded, load};
+use ringfence_worker::models::{Loaded, load, load_on};
 use ringfence_worker::package::Files;
 use serde_json::Value;
 use support::{cosine, data, embed, floats};
@@ -56,4 +58,24 @@ fn related_texts_are_closer_than_unrelated_ones() {
     let vectors = embed(&mut loaded, &ids);
     assert!(cosine(&vectors[0], &vectors[1]) > 0.4);
     assert!(cosine(&vectors[0], &vectors[2]) < 0.2);
+}
+
+#[test]
+fn a_gpu_gives_the_same_vectors() {
+    let folder = std::env::var("RINGFENCE_MINILM").expect("as above");
+    let files = Files::from_folder(folder.as_ref()).unwrap();
+    let adapters =
+        Adapters::list().unwrap_or_else(|error| panic!("{error}; `scripts/system-packages` installs one"));
+    for (stored, least) in [(Stored::F32, 0.999_99), (Stored::F16, 0.999)] {
+        let gpu = Gpu::open(&adapters.all()[0], 256 << 20).unwrap();
+        gpu.warm_up().unwrap();
+        let mut loaded = load_on(&files, Architecture::Bert, Wgpu::new(gpu, stored), 512, &Lease).unwrap();
+        let cases = &expected()[..16];
+        let batch: Vec<Vec<u32>> =
+            cases.iter().map(|case| support::tokens(&loaded, case["text"].as_str().unwrap())).collect();
+        for (case, found) in cases.iter().zip(embed(&mut loaded, &batch)) {
+            let cosine = cosine(&found, &floats(&case["embedding"]));
+            assert!(cosine >= least, "{cosine} for {} as {stored:?}", case["text"]);
+        }
+    }
 }

@@ -4,10 +4,11 @@
 //! pack both sides at every call, which is most of the time of a small model. Here weights are packed once, activations
 //! live in buffers that are reused, and every allocation can be refused. candle's BERT is the oracle in the tests.
 
-use super::{Device, LinearWeights, NormWeights, Stored, TableSource};
+use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource};
+use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
-use ringfence_kernels::{Activation, AttentionScratch, Compute, Matrix, OutOfMemory, PackedLinear, Part};
+use ringfence_kernels::{Activation, AttentionScratch, Compute, Matrix, PackedLinear, Part};
 use std::ops::Range;
 
 /// A vector shorter than this isn't scaled up, as in PyTorch's `normalize`.
@@ -118,17 +119,25 @@ impl Device for Cpu {
     type Tensor = Matrix;
     type Scratch = AttentionScratch;
 
-    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, OutOfMemory> {
+    fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError> {
+        memory.check(bytes).map_err(DeviceError::Full)
+    }
+
+    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, DeviceError> {
         let parts: Vec<Part<'_>> =
             parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
-        PackedLinear::pack(self.compute.isa(), inputs, &parts)
+        Ok(PackedLinear::pack(self.compute.isa(), inputs, &parts)?)
     }
 
-    fn norm_weights(&self, weights: NormWeights) -> NormWeights {
-        weights
+    fn weight_bytes(&self) -> usize {
+        size_of::<f32>()
     }
 
-    fn table(&self, columns: usize, source: TableSource) -> Result<Table, OutOfMemory> {
+    fn norm_weights(&self, weights: NormWeights) -> Result<NormWeights, DeviceError> {
+        Ok(weights)
+    }
+
+    fn table(&self, columns: usize, source: TableSource) -> Result<Table, DeviceError> {
         let rows = match source {
             TableSource::File { file, bytes, stored } => Rows::File { file, bytes, stored },
             TableSource::Floats(floats) => Rows::Floats(floats),
@@ -136,16 +145,16 @@ impl Device for Cpu {
         Ok(Table { columns, rows })
     }
 
-    fn tensor(&self, rows: usize, columns: usize) -> Result<Matrix, OutOfMemory> {
-        Matrix::zeroed(rows, columns)
+    fn tensor(&self, rows: usize, columns: usize) -> Result<Matrix, DeviceError> {
+        Ok(Matrix::zeroed(rows, columns)?)
     }
 
     fn row_bytes(&self, columns: usize) -> usize {
         Matrix::bytes(1, columns)
     }
 
-    fn scratch(&self, tokens: usize, head: usize) -> Result<AttentionScratch, OutOfMemory> {
-        AttentionScratch::new(self.compute.isa(), self.compute.pool().threads(), tokens, head)
+    fn scratch(&self, tokens: usize, head: usize) -> Result<AttentionScratch, DeviceError> {
+        Ok(AttentionScratch::new(self.compute.isa(), self.compute.pool().threads(), tokens, head)?)
     }
 
     fn scratch_bytes(&self, tokens: usize, head: usize) -> usize {
@@ -194,10 +203,9 @@ impl Device for Cpu {
         }
     }
 
-    fn read(&self, x: &Matrix, rows: usize, to: &mut Vec<f32>) {
-        for row in 0..rows {
-            to.extend_from_slice(x.row(row));
-        }
+    fn read(&self, x: &Matrix, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure> {
+        (0..rows).for_each(|row| to.extend_from_slice(x.row(row)));
+        Ok(())
     }
 }
 

@@ -1,12 +1,13 @@
 //! BERT as a sentence embedder: Devlin et al. 2018, pooled as in Reimers and Gurevych 2019.
 
 use super::{Batch, Embedder, Weights};
-use crate::device::{Activation, Cpu, Device, LinearWeights, NormWeights, OutOfMemory, TableSource};
-use crate::memory::{Memory, load_error};
+use crate::device::{
+    Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, OutOfMemory, TableSource,
+};
+use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::config::BertConfig;
 use crate::package::modules::Head;
 use ringfence_protocol::LoadError;
-use ringfence_sandbox::Denial;
 
 /// What a token costs beside its tensors' rows: its id and position, a bound of its sequence, and rounding.
 const TOKEN_BYTES: usize = 64;
@@ -65,7 +66,7 @@ impl<D: Device> Bert<D> {
         memory: &dyn Memory,
     ) -> Result<Self, LoadError> {
         let source = Source { device: &device, config, weights, memory };
-        memory.check(source.weight_bytes(max_tokens)).map_err(load_error)?;
+        device.check(source.weight_bytes(max_tokens), memory).map_err(source.refused())?;
         let words = weights.table("embeddings.word_embeddings.weight", [config.vocabulary, config.hidden])?;
         let words = device.table(config.hidden, words).map_err(source.refused())?;
         let positions = source.positions()?;
@@ -99,17 +100,17 @@ impl<D: Device> Bert<D> {
         self.device.add_norm(&mut b.x, &b.y, batch.tokens(), &self.norm);
     }
 
-    fn pool(&mut self, batch: &Batch) {
+    fn pool(&mut self, batch: &Batch) -> Result<(), DeviceFailure> {
         let b = self.buffers.as_mut().expect("reserved");
         self.device.pool(&b.x, batch.starts(), self.head.pooling, &mut b.pooled);
         if self.head.normalize {
             self.device.normalize(&mut b.pooled, batch.sequences());
         }
         b.output.clear();
-        self.device.read(&b.pooled, batch.sequences(), &mut b.output);
+        self.device.read(&b.pooled, batch.sequences(), &mut b.output)
     }
 
-    fn allocate(&self, tokens: usize) -> Result<Buffers<D>, OutOfMemory> {
+    fn allocate(&self, tokens: usize) -> Result<Buffers<D>, DeviceError> {
         let BertConfig { hidden, intermediate, .. } = self.config;
         let tensor = |columns| self.device.tensor(tokens, columns);
         Ok(Buffers {
@@ -124,11 +125,21 @@ impl<D: Device> Bert<D> {
             output: reserve(tokens * hidden)?,
         })
     }
-}
 
-impl Bert<Cpu> {
+    /// Bytes of a token's rows on the device.
+    fn tensor_bytes(&self) -> usize {
+        let BertConfig { hidden, intermediate, .. } = self.config;
+        let columns = [hidden, hidden, 3 * hidden, hidden, intermediate, hidden];
+        columns.iter().map(|columns| self.device.row_bytes(*columns)).sum()
+    }
+
+    /// What it runs on.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     /// Lets the weights go and keeps the device.
-    pub fn into_device(self) -> Cpu {
+    pub fn into_device(self) -> D {
         self.device
     }
 }
@@ -139,20 +150,18 @@ impl<D: Device> Embedder for Bert<D> {
     }
 
     fn bytes_per_token(&self) -> u64 {
-        let BertConfig { hidden, intermediate, .. } = self.config;
-        let columns = [hidden, hidden, 3 * hidden, hidden, intermediate, hidden];
-        let tensors: usize = columns.iter().map(|columns| self.device.row_bytes(*columns)).sum();
-        (tensors + hidden * size_of::<f32>() + TOKEN_BYTES) as u64
+        (self.tensor_bytes() + self.config.hidden * size_of::<f32>() + TOKEN_BYTES) as u64
     }
 
-    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Denial> {
+    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Refusal> {
         if self.buffers.as_ref().is_some_and(|buffers| buffers.tokens >= tokens) {
             return Ok(());
         }
         // The old ones first, so that there is room where they were.
         self.buffers = None;
-        memory.check(self.bytes_per_token().saturating_mul(tokens as u64))?;
-        self.buffers = Some(self.allocate(tokens).map_err(|refusal| memory.denied(refusal))?);
+        let bytes = self.bytes_per_token().saturating_mul(tokens as u64);
+        let allocated = self.device.check(bytes, memory).and_then(|()| self.allocate(tokens));
+        self.buffers = Some(allocated.map_err(|error| Refusal::new(error, memory))?);
         Ok(())
     }
 
@@ -160,13 +169,13 @@ impl<D: Device> Embedder for Bert<D> {
         self.buffers = None;
     }
 
-    fn embed(&mut self, batch: &Batch) -> &[f32] {
+    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
         self.embed_tokens(batch);
         for index in 0..self.layers.len() {
             self.layer(index, batch);
         }
-        self.pool(batch);
-        &self.buffers.as_ref().expect("reserved").output
+        self.pool(batch)?;
+        Ok(&self.buffers.as_ref().expect("reserved").output)
     }
 }
 
@@ -191,13 +200,14 @@ impl<D: Device> Source<'_, D> {
     fn weight_bytes(&self, max_tokens: usize) -> u64 {
         let BertConfig { hidden, intermediate, layers, positions, .. } = *self.config;
         let layer = hidden.saturating_mul(4 * hidden + 2 * intermediate).saturating_mul(layers);
-        let floats = layer.saturating_add(positions.saturating_mul(hidden));
+        let positions = positions.saturating_mul(hidden).saturating_mul(size_of::<f32>());
         let scratch = self.device.scratch_bytes(max_tokens, self.config.head());
-        floats.saturating_mul(size_of::<f32>()).saturating_add(scratch) as u64
+        let layers = layer.saturating_mul(self.device.weight_bytes());
+        layers.saturating_add(positions).saturating_add(scratch) as u64
     }
 
-    fn refused(&self) -> impl Fn(OutOfMemory) -> LoadError + use<'_, D> {
-        |refusal| load_error(self.memory.denied(refusal))
+    fn refused(&self) -> impl Fn(DeviceError) -> LoadError + use<'_, D> {
+        |error| load_refused(Refusal::new(error, self.memory))
     }
 
     fn positions(&self) -> Result<D::Table, LoadError> {
@@ -238,6 +248,7 @@ impl<D: Device> Source<'_, D> {
     fn norm(&self, name: &str) -> Result<D::Norm, LoadError> {
         let floats = |part: &str| self.weights.floats(&format!("{name}.{part}"), &[self.config.hidden]);
         let (weight, bias) = (floats("weight")?, floats("bias")?);
-        Ok(self.device.norm_weights(NormWeights { weight, bias, epsilon: self.config.epsilon }))
+        let weights = NormWeights { weight, bias, epsilon: self.config.epsilon };
+        self.device.norm_weights(weights).map_err(self.refused())
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn embed(loaded: &mut Loaded, sequences: &[Vec<u32>]) -> Vec<Vec<f32>
     sequences.iter().for_each(|ids| batch.push(ids));
     loaded.model.reserve(batch.tokens(), &Lease).unwrap();
     let dimensions = loaded.model.dimensions();
-    loaded.model.embed(&batch).chunks(dimensions).map(<[f32]>::to_vec).collect()
+    loaded.model.embed(&batch).unwrap().chunks(dimensions).map(<[f32]>::to_vec).collect()
 }
 
 pub(crate) fn tokens(loaded: &Loaded, text: &str) -> Vec<u32> {

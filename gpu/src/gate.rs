@@ -1,0 +1,190 @@
+//! The one place that creates buffers. It counts what is asked for against the lease, holds the driver's own count
+//! against the lease as well, and turns each refusal into a typed error.
+
+use crate::device::now;
+use crate::error::{GpuError, Health, RefusedBy};
+use crate::pipelines::BUFFER_BYTES_MIN;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Requests are counted in multiples of this, the largest alignment of buffers that Vulkan drivers ask for in practice.
+/// A driver that takes more is counted by what it took.
+pub const GRAIN_BYTES: u64 = 256;
+
+/// The gate's numbers, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateNumbers {
+    /// What may be reserved in all.
+    pub lease: u64,
+    /// What the device had reserved before anything was asked for: its own buffers, and those of the staging ring.
+    pub headroom: u64,
+    /// Handed out, the headroom included.
+    pub used: u64,
+    /// The most that was handed out at one time.
+    pub peak: u64,
+    /// What the driver says that it reserved.
+    pub reserved: u64,
+    /// How much of that it says is in buffers.
+    pub allocated: u64,
+}
+
+/// Counts, shared with every buffer.
+#[derive(Debug, Default)]
+struct Ledger {
+    used: u64,
+    peak: u64,
+    /// Commands were recorded or submitted that may use any buffer.
+    busy: bool,
+    /// Let go while the device was busy: still the driver's, so still counted.
+    dead: Vec<(wgpu::Buffer, u64)>,
+}
+
+/// A buffer that was counted.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    raw: Option<wgpu::Buffer>,
+    counted: u64,
+    ledger: Rc<RefCell<Ledger>>,
+}
+
+impl Buffer {
+    pub(crate) fn raw(&self) -> &wgpu::Buffer {
+        self.raw.as_ref().expect("taken in drop only")
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let raw = self.raw.take().expect("dropped once");
+        let mut ledger = self.ledger.borrow_mut();
+        if ledger.busy {
+            ledger.dead.push((raw, self.counted));
+        } else {
+            drop(raw);
+            ledger.used -= self.counted;
+        }
+    }
+}
+
+/// Creates buffers under a lease.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    device: wgpu::Device,
+    health: Arc<Health>,
+    lease: u64,
+    headroom: u64,
+    ledger: Rc<RefCell<Ledger>>,
+}
+
+impl Gate {
+    pub(crate) fn new(device: wgpu::Device, health: Arc<Health>, lease: u64) -> Self {
+        Self { device, health, lease, headroom: 0, ledger: Rc::default() }
+    }
+
+    /// From now on what the driver has reserved so far is headroom; buffers that were made before belong to it.
+    ///
+    /// Everything reserved counts, not only what is allocated: an empty block of a memory type stays reserved.
+    pub(crate) fn measure_headroom(&mut self) -> u64 {
+        self.headroom = self.report().1;
+        self.ledger.borrow_mut().used = self.headroom;
+        self.restart_peak();
+        self.headroom
+    }
+
+    /// What the driver says: allocated, reserved.
+    fn report(&self) -> (u64, u64) {
+        let report = self.device.generate_allocator_report();
+        let report = report.expect("Vulkan's allocator reports");
+        (report.total_allocated_bytes, report.total_reserved_bytes)
+    }
+
+    pub(crate) fn numbers(&self) -> GateNumbers {
+        let (allocated, reserved) = self.report();
+        let Ledger { used, peak, .. } = *self.ledger.borrow();
+        GateNumbers { lease: self.lease, headroom: self.headroom, used, peak, reserved, allocated }
+    }
+
+    pub(crate) fn restart_peak(&self) {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.peak = ledger.used;
+    }
+
+    /// Commands may use any buffer from now on, until [`Gate::idle`].
+    pub(crate) fn busy(&self) {
+        self.ledger.borrow_mut().busy = true;
+    }
+
+    /// The device has finished all commands and none is recorded.
+    pub(crate) fn idle(&self) {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.busy = false;
+        let freed: u64 = ledger.dead.drain(..).map(|(_, counted)| counted).sum();
+        ledger.used -= freed;
+    }
+
+    /// Whether buffers that were let go wait for the device.
+    pub(crate) fn waits_for_idle(&self) -> bool {
+        !self.ledger.borrow().dead.is_empty()
+    }
+
+    /// Whether this much more fits by the count, as one buffer.
+    pub(crate) fn check(&self, bytes: u64) -> Result<(), GpuError> {
+        self.health.alive()?;
+        let free = self.lease.saturating_sub(self.ledger.borrow().used);
+        if grains(bytes) <= free { Ok(()) } else { Err(self.refusal(bytes, RefusedBy::Gate)) }
+    }
+
+    fn refusal(&self, wanted: u64, by: RefusedBy) -> GpuError {
+        GpuError::OutOfMemory { wanted, used: self.ledger.borrow().used, limit: self.lease, by }
+    }
+
+    /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a shader or a
+    /// copy would otherwise read uninitialised.
+    pub(crate) fn create(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
+        self.check(bytes)?;
+        let most = self.device.limits().max_buffer_size;
+        if bytes > most {
+            return Err(GpuError::TooLarge { bytes, limit: most });
+        }
+        let raw = self.ask_driver(bytes.next_multiple_of(4).max(BUFFER_BYTES_MIN), usage)?;
+        let counted = grains(bytes);
+        let mut ledger = self.ledger.borrow_mut();
+        let (allocated, reserved) = self.report();
+        // A driver that rounds up further than our grain is counted by what it took.
+        let counted = counted + allocated.saturating_sub(ledger.used + counted);
+        if self.headroom > 0 && (reserved > self.lease || ledger.used + counted > self.lease) {
+            drop(ledger);
+            drop(raw);
+            return Err(self.refusal(bytes, RefusedBy::Reserved));
+        }
+        ledger.used += counted;
+        ledger.peak = ledger.peak.max(ledger.used);
+        drop(ledger);
+        Ok(Buffer { raw: Some(raw), counted, ledger: Rc::clone(&self.ledger) })
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    fn ask_driver(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+        let scopes = [
+            self.device.push_error_scope(wgpu::ErrorFilter::Validation),
+            self.device.push_error_scope(wgpu::ErrorFilter::Internal),
+            self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory),
+        ];
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        let raw = self.device.create_buffer(&descriptor);
+        // Scopes end in the reverse order, and each has to.
+        let errors: Vec<wgpu::Error> =
+            scopes.into_iter().rev().filter_map(|scope| now(scope.pop())).collect();
+        self.health.alive()?;
+        match errors.into_iter().next() {
+            None => Ok(raw),
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(self.refusal(size, RefusedBy::Driver)),
+            Some(error) => Err(GpuError::Refused { reason: error.to_string() }),
+        }
+    }
+}
+
+fn grains(bytes: u64) -> u64 {
+    bytes.max(1).checked_next_multiple_of(GRAIN_BYTES).unwrap_or(u64::MAX)
+}

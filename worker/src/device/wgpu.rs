@@ -1,0 +1,172 @@
+//! A GPU by our own shaders, every buffer counted against a lease of its own.
+//!
+//! Operations are recorded; [`Device::read`] submits and waits. Token ids and spans go by way of a list that each tensor
+//! has beside its floats, so that an operation allocates nothing.
+
+use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource};
+use crate::memory::Memory;
+use crate::package::modules::Pooling;
+use ringfence_gpu::{GRAIN_BYTES, Gpu, GpuError, Matrix, Words};
+use ringfence_kernels::Activation;
+use ringfence_sandbox::Denial;
+
+/// Numbers that a tensor has for each of its rows: the two ends of a span.
+const WORDS_PER_ROW: usize = 2;
+
+/// A GPU.
+#[derive(Debug)]
+pub struct Wgpu {
+    gpu: Gpu,
+    stored: Stored,
+}
+
+impl Wgpu {
+    /// The GPU, with the weights of linear layers stored like this.
+    pub fn new(gpu: Gpu, stored: Stored) -> Self {
+        Self { gpu, stored }
+    }
+
+    /// The device and its gate.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+/// A matrix of activations, and numbers that operations on its rows need.
+#[derive(Debug)]
+pub struct Tensor {
+    floats: Matrix,
+    words: Words,
+}
+
+/// What attention has to know; it needs no memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    tokens: usize,
+    head: usize,
+}
+
+impl From<GpuError> for DeviceError {
+    fn from(error: GpuError) -> Self {
+        match error {
+            GpuError::OutOfMemory { wanted, used, limit, .. } => Self::Full(Denial { wanted, used, limit }),
+            GpuError::TooLarge { bytes, limit } => Self::Full(Denial { wanted: bytes, used: 0, limit }),
+            GpuError::Lost { .. } | GpuError::Refused { .. } => Self::Failed(failure(&error)),
+        }
+    }
+}
+
+fn failure(error: &GpuError) -> DeviceFailure {
+    DeviceFailure { reason: error.to_string() }
+}
+
+fn on_gpu(stored: Stored) -> ringfence_gpu::Stored {
+    match stored {
+        Stored::F32 => ringfence_gpu::Stored::F32,
+        Stored::F16 => ringfence_gpu::Stored::F16,
+    }
+}
+
+impl Device for Wgpu {
+    type Linear = ringfence_gpu::LinearWeights;
+    type Norm = ringfence_gpu::NormWeights;
+    type Table = ringfence_gpu::Table;
+    type Tensor = Tensor;
+    type Scratch = Scratch;
+
+    fn check(&self, bytes: u64, _: &dyn Memory) -> Result<(), DeviceError> {
+        Ok(self.gpu.check(bytes)?)
+    }
+
+    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError> {
+        let layers: Vec<(&[f32], &[f32])> =
+            parts.iter().map(|part| (&part.weight[..], &part.bias[..])).collect();
+        Ok(self.gpu.linear_weights(inputs, &layers, on_gpu(self.stored))?)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.stored.bytes()
+    }
+
+    fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError> {
+        let NormWeights { weight, bias, epsilon } = weights;
+        Ok(self.gpu.norm_weights(&weight, Some(&bias), epsilon)?)
+    }
+
+    fn table(&self, columns: usize, source: TableSource) -> Result<Self::Table, DeviceError> {
+        match source {
+            TableSource::File { file, bytes, stored } => {
+                Ok(self.gpu.table(columns, &file[bytes], on_gpu(stored))?)
+            }
+            TableSource::Floats(floats) => {
+                let bytes: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();
+                Ok(self.gpu.table(columns, &bytes, ringfence_gpu::Stored::F32)?)
+            }
+        }
+    }
+
+    fn tensor(&self, rows: usize, columns: usize) -> Result<Tensor, DeviceError> {
+        let (floats, words) = (self.gpu.matrix(rows, columns)?, self.gpu.words(WORDS_PER_ROW * rows)?);
+        Ok(Tensor { floats, words })
+    }
+
+    fn row_bytes(&self, columns: usize) -> usize {
+        // Of a matrix and of a list: a bound for one row, and generous for many, since only the whole is rounded.
+        let grains =
+            |words: usize| words.saturating_mul(size_of::<f32>()).next_multiple_of(GRAIN_BYTES as usize);
+        grains(columns).saturating_add(grains(WORDS_PER_ROW))
+    }
+
+    fn scratch(&self, tokens: usize, head: usize) -> Result<Scratch, DeviceError> {
+        Ok(Scratch { tokens, head })
+    }
+
+    fn scratch_bytes(&self, _: usize, _: usize) -> usize {
+        0
+    }
+
+    fn lookup(&self, table: &Self::Table, ids: &[u32], to: &mut Tensor) {
+        self.gpu.lookup(table, ids, &mut to.words, &mut to.floats);
+    }
+
+    fn linear(
+        &self,
+        input: &Tensor,
+        rows: usize,
+        weights: &Self::Linear,
+        activation: Activation,
+        to: &mut Tensor,
+    ) {
+        let activation = match activation {
+            Activation::None => ringfence_gpu::Activation::None,
+            Activation::Gelu => ringfence_gpu::Activation::Gelu,
+        };
+        self.gpu.linear(&input.floats, rows, weights, activation, &mut to.floats);
+    }
+
+    fn add_norm(&self, x: &mut Tensor, added: &Tensor, rows: usize, weights: &Self::Norm) {
+        self.gpu.add_layer_norm(&mut x.floats, &added.floats, rows, weights);
+    }
+
+    fn attention(&self, qkv: &Tensor, starts: &[usize], scratch: &mut Scratch, to: &mut Tensor) {
+        let fits = |pair: &[usize]| pair[1] - pair[0] <= scratch.tokens;
+        assert!(starts.windows(2).all(fits), "sequences of at most {} tokens", scratch.tokens);
+        self.gpu.attention(&qkv.floats, starts, scratch.head, &mut to.words, &mut to.floats);
+    }
+
+    fn pool(&self, x: &Tensor, starts: &[usize], pooling: Pooling, to: &mut Tensor) {
+        let (floats, words) = (&mut to.floats, &mut to.words);
+        match pooling {
+            Pooling::Mean => self.gpu.pool_mean(&x.floats, starts, words, floats),
+            Pooling::Cls => self.gpu.pool_first(&x.floats, starts, words, floats),
+        }
+    }
+
+    fn normalize(&self, x: &mut Tensor, rows: usize) {
+        self.gpu.normalize(&mut x.floats, rows);
+    }
+
+    fn read(&self, x: &Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure> {
+        self.gpu.read(&x.floats, rows, to).map_err(|error| failure(&error))
+    }
+}

@@ -1,0 +1,152 @@
+//! BERT on a GPU (in software, where there is no other) against candle-transformers' and against the CPU's.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::bert;
+use ringfence_gpu::{Adapter, Adapters, Gpu};
+use ringfence_protocol::{Architecture, LoadError};
+use ringfence_worker::device::{Stored, Wgpu};
+use ringfence_worker::memory::{Lease, Refusal};
+use ringfence_worker::models::bert::Bert;
+use ringfence_worker::models::{Batch, Embedder, Loaded, RandomWeights, load_on};
+use ringfence_worker::package::config::BertConfig;
+use ringfence_worker::package::modules::{Head, Pooling};
+use support::{Package, cosine, embed};
+
+const LEASE: u64 = 64 << 20;
+
+fn adapter() -> Adapter {
+    let adapters =
+        Adapters::list().unwrap_or_else(|error| panic!("{error}; `scripts/system-packages` installs one"));
+    adapters.all().last().expect("never empty").clone()
+}
+
+fn gpu(lease: u64) -> Gpu {
+    let gpu = Gpu::open(&adapter(), lease).unwrap();
+    gpu.warm_up().unwrap();
+    gpu
+}
+
+fn load(package: &Package, gpu: Gpu, stored: Stored) -> Result<Loaded, LoadError> {
+    load_on(&package.files(), Architecture::Bert, Wgpu::new(gpu, stored), 512, &Lease)
+}
+
+fn small() -> BertConfig {
+    BertConfig {
+        hidden: 32,
+        intermediate: 64,
+        layers: 2,
+        heads: 4,
+        positions: 64,
+        types: 2,
+        vocabulary: 99,
+        epsilon: 1e-12,
+    }
+}
+
+/// Sequences of these lengths.
+fn sequences(lengths: &[u32]) -> Vec<Vec<u32>> {
+    lengths.iter().map(|length| (0..*length).map(|i| (i * 7 + length) % 240).collect()).collect()
+}
+
+fn oracle(package: &Package) -> impl Fn(&[u32]) -> Vec<f32> {
+    let cpu = candle_core::Device::Cpu;
+    let config: bert::Config = serde_json::from_slice(&package.0["config.json"]).unwrap();
+    let weights = package.0["model.safetensors"].clone();
+    let weights = VarBuilder::from_buffered_safetensors(weights, DType::F32, &cpu).unwrap();
+    let model = bert::BertModel::load(weights, &config).unwrap();
+    move |ids| {
+        let input = Tensor::new(ids, &cpu).unwrap().unsqueeze(0).unwrap();
+        let states = model.forward(&input, &input.zeros_like().unwrap(), None).unwrap();
+        states.mean(1).unwrap().to_vec2::<f32>().unwrap().remove(0)
+    }
+}
+
+#[test]
+fn ragged_batches_give_the_vectors_of_candle_transformers() {
+    let package = Package::tiny();
+    let oracle = oracle(&package);
+    for (stored, least) in [(Stored::F32, 0.999_999), (Stored::F16, 0.999)] {
+        let mut loaded = load(&package, gpu(LEASE), stored).unwrap();
+        // Long after short, so that buffers grow; then short again, so that they hold what a longer batch left.
+        for lengths in [&[1][..], &[2, 5], &[31, 1, 64, 33, 12], &[3, 3], &[1]] {
+            let batch = sequences(lengths);
+            for (ids, found) in batch.iter().zip(embed(&mut loaded, &batch)) {
+                let cosine = cosine(&found, &oracle(ids));
+                assert!(cosine >= least, "{cosine} for {} tokens as {stored:?}", ids.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn pooling_and_length_are_the_cpus() {
+    let mut package = Package::tiny();
+    let cls = r#"{"word_embedding_dimension": 32, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
+    let modules = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
+                      {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]"#;
+    package.0.insert("1_Pooling/config.json".to_owned(), cls.into());
+    package.0.insert("modules.json".to_owned(), modules.into());
+    let batch = sequences(&[4, 19, 1]);
+    let found = embed(&mut load(&package, gpu(LEASE), Stored::F32).unwrap(), &batch);
+    let expected = embed(&mut package.load().unwrap(), &batch);
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_on_the_device_is_refused_with_the_devices_numbers() {
+    let headroom = gpu(LEASE).numbers().headroom;
+    let error = load(&Package::tiny(), gpu(headroom + 10_000), Stored::F32).err();
+    let Some(LoadError::OutOfMemory { wanted, limit, .. }) = error else { panic!("{error:?}") };
+    assert!(limit == headroom + 10_000 && wanted > 10_000, "{error:?}");
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused_and_a_smaller_one_runs() {
+    let headroom = gpu(LEASE).numbers().headroom;
+    let mut loaded = load(&Package::tiny(), gpu(headroom + (1 << 20)), Stored::F32).unwrap();
+    let refusal = loaded.model.reserve(100_000, &Lease).unwrap_err();
+    assert!(matches!(refusal, Refusal::Denied(denial) if denial.limit == headroom + (1 << 20)), "{refusal}");
+    assert_eq!(embed(&mut loaded, &sequences(&[3])).len(), 1);
+}
+
+#[test]
+fn a_step_takes_no_more_than_bytes_per_token_says() {
+    let mut device = Wgpu::new(gpu(LEASE), Stored::F32);
+    for tokens in [1usize, 3, 64, 640] {
+        let mut batch = Batch::default();
+        (0..tokens.div_ceil(64)).for_each(|i| batch.push(&vec![7; (tokens - i * 64).min(64)]));
+        let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
+        let mut model = Bert::new(device, &small(), head, 64, &RandomWeights, &Lease).unwrap();
+        let before = model.device().gpu().numbers().used;
+        model.reserve(tokens, &Lease).unwrap();
+        model.embed(&batch).unwrap();
+        let taken = model.device().gpu().numbers().used - before;
+        let bound = model.bytes_per_token() * tokens as u64;
+        assert!(taken > 0 && taken <= bound, "{tokens} tokens took {taken} bytes, the bound is {bound}");
+        device = model.into_device();
+    }
+    assert_eq!(device.gpu().numbers().used, device.gpu().numbers().headroom, "all is given back");
+}
+
+#[test]
+fn a_device_that_is_lost_under_a_job_is_an_error() {
+    let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
+    let device = Wgpu::new(gpu(LEASE), Stored::F32);
+    let mut model = Bert::new(device, &small(), head, 64, &RandomWeights, &Lease).unwrap();
+    let mut batch = Batch::default();
+    batch.push(&[1, 2, 3]);
+    model.reserve(3, &Lease).unwrap();
+    model.embed(&batch).unwrap();
+    model.device().gpu().destroy();
+    let failure = model.embed(&batch).unwrap_err();
+    assert!(failure.to_string().contains("lost"), "{failure}");
+    assert!(matches!(model.reserve(9, &Lease).unwrap_err(), Refusal::Failed(_)));
+    let again = Bert::new(model.into_device(), &small(), head, 64, &RandomWeights, &Lease).err();
+    assert!(matches!(again, Some(LoadError::Device { .. })), "{again:?}");
+}
