@@ -14,7 +14,7 @@ pub use convert::{
 };
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{
-    Architecture, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start,
+    Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Start,
     ToWorker, WorkerLink, WorkerSideLink,
 };
 

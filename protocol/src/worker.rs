@@ -29,11 +29,25 @@ pub enum Architecture {
     Bert,
 }
 
+/// Where a worker computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Device {
+    /// On the processor, in the memory of its lease.
+    Cpu,
+    /// On the first Vulkan device that its sandbox shows it.
+    Wgpu {
+        /// Bytes of device memory that it may have reserved, beside the lease of its own memory.
+        lease_bytes: u64,
+    },
+}
+
 /// What a worker is to become. Everything in it comes from the server, nothing from a package or a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// What to warm up.
     pub architecture: Architecture,
+    /// Where to.
+    pub device: Device,
     /// Compute threads.
     pub threads: u16,
     /// Bytes that the worker's allocator may hand out before it refuses.

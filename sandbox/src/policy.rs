@@ -110,6 +110,12 @@ impl Policy {
         Policy::parse(include_str!("../policies/worker-cpu.policy")).expect("a test parses this file")
     }
 
+    /// The policy of `ringfence-worker` on Vulkan by Mesa's software driver.
+    pub fn worker_vulkan_software() -> Policy {
+        Policy::parse(include_str!("../policies/worker-vulkan-software.policy"))
+            .expect("a test parses this file")
+    }
+
     /// The policy of `ringfence-worker convert`.
     pub fn converter() -> Policy {
         Policy::parse(include_str!("../policies/converter.policy")).expect("a test parses this file")
@@ -396,7 +402,9 @@ mod tests {
 
     #[test]
     fn the_files_parse_and_compile() {
-        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::waiter()] {
+        for policy in
+            [Policy::worker_cpu(), Policy::worker_vulkan_software(), Policy::converter(), Policy::waiter()]
+        {
             assert!(!policy.filter().unwrap().is_empty());
         }
     }

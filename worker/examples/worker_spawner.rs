@@ -1,22 +1,26 @@
-//! A stand-in for the server: `spawner WORKER USER FOLDER TEXT..` drops root to USER (`-` keeps the user), starts the
-//! worker in its sandbox, loads the package in FOLDER and embeds the texts, first under a lease that is too small. It
+//! A stand-in for the server: `spawner WORKER USER DEVICE FOLDER TEXT..` drops root to USER (`-` keeps the user), starts
+//! the worker in its sandbox on the device `cpu` or `vulkan-software`, loads the package in FOLDER and embeds the texts, first under a lease that is too small. It
 //! panics, and so ends with a code, where something is not as it must be.
 #![allow(clippy::unwrap_used, reason = "one half of a test: what is not as it must be ends it")]
 #![expect(clippy::disallowed_methods, reason = "it measures the start")]
 
 use ringfence_protocol::{
-    Architecture, DIGEST, Data, EmbedInput, FromWorker, Item, JobError, LoadError, Start, ToWorker,
+    Architecture, DIGEST, Data, Device, EmbedInput, FromWorker, Item, JobError, LoadError, Start, ToWorker,
     WorkerLink, connected_pair,
 };
 use ringfence_sandbox::{
     Child, Environment, Exit, SealedFile, SpawnRequest, StatusPage, drop_to_user, raise_nofile, spawn,
 };
 use rustix::fs::{Mode, OFlags, open};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
 const THREADS: u16 = 2;
+
+/// Of a worker on a GPU, for what is not on it.
+const HOST_LEASE_BYTES: u64 = 256 << 20;
 
 const FILES: [&str; 5] =
     ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"];
@@ -29,9 +33,10 @@ struct Worker {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, program, user, folder, texts @ ..] = &arguments[..] else {
-        panic!("spawner WORKER USER FOLDER TEXT..")
+    let [_, program, user, device, folder, texts @ ..] = &arguments[..] else {
+        panic!("spawner WORKER USER DEVICE FOLDER TEXT..")
     };
+    let on_gpu = device == "vulkan-software";
     let program = open(program.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let files = FILES.map(|name| {
         let bytes = std::fs::read(Path::new(folder).join(name)).unwrap();
@@ -42,17 +47,29 @@ fn main() {
     }
     raise_nofile().unwrap();
     let weights = files[4].len();
-    refuses_to_load(&program, &files);
-    fails_one_job(&program, &files);
-    embeds(&program, &files, weights, texts);
+    if on_gpu {
+        refuses_to_load_on_gpu(&program, &files);
+    } else {
+        refuses_to_load(&program, &files);
+        fails_one_job(&program, &files);
+    }
+    embeds(&program, on_gpu, &files, weights, texts);
 }
 
 fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
+    start_on(program, Device::Cpu, lease_bytes)
+}
+
+fn start_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
+    let arguments: &[&str] = match device {
+        Device::Cpu => &["serve"],
+        Device::Wgpu { .. } => &["serve", "vulkan-software"],
+    };
     let (ours, theirs) = connected_pair().unwrap();
     let page = StatusPage::create().unwrap();
     let child = spawn(SpawnRequest {
         program: program.as_fd(),
-        arguments: &["serve"],
+        arguments,
         environment: Environment { threads: Some(THREADS) },
         link: theirs,
         status_page: &page,
@@ -65,6 +82,7 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
     let architecture = Architecture::Bert;
     worker.say(ToWorker::Start(Start {
         architecture,
+        device,
         threads: THREADS,
         lease_bytes,
         max_tokens: 256,
@@ -89,7 +107,14 @@ impl Worker {
     }
 
     fn hear(&self) -> FromWorker {
-        self.link.receive().unwrap_or_else(|error| panic!("{error}: {:?}", self.child.wait())).message
+        let ended = |error| {
+            let exit = self.child.wait();
+            let mut said = String::new();
+            let stderr = self.child.stderr.try_clone().unwrap();
+            std::fs::File::from(stderr).read_to_string(&mut said).unwrap();
+            panic!("{error}: {exit:?}: {said}")
+        };
+        self.link.receive().unwrap_or_else(ended).message
     }
 
     fn load(&self, files: &[SealedFile]) -> FromWorker {
@@ -134,6 +159,17 @@ fn refuses_to_load(program: &OwnedFd, files: &[SealedFile]) {
     assert_eq!(worker.child.wait().unwrap(), Exit::Code(1));
 }
 
+/// Device memory that holds the warm-up and not the package. A tiny package fits.
+fn refuses_to_load_on_gpu(program: &OwnedFd, files: &[SealedFile]) {
+    let worker = start_on(program, Device::Wgpu { lease_bytes: 24 << 20 }, HOST_LEASE_BYTES);
+    match worker.load(files) {
+        FromWorker::LoadFailed { error: LoadError::OutOfMemory { limit, .. } } => assert_eq!(limit, 24 << 20),
+        FromWorker::Ready { .. } => return worker.stop(),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(worker.child.wait().unwrap(), Exit::Code(1));
+}
+
 /// A lease that holds the package, but not one sequence of the model's length with it.
 fn fails_one_job(program: &OwnedFd, files: &[SealedFile]) {
     let probe = start(program, u64::MAX / 2);
@@ -160,9 +196,14 @@ fn fails_one_job(program: &OwnedFd, files: &[SealedFile]) {
     worker.stop();
 }
 
-fn embeds(program: &OwnedFd, files: &[SealedFile], weights: u64, texts: &[String]) {
+fn embeds(program: &OwnedFd, on_gpu: bool, files: &[SealedFile], weights: u64, texts: &[String]) {
     let clock = Instant::now();
-    let worker = start(program, weights * 5 / 4 + 256 * 1024 * 1024);
+    let lease_bytes = weights * 5 / 4 + 256 * 1024 * 1024;
+    let worker = if on_gpu {
+        start_on(program, Device::Wgpu { lease_bytes }, HOST_LEASE_BYTES)
+    } else {
+        start(program, lease_bytes)
+    };
     let sealed = clock.elapsed();
     let FromWorker::Ready { dimensions, .. } = worker.load(files) else { panic!("not ready") };
     println!("sealed after {sealed:.1?}, ready after {:.1?}", clock.elapsed());

@@ -8,7 +8,7 @@ mod wgpu;
 
 pub use cpu::Cpu;
 pub use ringfence_kernels::{Activation, OutOfMemory};
-pub use wgpu::Wgpu;
+pub use wgpu::{GpuFault, Wgpu};
 
 use crate::memory::Memory;
 use crate::package::FileBytes;
@@ -80,6 +80,15 @@ pub enum TableSource {
     Floats(Vec<f32>),
 }
 
+/// Bytes of a lease that are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub used: u64,
+    /// The most at one time.
+    pub peak: u64,
+}
+
 /// A device. Tensors are matrices of f32, allocated once for a number of rows and reused.
 ///
 /// Operations on them may only be recorded; what fails then shows at [`Device::read`].
@@ -97,6 +106,12 @@ pub trait Device {
 
     /// Whether this many more bytes fit where the device keeps tensors, before anything is allocated.
     fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError>;
+
+    /// What the lease that tensors count against has handed out.
+    fn usage(&self, memory: &dyn Memory) -> Usage;
+
+    /// Counts the peak of that anew from what is handed out now.
+    fn restart_peak(&self, memory: &dyn Memory);
 
     /// Takes weights; several parts read the same input and write their outputs one after another.
     fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError>;

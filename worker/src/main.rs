@@ -22,16 +22,18 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["serve"] => run(&Policy::worker_cpu(), serve_link),
+        ["serve", "vulkan-software"] => run(&Policy::worker_vulkan_software(), serve_link),
         ["convert"] => run(&Policy::converter(), convert_link),
         ["probe", act] => probe_under(&Policy::worker_cpu(), act),
+        ["probe", "vulkan-software", act] => probe_under(&Policy::worker_vulkan_software(), act),
         ["probe", "convert", act] => probe_under(&Policy::converter(), act),
         ["--version"] => {
             println!("ringfence-worker {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
         _ => say(
-            &"usage: ringfence-worker serve | convert | probe [convert] ACT | --version (started by \
-                  ringfence-server and ringfence)",
+            &"usage: ringfence-worker serve [vulkan-software] | convert | probe [convert | vulkan-software] ACT | \
+                  --version (started by ringfence-server and ringfence)",
             USAGE,
         ),
     }

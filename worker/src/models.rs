@@ -5,7 +5,7 @@ mod weights;
 
 pub use weights::{PackageWeights, RandomWeights, Weights};
 
-use crate::device::{Cpu, Device, DeviceFailure};
+use crate::device::{Cpu, Device, DeviceFailure, Usage};
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::Files;
 use crate::package::config::BertConfig;
@@ -69,6 +69,12 @@ pub trait Embedder {
 
     /// Gives back what [`Embedder::reserve`] took.
     fn release(&mut self);
+
+    /// What the lease that its device counts against has handed out.
+    fn usage(&self, memory: &dyn Memory) -> Usage;
+
+    /// Counts the peak of that anew.
+    fn restart_peak(&self, memory: &dyn Memory);
 
     /// The vectors of a batch, one after another; room for it was made.
     ///
@@ -136,22 +142,22 @@ fn load_bert<D: Device + 'static>(
     Ok(Loaded { model: Box::new(model), text })
 }
 
-/// Runs a small built-in model with random weights through every operation, on every thread, so that nothing is done
-/// for the first time once the system call filter is on. Gives the kernels back.
+/// Runs a small built-in model with random weights through every operation, so that nothing is done for the first time
+/// once the system call filter is on. Gives the device back.
 ///
 /// # Errors
-/// There is no memory even for that.
-pub fn warm_up(
+/// There is no memory even for that, or the device fails.
+pub fn warm_up<D: Device>(
     architecture: Architecture,
-    compute: Compute,
+    device: D,
     memory: &dyn Memory,
-) -> Result<Compute, LoadError> {
+) -> Result<D, LoadError> {
     match architecture {
-        Architecture::Bert => warm_up_bert(compute, memory),
+        Architecture::Bert => warm_up_bert(device, memory),
     }
 }
 
-fn warm_up_bert(compute: Compute, memory: &dyn Memory) -> Result<Compute, LoadError> {
+fn warm_up_bert<D: Device>(device: D, memory: &dyn Memory) -> Result<D, LoadError> {
     let config = BertConfig {
         hidden: 48,
         intermediate: 96,
@@ -163,7 +169,7 @@ fn warm_up_bert(compute: Compute, memory: &dyn Memory) -> Result<Compute, LoadEr
         epsilon: 1e-12,
     };
     let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
-    let mut model = Bert::new(Cpu::new(compute), &config, head, WARM_UP_TOKENS, &RandomWeights, memory)?;
+    let mut model = Bert::new(device, &config, head, WARM_UP_TOKENS, &RandomWeights, memory)?;
     let ids: Vec<u32> = (0..WARM_UP_TOKENS as u32).map(|id| id % 64).collect();
     // One sequence that stays on one thread, and several that don't.
     for lengths in [&[1][..], &[1, 7, 33, WARM_UP_TOKENS]] {
@@ -172,9 +178,7 @@ fn warm_up_bert(compute: Compute, memory: &dyn Memory) -> Result<Compute, LoadEr
         model.reserve(batch.tokens(), memory).map_err(load_refused)?;
         model.embed(&batch).map_err(Refusal::Failed).map_err(load_refused)?;
     }
-    let device = model.into_device();
-    device.compute().pool().run_on_each_thread(&|_| {});
-    Ok(device.into_compute())
+    Ok(model.into_device())
 }
 
 /// Tokens of the longest sequence of the warm-up: more than any tile's rows.

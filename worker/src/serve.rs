@@ -1,6 +1,6 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
-use crate::device::DeviceFailure;
+use crate::device::{Cpu, DeviceFailure, GpuFault, Wgpu};
 use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, Refusal, job_error};
 use crate::models::{self, Batch, Loaded};
@@ -10,7 +10,7 @@ use crate::shell::{Shell, layer};
 use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
-    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
+    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
     INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError};
@@ -49,6 +49,9 @@ pub enum End {
     /// There is no memory for the warm-up.
     #[error("the warm-up failed: {0}")]
     WarmUp(LoadError),
+    /// There is no device that could be computed on.
+    #[error("no device: {0}")]
+    NoDevice(#[from] GpuFault),
     /// The device failed under a job.
     #[error("{0}")]
     Device(#[from] DeviceFailure),
@@ -64,10 +67,12 @@ pub enum End {
 pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
     send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
     let start = receive_start(link)?;
-    let compute = seal(link, shell, &start, memory)?;
+    let ready = seal(link, shell, &start, memory)?;
     let files = receive_files(link)?;
-    let loaded = files.and_then(|files| {
-        models::load(&files, start.architecture, compute, start.max_tokens as usize, memory)
+    let (architecture, max_tokens) = (start.architecture, start.max_tokens as usize);
+    let loaded = files.and_then(|files| match ready {
+        Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory),
+        Ready::Wgpu(wgpu) => models::load_on(&files, architecture, *wgpu, max_tokens, memory),
     });
     match loaded {
         Ok(loaded) => {
@@ -107,26 +112,42 @@ fn legal_start(start: Start) -> Result<Start, End> {
     Ok(start)
 }
 
-/// Starts the threads, runs everything once, and turns on the filter.
-fn seal(
-    link: &WorkerSideLink,
-    shell: impl Shell,
-    start: &Start,
-    memory: &dyn Memory,
-) -> Result<Compute, End> {
+/// A device, warmed up.
+enum Ready {
+    Cpu(Cpu),
+    Wgpu(Box<Wgpu>),
+}
+
+/// Starts the threads or opens the device, and runs everything once.
+fn warmed_up(start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
+    match start.device {
+        Device::Cpu => {
+            let compute = Compute::new(Isa::detect(), Pool::new(usize::from(start.threads))?);
+            let cpu = models::warm_up(start.architecture, Cpu::new(compute), memory).map_err(End::WarmUp)?;
+            cpu.compute().pool().run_on_each_thread(&|_| {});
+            Ok(Ready::Cpu(cpu))
+        }
+        Device::Wgpu { lease_bytes } => {
+            let wgpu = Wgpu::first(lease_bytes)?;
+            let wgpu = models::warm_up(start.architecture, wgpu, memory).map_err(End::WarmUp)?;
+            Ok(Ready::Wgpu(Box::new(wgpu)))
+        }
+    }
+}
+
+/// Gets the device ready and turns on the filter.
+fn seal(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
     let setup = Stopwatch::start();
     shell.set_lease(start.lease_bytes);
-    let pool = Pool::new(usize::from(start.threads))?;
     let warm_up = Stopwatch::start();
-    let compute = Compute::new(Isa::detect(), pool);
-    let compute = models::warm_up(start.architecture, compute, memory).map_err(End::WarmUp)?;
+    let ready = warmed_up(start, memory)?;
     let warm_up_us = warm_up.micros();
     let entered_us = shell.entered_us();
     let sealed = shell.seal()?;
     let setup_us = entered_us + setup.micros() - warm_up_us;
     let layers = sealed.layers.into_iter().map(layer).collect();
     send(link, FromWorker::Sealed { layers, landlock_abi: sealed.landlock_abi, setup_us, warm_up_us })?;
-    Ok(compute)
+    Ok(ready)
 }
 
 /// The inner error is the package's, the outer one the server's.
@@ -195,7 +216,7 @@ impl Server<'_> {
         let ready = FromWorker::Ready {
             dimensions: narrow(model.dimensions()),
             bytes_per_token: model.bytes_per_token(),
-            used_bytes: self.memory.used(),
+            used_bytes: model.usage(self.memory).used,
             max_tokens: narrow(text.max_tokens()),
             vocabulary: text.vocabulary(),
         };
@@ -245,7 +266,7 @@ impl Server<'_> {
             return Err(End::Illegal("a second job in a calibration"));
         }
         self.loaded.model.release();
-        self.memory.restart_peak();
+        self.loaded.model.restart_peak(self.memory);
         Ok(())
     }
 
@@ -374,7 +395,7 @@ impl Server<'_> {
             tokens: job.tokens,
             truncated: job.truncated,
             compute_us: job.compute_us,
-            peak_bytes: self.memory.peak(),
+            peak_bytes: self.loaded.model.usage(self.memory).peak,
         };
         self.jobs.remove(slot);
         send(self.link, done)

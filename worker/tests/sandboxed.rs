@@ -18,6 +18,15 @@ fn spawner() -> PathBuf {
 
 #[test]
 fn a_package_loads_and_embeds_under_the_filter() {
+    embeds_on("cpu");
+}
+
+#[test]
+fn a_package_loads_and_embeds_on_software_vulkan_under_the_filter() {
+    embeds_on("vulkan-software");
+}
+
+fn embeds_on(device: &str) {
     // Where the dropped user may run it.
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -25,8 +34,10 @@ fn a_package_loads_and_embeds_under_the_filter() {
     std::fs::copy(env!("CARGO_BIN_EXE_ringfence-worker"), &worker).unwrap();
     let user = if rustix::process::getuid().is_root() { "nobody" } else { "-" };
     let package = data("tiny-bert");
-    let output =
-        Command::new(spawner()).args([&worker, Path::new(user), &package]).args(["a", "hello"]).output();
+    let output = Command::new(spawner())
+        .args([&worker, Path::new(user), Path::new(device), &package])
+        .args(["a", "hello"])
+        .output();
     let output = output.unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");

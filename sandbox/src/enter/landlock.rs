@@ -7,6 +7,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use std::path::Path;
 
 /// The hard floor.
 pub(crate) const ABI_MIN: u32 = 2;
@@ -54,12 +55,19 @@ pub(super) fn restrict(paths: &[Visible]) -> Result<u32, EnterError> {
     }
     let mut created = ruleset.create()?;
     for path in paths {
-        let opened = PathFd::new(&path.path).map_err(|_| EnterError::NoPath(vec![path.path.clone()]))?;
-        created = created.add_rule(PathBeneath::new(opened, rights(path, abi)))?;
+        created = created.add_rule(PathBeneath::new(opened(&path.path)?, rights(path, abi)))?;
+        // Who looks for a file lists its folder first. In the new root it holds what the policy names and nothing else.
+        if let Some(parent) = path.path.parent().filter(|_| path.access == PathAccess::Read && !path.folder) {
+            created = created.add_rule(PathBeneath::new(opened(parent)?, AccessFs::ReadDir))?;
+        }
     }
     let status = created.restrict_self()?;
     assert_eq!(status.ruleset, RulesetStatus::FullyEnforced, "a hard requirement is met or an error");
     Ok(version)
+}
+
+fn opened(path: &Path) -> Result<PathFd, EnterError> {
+    PathFd::new(path).map_err(|_| EnterError::NoPath(vec![path.to_owned()]))
 }
 
 fn rights(path: &Visible, abi: ABI) -> BitFlags<AccessFs> {

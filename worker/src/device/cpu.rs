@@ -4,7 +4,7 @@
 //! pack both sides at every call, which is most of the time of a small model. Here weights are packed once, activations
 //! live in buffers that are reused, and every allocation can be refused. candle's BERT is the oracle in the tests.
 
-use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource};
+use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource, Usage};
 use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
@@ -121,6 +121,14 @@ impl Device for Cpu {
 
     fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError> {
         memory.check(bytes).map_err(DeviceError::Full)
+    }
+
+    fn usage(&self, memory: &dyn Memory) -> Usage {
+        Usage { used: memory.used(), peak: memory.peak() }
+    }
+
+    fn restart_peak(&self, memory: &dyn Memory) {
+        memory.restart_peak();
     }
 
     fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, DeviceError> {

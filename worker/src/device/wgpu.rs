@@ -3,10 +3,12 @@
 //! Operations are recorded; [`Device::read`] submits and waits. Token ids and spans go by way of a list that each tensor
 //! has beside its floats, so that an operation allocates nothing.
 
-use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource};
+use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource, Usage};
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
-use ringfence_gpu::{GRAIN_BYTES, Gpu, GpuError, Matrix, Words};
+use ringfence_gpu::{
+    Adapters, GRAIN_BYTES, GateNumbers, Gpu, GpuError, Matrix, NoAdapters, OpenError, Words,
+};
 use ringfence_kernels::Activation;
 use ringfence_sandbox::Denial;
 
@@ -29,6 +31,34 @@ impl Wgpu {
     /// The device and its gate.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+}
+
+/// Why there is no GPU to compute on.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuFault {
+    /// None is in sight.
+    #[error(transparent)]
+    None(#[from] NoAdapters),
+    /// It can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It failed when its shaders were compiled.
+    #[error(transparent)]
+    WarmUp(#[from] GpuError),
+}
+
+impl Wgpu {
+    /// The first device that is in sight, under this lease of its memory, every shader compiled.
+    ///
+    /// # Errors
+    /// There is none, or it can't be opened or used.
+    pub fn first(lease_bytes: u64) -> Result<Self, GpuFault> {
+        let adapters = Adapters::list()?;
+        let first = adapters.all().first().ok_or(NoAdapters)?;
+        let gpu = Gpu::open(first, lease_bytes)?;
+        gpu.warm_up()?;
+        Ok(Self::new(gpu, Stored::F32))
     }
 }
 
@@ -76,6 +106,15 @@ impl Device for Wgpu {
 
     fn check(&self, bytes: u64, _: &dyn Memory) -> Result<(), DeviceError> {
         Ok(self.gpu.check(bytes)?)
+    }
+
+    fn usage(&self, _: &dyn Memory) -> Usage {
+        let GateNumbers { used, peak, .. } = self.gpu.numbers();
+        Usage { used, peak }
+    }
+
+    fn restart_peak(&self, _: &dyn Memory) {
+        self.gpu.restart_peak();
     }
 
     fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError> {

@@ -3,6 +3,7 @@
 use super::{Batch, Embedder, Weights};
 use crate::device::{
     Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, OutOfMemory, TableSource,
+    Usage,
 };
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::config::BertConfig;
@@ -167,6 +168,14 @@ impl<D: Device> Embedder for Bert<D> {
 
     fn release(&mut self) {
         self.buffers = None;
+    }
+
+    fn usage(&self, memory: &dyn Memory) -> Usage {
+        self.device.usage(memory)
+    }
+
+    fn restart_peak(&self, memory: &dyn Memory) {
+        self.device.restart_peak(memory);
     }
 
     fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {

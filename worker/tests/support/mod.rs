@@ -3,8 +3,8 @@
 
 use ringfence_kernels::{Compute, Isa, OutOfMemory, Pool};
 use ringfence_protocol::{
-    Architecture, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, Item, Start, ToWorker, WorkerLink,
-    WorkerSideLink, connected_pair,
+    Architecture, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, Item, Start, ToWorker,
+    WorkerLink, WorkerSideLink, connected_pair,
 };
 use ringfence_sandbox::{Denial, EnterError, Sealed, SealedFile};
 use ringfence_worker::memory::{Lease, Memory};
@@ -154,6 +154,7 @@ pub(crate) struct Worker {
 
 pub(crate) const START: Start = Start {
     architecture: Architecture::Bert,
+    device: Device::Cpu,
     threads: 2,
     lease_bytes: u64::MAX,
     max_tokens: 512,
