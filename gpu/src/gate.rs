@@ -153,6 +153,7 @@ impl Gate {
         let (allocated, reserved) = self.report();
         // A driver that rounds up further than our grain is counted by what it took.
         let counted = counted + allocated.saturating_sub(ledger.used + counted);
+        // The ring comes before the headroom is known; it is held against the lease as part of that.
         if self.headroom > 0 && (reserved > self.lease || ledger.used + counted > self.lease) {
             drop(ledger);
             drop(raw);

@@ -284,7 +284,7 @@ proptest! {
 
     #[test]
     fn linear_is_the_sum_of_products(
-        seed: u64, rows in 0usize..40, inputs in 0usize..70, outputs in prop::collection::vec(0usize..50, 1..4),
+        seed: u64, rows in 0usize..70, inputs in 0usize..70, outputs in prop::collection::vec(0usize..50, 1..4),
         activation in 0usize..3, half: bool,
     ) {
         let stored = if half { Stored::F16 } else { Stored::F32 };
@@ -352,7 +352,7 @@ proptest! {
 
 #[test]
 fn linear_over_several_tiles() {
-    for (rows, stored) in [(150, Stored::F32), (65, Stored::F16)] {
+    for (rows, stored) in [(150, Stored::F32), (65, Stored::F16), (31, Stored::F32), (17, Stored::F16)] {
         let case =
             Linear { seed: 1, rows, inputs: 131, outputs: &[100, 33], activation: Activation::Gelu, stored };
         on_each(|gpu| {

@@ -23,13 +23,16 @@ fn store(row: u32, output: u32, sum: f32) {
     to[row * p.to_columns + column] = activate(sum + bias[column], p.activation);
 }
 
-// A tile of 64 rows by 64 outputs for each workgroup of 256 lanes, 4 by 4 for each lane, in steps of 16 inputs that go
-// through shared memory. Columns of both sides lie beside each other there, a row padded against bank conflicts.
-const TILE = 64u;
+// A tile of 16 * LANE_ROWS rows by 64 outputs for each workgroup of 256 lanes, LANE_ROWS by 4 for each lane, in steps of
+// 16 inputs that go through shared memory. Columns of both sides lie beside each other there, padded against bank
+// conflicts.
+const ROWS = 16u * LANE_ROWS;
+const OUTPUTS = 64u;
 const DEPTH = 16u;
-const PITCH = 68u;
-var<workgroup> left: array<f32, 1088>;
-var<workgroup> right: array<f32, 1088>;
+const LEFT_PITCH = ROWS + 4u;
+const RIGHT_PITCH = OUTPUTS + 4u;
+var<workgroup> left: array<f32, DEPTH * LEFT_PITCH>;
+var<workgroup> right: array<f32, DEPTH * RIGHT_PITCH>;
 
 fn input_pair(row: u32, column: u32) -> vec2<f32> {
     let first = row * p.inputs + column;
@@ -46,51 +49,48 @@ fn gemm(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let tile = group.y * groups.x + group.x;
-    let across = (p.outputs + TILE - 1u) / TILE;
-    let down = (p.rows + TILE - 1u) / TILE;
+    let across = (p.outputs + OUTPUTS - 1u) / OUTPUTS;
+    let down = (p.rows + ROWS - 1u) / ROWS;
     if tile >= across * down {
         return;
     }
-    let top = tile / across * TILE;
-    let side = tile % across * TILE;
-    let lane_row = index / 16u * 4u;
+    let top = tile / across * ROWS;
+    let side = tile % across * OUTPUTS;
+    let lane_row = index / 16u * LANE_ROWS;
     let lane_output = index % 16u * 4u;
-    var sums: array<vec4<f32>, 4>;
+    var sums: array<vec4<f32>, LANE_ROWS>;
     for (var depth = 0u; depth < p.inputs; depth += DEPTH) {
-        // 512 pairs of each side, two for each lane; 8 neighbouring lanes read one row's 16 neighbours.
-        for (var half = 0u; half < 2u; half++) {
-            let pair = half * 256u + index;
-            let line = pair / 8u;
-            let inside = pair % 8u * 2u;
-            let column = depth + inside;
-            var a = vec2(0.0, 0.0);
-            var b = vec2(0.0, 0.0);
-            if column < p.inputs {
-                if top + line < p.rows {
-                    a = input_pair(top + line, column);
-                }
-                if side + line < p.outputs {
-                    b = weight_pair(side + line, column, p.inputs, p.stride);
-                }
+        // 8 neighbouring lanes read the 16 neighbours of one row, two each.
+        let inside = index % 8u * 2u;
+        let column = depth + inside;
+        for (var line = index / 8u; line < ROWS; line += 32u) {
+            var pair = vec2(0.0, 0.0);
+            if column < p.inputs && top + line < p.rows {
+                pair = input_pair(top + line, column);
             }
-            left[inside * PITCH + line] = a.x;
-            left[(inside + 1u) * PITCH + line] = a.y;
-            right[inside * PITCH + line] = b.x;
-            right[(inside + 1u) * PITCH + line] = b.y;
+            left[inside * LEFT_PITCH + line] = pair.x;
+            left[(inside + 1u) * LEFT_PITCH + line] = pair.y;
+        }
+        for (var line = index / 8u; line < OUTPUTS; line += 32u) {
+            var pair = vec2(0.0, 0.0);
+            if column < p.inputs && side + line < p.outputs {
+                pair = weight_pair(side + line, column, p.inputs, p.stride);
+            }
+            right[inside * RIGHT_PITCH + line] = pair.x;
+            right[(inside + 1u) * RIGHT_PITCH + line] = pair.y;
         }
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
-            let l = k * PITCH + lane_row;
-            let r = k * PITCH + lane_output;
+            let l = k * LEFT_PITCH + lane_row;
+            let r = k * RIGHT_PITCH + lane_output;
             let columns = vec4(right[r], right[r + 1u], right[r + 2u], right[r + 3u]);
-            sums[0] += left[l] * columns;
-            sums[1] += left[l + 1u] * columns;
-            sums[2] += left[l + 2u] * columns;
-            sums[3] += left[l + 3u] * columns;
+            for (var i = 0u; i < LANE_ROWS; i++) {
+                sums[i] += left[l + i] * columns;
+            }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < LANE_ROWS; i++) {
         for (var j = 0u; j < 4u; j++) {
             let row = top + lane_row + i;
             let output = side + lane_output + j;
