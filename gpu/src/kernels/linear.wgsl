@@ -23,24 +23,28 @@ fn store(row: u32, output: u32, sum: f32) {
     to[row * p.to_columns + column] = activate(sum + bias[column], p.activation);
 }
 
-// A tile of 16 * LANE_ROWS rows by 64 outputs for each workgroup of 256 lanes, LANE_ROWS by 4 for each lane, in steps of
-// 16 inputs that go through shared memory. Columns of both sides lie beside each other there, padded against bank
-// conflicts.
+// Four neighbours of a row of the input, 0 beyond its end.
+fn input_quad(row: u32, column: u32) -> vec4<f32> {
+    let first = row * p.inputs + column;
+    if column + 3u < p.inputs {
+        return vec4(input[first], input[first + 1u], input[first + 2u], input[first + 3u]);
+    }
+    var quad = vec4(0.0, 0.0, 0.0, 0.0);
+    for (var i = 0u; column + i < p.inputs; i++) {
+        quad[i] = input[first + i];
+    }
+    return quad;
+}
+
+// A tile of 16 * LANE_ROWS rows by 64 outputs for each workgroup of 256 lanes, in steps of 16 inputs that go through
+// shared memory, four of them together. A lane has every 16th row and every 16th output, so that neighbouring lanes read
+// and write neighbours; a line's pitch is odd against bank conflicts.
 const ROWS = 16u * LANE_ROWS;
 const OUTPUTS = 64u;
-const DEPTH = 16u;
-const LEFT_PITCH = ROWS + 4u;
-const RIGHT_PITCH = OUTPUTS + 4u;
-var<workgroup> left: array<f32, DEPTH * LEFT_PITCH>;
-var<workgroup> right: array<f32, DEPTH * RIGHT_PITCH>;
-
-fn input_pair(row: u32, column: u32) -> vec2<f32> {
-    let first = row * p.inputs + column;
-    if column + 1u < p.inputs {
-        return vec2(input[first], input[first + 1u]);
-    }
-    return vec2(input[first], 0.0);
-}
+const QUADS = 4u;
+const PITCH = QUADS + 1u;
+var<workgroup> left: array<vec4<f32>, ROWS * PITCH>;
+var<workgroup> right: array<vec4<f32>, OUTPUTS * PITCH>;
 
 @compute @workgroup_size(256)
 fn gemm(
@@ -56,44 +60,42 @@ fn gemm(
     }
     let top = tile / across * ROWS;
     let side = tile % across * OUTPUTS;
-    let lane_row = index / 16u * LANE_ROWS;
-    let lane_output = index % 16u * 4u;
+    let line = index / QUADS;
+    let quad = index % QUADS;
+    let lane_row = index / 16u;
+    let lane_output = index % 16u;
     var sums: array<vec4<f32>, LANE_ROWS>;
-    for (var depth = 0u; depth < p.inputs; depth += DEPTH) {
-        // 8 neighbouring lanes read the 16 neighbours of one row, two each.
-        let inside = index % 8u * 2u;
-        let column = depth + inside;
-        for (var line = index / 8u; line < ROWS; line += 32u) {
-            var pair = vec2(0.0, 0.0);
+    for (var depth = 0u; depth < p.inputs; depth += 4u * QUADS) {
+        let column = depth + 4u * quad;
+        if line < ROWS {
+            var four = vec4(0.0, 0.0, 0.0, 0.0);
             if column < p.inputs && top + line < p.rows {
-                pair = input_pair(top + line, column);
+                four = input_quad(top + line, column);
             }
-            left[inside * LEFT_PITCH + line] = pair.x;
-            left[(inside + 1u) * LEFT_PITCH + line] = pair.y;
+            left[line * PITCH + quad] = four;
         }
-        for (var line = index / 8u; line < OUTPUTS; line += 32u) {
-            var pair = vec2(0.0, 0.0);
-            if column < p.inputs && side + line < p.outputs {
-                pair = weight_pair(side + line, column, p.inputs, p.stride);
-            }
-            right[inside * RIGHT_PITCH + line] = pair.x;
-            right[(inside + 1u) * RIGHT_PITCH + line] = pair.y;
+        var four = vec4(0.0, 0.0, 0.0, 0.0);
+        if column < p.inputs && side + line < p.outputs {
+            four = weight_quad(side + line, column, p.inputs, p.stride);
         }
+        right[line * PITCH + quad] = four;
         workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
-            let l = k * LEFT_PITCH + lane_row;
-            let r = k * RIGHT_PITCH + lane_output;
-            let columns = vec4(right[r], right[r + 1u], right[r + 2u], right[r + 3u]);
+        for (var k = 0u; k < QUADS; k++) {
+            let a = right[lane_output * PITCH + k];
+            let b = right[(lane_output + 16u) * PITCH + k];
+            let c = right[(lane_output + 32u) * PITCH + k];
+            let d = right[(lane_output + 48u) * PITCH + k];
             for (var i = 0u; i < LANE_ROWS; i++) {
-                sums[i] += left[l + i] * columns;
+                let l = left[(lane_row + 16u * i) * PITCH + k];
+                sums[i] += vec4(dot(l, a), dot(l, b), dot(l, c), dot(l, d));
             }
         }
         workgroupBarrier();
     }
     for (var i = 0u; i < LANE_ROWS; i++) {
         for (var j = 0u; j < 4u; j++) {
-            let row = top + lane_row + i;
-            let output = side + lane_output + j;
+            let row = top + lane_row + 16u * i;
+            let output = side + lane_output + 16u * j;
             if row < p.rows && output < p.outputs {
                 store(row, output, sums[i][j]);
             }
@@ -112,8 +114,8 @@ fn gemv(lane: Lane) {
     let row = element % p.rows;
     let output = element / p.rows;
     var products = 0.0;
-    for (var column = lane.index * 2u; column < p.inputs; column += 128u) {
-        products += dot(input_pair(row, column), weight_pair(output, column, p.inputs, p.stride));
+    for (var column = lane.index * 4u; column < p.inputs; column += 256u) {
+        products += dot(input_quad(row, column), weight_quad(output, column, p.inputs, p.stride));
     }
     let sum = sum_of(products, lane);
     if lane.index == 0u {
