@@ -139,8 +139,8 @@ impl Gate {
         GpuError::OutOfMemory { wanted, used: self.ledger.borrow().used, limit: self.lease, by }
     }
 
-    /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a shader or a
-    /// copy would otherwise read uninitialised.
+    /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a
+    /// shader or a copy would otherwise read uninitialised.
     pub(crate) fn create(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         self.check(bytes)?;
         let most = self.device.limits().max_buffer_size;

@@ -93,7 +93,7 @@ fn stride(inputs: usize, stored: Stored) -> usize {
 
 impl Gpu {
     /// Takes the weights (`outputs x inputs`, row-major) and biases of layers that read the same input, their outputs one
-    /// after another. Halves are rounded to nearest.
+    /// after another. Halves are rounded to nearest; beyond 65504 they are infinite, and so is what is computed from them.
     ///
     /// # Errors
     /// No memory, or a row is more than a shader can reach.
@@ -176,10 +176,12 @@ impl Gpu {
     ) {
         assert!(rows <= input.rows() && rows <= to.rows(), "{rows} rows");
         assert_eq!((input.columns(), to.columns()), (weights.inputs, weights.outputs), "columns");
-        let (f32_kernel, f16_kernel, tile_rows, tile_outputs) = match rows {
-            ..=GEMV_ROWS_MAX => (Kernel::GemvF32, Kernel::GemvF16, 1, 1),
-            ..=SHORT_ROWS_MAX => (Kernel::ShortF32, Kernel::ShortF16, SHORT_ROWS, TILE_OUTPUTS),
-            _ => (Kernel::TallF32, Kernel::TallF16, TALL_ROWS, TILE_OUTPUTS),
+        let (f32_kernel, f16_kernel, tile_rows, tile_outputs) = if rows <= GEMV_ROWS_MAX {
+            (Kernel::GemvF32, Kernel::GemvF16, 1, 1)
+        } else if rows <= SHORT_ROWS_MAX {
+            (Kernel::ShortF32, Kernel::ShortF16, SHORT_ROWS, TILE_OUTPUTS)
+        } else {
+            (Kernel::TallF32, Kernel::TallF16, TALL_ROWS, TILE_OUTPUTS)
         };
         let kernel = match weights.stored {
             Stored::F32 => f32_kernel,

@@ -6,12 +6,12 @@
 use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource};
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
-use ringfence_gpu::{GRAIN_BYTES, Gpu, GpuError, Matrix, Words};
+use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, GRAIN_BYTES, Gpu, GpuError, Matrix, Words};
 use ringfence_kernels::Activation;
 use ringfence_sandbox::Denial;
 
-/// Numbers that a tensor has for each of its rows: the two ends of a span.
-const WORDS_PER_ROW: usize = 2;
+/// Numbers that a tensor has for each of its rows: attention needs most.
+const WORDS_PER_ROW: usize = ATTENTION_WORDS_PER_ROW;
 
 /// A GPU.
 #[derive(Debug)]
