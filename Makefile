@@ -30,6 +30,7 @@ test: check $(VENV)/ready $(CACHE)/sources/ready
 soak: system-packages nextest
 	$(CARGO) build --release --workspace --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
+	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'

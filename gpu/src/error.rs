@@ -42,7 +42,8 @@ pub enum GpuError {
         /// The driver's word.
         reason: String,
     },
-    /// The driver or the validation before it refused a command; results since the last read are worth nothing.
+    /// The driver or the validation before it refused a command (for the lack of memory of its own, perhaps); results
+    /// since the last read are worth nothing.
     #[error("the device refused a command: {reason}")]
     Refused {
         /// The driver's word.

@@ -139,8 +139,8 @@ impl Gate {
         GpuError::OutOfMemory { wanted, used: self.ledger.borrow().used, limit: self.lease, by }
     }
 
-    /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a shader or a
-    /// copy would otherwise read uninitialised.
+    /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a
+    /// shader or a copy would otherwise read uninitialised.
     pub(crate) fn create(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         self.check(bytes)?;
         let most = self.device.limits().max_buffer_size;
@@ -153,6 +153,7 @@ impl Gate {
         let (allocated, reserved) = self.report();
         // A driver that rounds up further than our grain is counted by what it took.
         let counted = counted + allocated.saturating_sub(ledger.used + counted);
+        // The ring comes before the headroom is known; it is held against the lease as part of that.
         if self.headroom > 0 && (reserved > self.lease || ledger.used + counted > self.lease) {
             drop(ledger);
             drop(raw);

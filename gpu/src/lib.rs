@@ -7,16 +7,23 @@
 //! let numbers = gpu.numbers();                           // lease, headroom, used, peak, reserved
 //! ```
 //!
-//! | what is opened or called | by whom, when |
-//! | --- | --- |
-//! | the Vulkan loader, by name (`libvulkan.so.1`), and the drivers that its folders list | `Adapters::list` |
-//! | `/dev/dri/*` and files below `/sys` of a driver for hardware; `$XDG_RUNTIME_DIR`, `/tmp` and memfds of a software one | `Adapters::list`, `Gpu::open` |
-//! | threads of the driver | `Gpu::open` |
-//! | memory that is made executable: the driver compiles a shader at its first dispatch | `Gpu::warm_up`, then never |
-//! | memory, and ioctls on what is open already | everything else |
+//! What a process needs for it, traced with Mesa's software driver (a driver for hardware adds its nodes below `/dev` and
+//! files below `/sys`, which nobody has traced yet):
 //!
-//! A driver's shader cache on disk is switched off by the environment of who starts the process
-//! (`MESA_SHADER_CACHE_DISABLE=true`, `__GL_SHADER_DISK_CACHE=0`); nothing here makes or reads one.
+//! | during | files | calls beside those of any Rust program |
+//! | --- | --- | --- |
+//! | [`Adapters::list`] | `libvulkan.so.1` by name; `{/etc,/usr/share}/vulkan/{icd.d,implicit_layer.d,explicit_layer.d}`; the driver that a file there names, with its libraries; `/etc/ld.so.cache`, `/proc/self/maps`, `/sys/devices/system/cpu/possible`, `/usr/share/drirc.d` | `sched_setaffinity` |
+//! | [`Gpu::open`] | `librenderdoc.so` is looked for by name, and nothing is lost if it is not there | `clone3`, `prctl(PR_SET_NAME)` of the driver's threads |
+//! | [`Gpu::warm_up`] | none | `mprotect` to executable, once for each kernel, on a thread of the driver; `sysinfo` |
+//! | everything after it | none | `futex`, `mmap`, `munmap`, `mprotect` to writable, `brk` |
+//!
+//! That holds with this environment, which only who starts the process can set:
+//!
+//! | variable | without it |
+//! | --- | --- |
+//! | `MESA_SHADER_CACHE_DISABLE=true` (`__GL_SHADER_DISK_CACHE=0` for NVIDIA's) | the driver keeps compiled shaders below `$HOME`, and looks in `/etc/passwd` for one |
+//! | `VK_LOADER_LAYERS_DISABLE=~implicit~` | the loader puts Mesa's device selection in between, which asks display servers over sockets |
+//! | `VK_DRIVER_FILES=/usr/share/vulkan/icd.d/...json` | the loader opens every driver that there is |
 //!
 //! What the gate counts is what the driver hands out as buffers. A driver's own memory (its context, compiled shaders,
 //! command lists) is in no report of it; an outside measure has to cover that.
@@ -37,6 +44,7 @@ pub use buffers::{Matrix, Words};
 pub use device::{Gpu, OpenError};
 pub use error::{GpuError, RefusedBy};
 pub use gate::{GRAIN_BYTES, GateNumbers};
+pub use kernels::attention::ATTENTION_WORDS_PER_ROW;
 pub use kernels::conv::{ConvWeights, Convolution};
 pub use kernels::linear::{Activation, LinearWeights};
 pub use kernels::lookup::Table;

@@ -30,6 +30,8 @@ pub(crate) struct Recipe {
 const SHARED: &str = include_str!("kernels/reduce_shared.wgsl");
 const SUBGROUP: &str = include_str!("kernels/reduce_subgroup.wgsl");
 const ACTIVATION: &str = include_str!("kernels/activation.wgsl");
+const TALL: &str = include_str!("kernels/gemm_tall.wgsl");
+const SHORT: &str = include_str!("kernels/gemm_short.wgsl");
 const LINEAR: &str = include_str!("kernels/linear.wgsl");
 const WEIGHTS_F32: &str = include_str!("kernels/weights_f32.wgsl");
 const WEIGHTS_F16: &str = include_str!("kernels/weights_f16.wgsl");
@@ -63,8 +65,8 @@ macro_rules! kernels {
         }
     };
     (@sources $reduce:ident reduce, $a:ident) => { if $reduce.subgroups { &[SUBGROUP, $a] } else { &[SHARED, $a] } };
-    (@sources $reduce:ident reduce, $a:ident, $b:ident, $c:ident) => {
-        if $reduce.subgroups { &[SUBGROUP, $a, $b, $c] } else { &[SHARED, $a, $b, $c] }
+    (@sources $reduce:ident reduce, $a:ident, $b:ident, $c:ident, $d:ident) => {
+        if $reduce.subgroups { &[SUBGROUP, $a, $b, $c, $d] } else { &[SHARED, $a, $b, $c, $d] }
     };
     (@sources $reduce:ident $($source:ident),+) => { &[$($source),+] };
 }
@@ -75,10 +77,12 @@ struct Reduce {
 }
 
 kernels! {
-    GemmF32 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, LINEAR;
-    GemmF16 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, LINEAR;
-    GemvF32 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, LINEAR;
-    GemvF16 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, LINEAR;
+    TallF32 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, TALL, LINEAR;
+    TallF16 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, TALL, LINEAR;
+    ShortF32 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, SHORT, LINEAR;
+    ShortF16 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, SHORT, LINEAR;
+    GemvF32 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, SHORT, LINEAR;
+    GemvF16 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, SHORT, LINEAR;
     LayerNorm = "layer_norm" [Write, Read, Read, Read] from reduce, ROWS;
     RmsNorm = "rms_norm" [Read, Read, Write] from reduce, ROWS;
     Normalize = "normalize" [Write] from reduce, ROWS;

@@ -12,8 +12,8 @@ pub const UPLOAD_SLOTS: usize = 3;
 pub const SLOT_BYTES: u64 = 1 << 20;
 /// Bytes that are read back at a time.
 pub const READ_BYTES_MAX: u64 = 1 << 20;
-/// A device that has not answered by then is given up.
-const WAIT_MAX: Duration = Duration::from_secs(120);
+/// A device that has not answered by then is given up. Whoever bounds a step does so earlier, from outside.
+const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Views of mapped buffers start at multiples of this.
 const VIEW_ALIGNMENT: u64 = wgpu::MAP_ALIGNMENT;
 

@@ -108,6 +108,26 @@ fn a_refusal_says_what_was_wanted_and_changes_nothing() {
 }
 
 #[test]
+fn memory_that_is_reserved_but_too_scattered_counts_too() {
+    let adapter = adapter();
+    let lease = Gpu::open(&adapter, LEASE).unwrap().numbers().headroom + (24 << 20);
+    let gpu = Gpu::open(&adapter, lease).unwrap();
+    // Each of these leaves a quarter of one of the allocator's blocks unused.
+    let mut held = Vec::new();
+    let error = loop {
+        match gpu.matrix(3, MIB / 4) {
+            Ok(matrix) => held.push(matrix),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, GpuError::OutOfMemory { by: RefusedBy::Reserved, .. }), "{error:?}");
+    let numbers = gpu.numbers();
+    assert!(numbers.used + 3 * MIB as u64 <= lease, "by the count it would have fitted: {numbers:?}");
+    assert!(numbers.reserved <= lease, "it was undone: {numbers:?}");
+    gpu.matrix(1, 100).unwrap();
+}
+
+#[test]
 fn what_waits_for_the_device_makes_room_when_it_is_needed() {
     let gpu = Gpu::open(&adapter(), 64 << 20).unwrap();
     for domain in 1..20 {

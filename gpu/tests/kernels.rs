@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use ringfence_gpu::{Activation, Convolution, Gpu, Stored};
+use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, Activation, Convolution, Gpu, Stored};
 use support::{Numbers, close, config, matrix, on_each, read};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Gelu, Activation::Silu];
@@ -93,7 +93,7 @@ fn check_attention(gpu: &Gpu, seed: u64, lengths: &[usize], heads: usize, head: 
     let (rows, width) = (starts[lengths.len()], heads * head);
     let qkv = Numbers(seed).vector(rows * 3 * width);
     let mut to = gpu.matrix(rows, width).unwrap();
-    let mut words = gpu.words(2 * rows).unwrap();
+    let mut words = gpu.words(ATTENTION_WORDS_PER_ROW * rows).unwrap();
     gpu.attention(&matrix(gpu, rows, 3 * width, &qkv), &starts, head, &mut words, &mut to);
     let part = |row: usize, part: usize, first: usize| &qkv[row * 3 * width + part * width + first..][..head];
     let mut exact = Vec::new();
@@ -284,7 +284,7 @@ proptest! {
 
     #[test]
     fn linear_is_the_sum_of_products(
-        seed: u64, rows in 0usize..40, inputs in 0usize..70, outputs in prop::collection::vec(0usize..50, 1..4),
+        seed: u64, rows in 0usize..70, inputs in 0usize..70, outputs in prop::collection::vec(0usize..50, 1..4),
         activation in 0usize..3, half: bool,
     ) {
         let stored = if half { Stored::F16 } else { Stored::F32 };
@@ -352,7 +352,7 @@ proptest! {
 
 #[test]
 fn linear_over_several_tiles() {
-    for (rows, stored) in [(150, Stored::F32), (65, Stored::F16)] {
+    for (rows, stored) in [(150, Stored::F32), (65, Stored::F16), (31, Stored::F32), (17, Stored::F16)] {
         let case =
             Linear { seed: 1, rows, inputs: 131, outputs: &[100, 33], activation: Activation::Gelu, stored };
         on_each(|gpu| {
@@ -371,7 +371,7 @@ fn attention_over_several_chunks_of_keys_and_the_widest_heads() {
 fn huge_scores_saturate_instead_of_overflowing() {
     on_each(|gpu| {
         let qkv = matrix(gpu, 2, 3, &[1e15, 1e15, 1.0, 1e15, -1e15, 2.0]);
-        let (mut words, mut to) = (gpu.words(4).unwrap(), gpu.matrix(2, 1).unwrap());
+        let (mut words, mut to) = (gpu.words(6).unwrap(), gpu.matrix(2, 1).unwrap());
         gpu.attention(&qkv, &[0, 2], 1, &mut words, &mut to);
         assert_eq!(read(gpu, &to), [1.0, 1.0]);
         let mut scores = matrix(gpu, 1, 3, &[-1e38, 3e38, -3e38]);

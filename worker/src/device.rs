@@ -4,10 +4,12 @@
 //! Nothing is padded, so a mixed batch costs what its tokens cost.
 
 mod cpu;
+#[cfg(feature = "wgpu")]
 mod wgpu;
 
 pub use cpu::Cpu;
 pub use ringfence_kernels::{Activation, OutOfMemory};
+#[cfg(feature = "wgpu")]
 pub use wgpu::{GpuFault, Wgpu};
 
 use crate::memory::Memory;

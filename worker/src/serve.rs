@@ -1,6 +1,8 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
-use crate::device::{Cpu, DeviceFailure, GpuFault, Wgpu};
+#[cfg(feature = "wgpu")]
+use crate::device::Wgpu;
+use crate::device::{Cpu, DeviceFailure};
 use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, Refusal, job_error};
 use crate::models::{self, Batch, Loaded};
@@ -51,7 +53,7 @@ pub enum End {
     WarmUp(LoadError),
     /// There is no device that could be computed on.
     #[error("no device: {0}")]
-    NoDevice(#[from] GpuFault),
+    NoDevice(String),
     /// The device failed under a job.
     #[error("{0}")]
     Device(#[from] DeviceFailure),
@@ -72,6 +74,7 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
     let (architecture, max_tokens) = (start.architecture, start.max_tokens as usize);
     let loaded = files.and_then(|files| match ready {
         Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory),
+        #[cfg(feature = "wgpu")]
         Ready::Wgpu(wgpu) => models::load_on(&files, architecture, *wgpu, max_tokens, memory),
     });
     match loaded {
@@ -115,6 +118,7 @@ fn legal_start(start: Start) -> Result<Start, End> {
 /// A device, warmed up.
 enum Ready {
     Cpu(Cpu),
+    #[cfg(feature = "wgpu")]
     Wgpu(Box<Wgpu>),
 }
 
@@ -127,8 +131,11 @@ fn warmed_up(start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
             cpu.compute().pool().run_on_each_thread(&|_| {});
             Ok(Ready::Cpu(cpu))
         }
+        #[cfg(not(feature = "wgpu"))]
+        Device::Wgpu { .. } => Err(End::NoDevice("this program was built without GPUs".to_owned())),
+        #[cfg(feature = "wgpu")]
         Device::Wgpu { lease_bytes } => {
-            let wgpu = Wgpu::first(lease_bytes)?;
+            let wgpu = Wgpu::first(lease_bytes).map_err(|fault| End::NoDevice(fault.to_string()))?;
             let wgpu = models::warm_up(start.architecture, wgpu, memory).map_err(End::WarmUp)?;
             Ok(Ready::Wgpu(Box::new(wgpu)))
         }

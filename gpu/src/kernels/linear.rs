@@ -10,8 +10,13 @@ use half::f16;
 
 /// Up to so many rows the kernel for few rows runs: each output is a workgroup's sum.
 const GEMV_ROWS_MAX: usize = 4;
-/// Rows and outputs of a workgroup of the kernel for many rows.
-const TILE: usize = 64;
+/// Up to so many rows a workgroup of the kernel for more rows makes a tile of [`SHORT_ROWS`], which leaves more of the
+/// device busy; above, one of [`TALL_ROWS`], which reads less.
+const SHORT_ROWS_MAX: usize = 32;
+const SHORT_ROWS: usize = 16;
+const TALL_ROWS: usize = 64;
+/// Outputs of a tile.
+const TILE_OUTPUTS: usize = 64;
 /// Bytes of halves that are packed at a time.
 const PACKED_BYTES: usize = 256 * 1024;
 
@@ -88,7 +93,7 @@ fn stride(inputs: usize, stored: Stored) -> usize {
 
 impl Gpu {
     /// Takes the weights (`outputs x inputs`, row-major) and biases of layers that read the same input, their outputs one
-    /// after another. Halves are rounded to nearest.
+    /// after another. Halves are rounded to nearest; beyond 65504 they are infinite, and so is what is computed from them.
     ///
     /// # Errors
     /// No memory, or a row is more than a shader can reach.
@@ -171,21 +176,22 @@ impl Gpu {
     ) {
         assert!(rows <= input.rows() && rows <= to.rows(), "{rows} rows");
         assert_eq!((input.columns(), to.columns()), (weights.inputs, weights.outputs), "columns");
-        let few = rows <= GEMV_ROWS_MAX;
-        let kernel = match (weights.stored, few) {
-            (Stored::F32, true) => Kernel::GemvF32,
-            (Stored::F32, false) => Kernel::GemmF32,
-            (Stored::F16, true) => Kernel::GemvF16,
-            (Stored::F16, false) => Kernel::GemmF16,
+        let (f32_kernel, f16_kernel, tile_rows, tile_outputs) = if rows <= GEMV_ROWS_MAX {
+            (Kernel::GemvF32, Kernel::GemvF16, 1, 1)
+        } else if rows <= SHORT_ROWS_MAX {
+            (Kernel::ShortF32, Kernel::ShortF16, SHORT_ROWS, TILE_OUTPUTS)
+        } else {
+            (Kernel::TallF32, Kernel::TallF16, TALL_ROWS, TILE_OUTPUTS)
+        };
+        let kernel = match weights.stored {
+            Stored::F32 => f32_kernel,
+            Stored::F16 => f16_kernel,
         };
         for part in &weights.parts {
             let LinearWeights { inputs, outputs, stored, .. } = *weights;
             let stride = stride(inputs, stored);
             let parameters = Parameters::new(&[rows, inputs, part.outputs, part.first, outputs, stride]);
-            let groups = match few {
-                true => rows * part.outputs,
-                false => rows.div_ceil(TILE) * part.outputs.div_ceil(TILE),
-            };
+            let groups = rows.div_ceil(tile_rows) * part.outputs.div_ceil(tile_outputs);
             let buffers = [input.buffer.raw(), part.buffer.raw(), weights.bias.raw(), to.buffer.raw()];
             self.dispatch(kernel, &buffers, &parameters.word(activation.word()), groups as u64);
         }

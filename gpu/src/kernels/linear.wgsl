@@ -23,21 +23,28 @@ fn store(row: u32, output: u32, sum: f32) {
     to[row * p.to_columns + column] = activate(sum + bias[column], p.activation);
 }
 
-// A tile of 64 rows by 64 outputs for each workgroup of 256 lanes, 4 by 4 for each lane, in steps of 16 inputs that go
-// through shared memory. Columns of both sides lie beside each other there, a row padded against bank conflicts.
-const TILE = 64u;
-const DEPTH = 16u;
-const PITCH = 68u;
-var<workgroup> left: array<f32, 1088>;
-var<workgroup> right: array<f32, 1088>;
-
-fn input_pair(row: u32, column: u32) -> vec2<f32> {
+// Four neighbours of a row of the input, 0 beyond its end.
+fn input_quad(row: u32, column: u32) -> vec4<f32> {
     let first = row * p.inputs + column;
-    if column + 1u < p.inputs {
-        return vec2(input[first], input[first + 1u]);
+    if column + 3u < p.inputs {
+        return vec4(input[first], input[first + 1u], input[first + 2u], input[first + 3u]);
     }
-    return vec2(input[first], 0.0);
+    var quad = vec4(0.0, 0.0, 0.0, 0.0);
+    for (var i = 0u; column + i < p.inputs; i++) {
+        quad[i] = input[first + i];
+    }
+    return quad;
 }
+
+// A tile of 16 * LANE_ROWS rows by 64 outputs for each workgroup of 256 lanes, in steps of 16 inputs that go through
+// shared memory, four of them together. A lane has every 16th row and every 16th output, so that neighbouring lanes read
+// and write neighbours; a line's pitch is odd against bank conflicts.
+const ROWS = 16u * LANE_ROWS;
+const OUTPUTS = 64u;
+const QUADS = 4u;
+const PITCH = QUADS + 1u;
+var<workgroup> left: array<vec4<f32>, ROWS * PITCH>;
+var<workgroup> right: array<vec4<f32>, OUTPUTS * PITCH>;
 
 @compute @workgroup_size(256)
 fn gemm(
@@ -46,54 +53,49 @@ fn gemm(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let tile = group.y * groups.x + group.x;
-    let across = (p.outputs + TILE - 1u) / TILE;
-    let down = (p.rows + TILE - 1u) / TILE;
+    let across = (p.outputs + OUTPUTS - 1u) / OUTPUTS;
+    let down = (p.rows + ROWS - 1u) / ROWS;
     if tile >= across * down {
         return;
     }
-    let top = tile / across * TILE;
-    let side = tile % across * TILE;
-    let lane_row = index / 16u * 4u;
-    let lane_output = index % 16u * 4u;
-    var sums: array<vec4<f32>, 4>;
-    for (var depth = 0u; depth < p.inputs; depth += DEPTH) {
-        // 512 pairs of each side, two for each lane; 8 neighbouring lanes read one row's 16 neighbours.
-        for (var half = 0u; half < 2u; half++) {
-            let pair = half * 256u + index;
-            let line = pair / 8u;
-            let inside = pair % 8u * 2u;
-            let column = depth + inside;
-            var a = vec2(0.0, 0.0);
-            var b = vec2(0.0, 0.0);
-            if column < p.inputs {
-                if top + line < p.rows {
-                    a = input_pair(top + line, column);
-                }
-                if side + line < p.outputs {
-                    b = weight_pair(side + line, column, p.inputs, p.stride);
-                }
+    let top = tile / across * ROWS;
+    let side = tile % across * OUTPUTS;
+    let line = index / QUADS;
+    let quad = index % QUADS;
+    let lane_row = index / 16u;
+    let lane_output = index % 16u;
+    var sums: array<vec4<f32>, LANE_ROWS>;
+    for (var depth = 0u; depth < p.inputs; depth += 4u * QUADS) {
+        let column = depth + 4u * quad;
+        if line < ROWS {
+            var four = vec4(0.0, 0.0, 0.0, 0.0);
+            if column < p.inputs && top + line < p.rows {
+                four = input_quad(top + line, column);
             }
-            left[inside * PITCH + line] = a.x;
-            left[(inside + 1u) * PITCH + line] = a.y;
-            right[inside * PITCH + line] = b.x;
-            right[(inside + 1u) * PITCH + line] = b.y;
+            left[line * PITCH + quad] = four;
         }
+        var four = vec4(0.0, 0.0, 0.0, 0.0);
+        if column < p.inputs && side + line < p.outputs {
+            four = weight_quad(side + line, column, p.inputs, p.stride);
+        }
+        right[line * PITCH + quad] = four;
         workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
-            let l = k * PITCH + lane_row;
-            let r = k * PITCH + lane_output;
-            let columns = vec4(right[r], right[r + 1u], right[r + 2u], right[r + 3u]);
-            sums[0] += left[l] * columns;
-            sums[1] += left[l + 1u] * columns;
-            sums[2] += left[l + 2u] * columns;
-            sums[3] += left[l + 3u] * columns;
+        for (var k = 0u; k < QUADS; k++) {
+            let a = right[lane_output * PITCH + k];
+            let b = right[(lane_output + 16u) * PITCH + k];
+            let c = right[(lane_output + 32u) * PITCH + k];
+            let d = right[(lane_output + 48u) * PITCH + k];
+            for (var i = 0u; i < LANE_ROWS; i++) {
+                let l = left[(lane_row + 16u * i) * PITCH + k];
+                sums[i] += vec4(dot(l, a), dot(l, b), dot(l, c), dot(l, d));
+            }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < LANE_ROWS; i++) {
         for (var j = 0u; j < 4u; j++) {
-            let row = top + lane_row + i;
-            let output = side + lane_output + j;
+            let row = top + lane_row + 16u * i;
+            let output = side + lane_output + 16u * j;
             if row < p.rows && output < p.outputs {
                 store(row, output, sums[i][j]);
             }
@@ -112,8 +114,8 @@ fn gemv(lane: Lane) {
     let row = element % p.rows;
     let output = element / p.rows;
     var products = 0.0;
-    for (var column = lane.index * 2u; column < p.inputs; column += 128u) {
-        products += dot(input_pair(row, column), weight_pair(output, column, p.inputs, p.stride));
+    for (var column = lane.index * 4u; column < p.inputs; column += 256u) {
+        products += dot(input_quad(row, column), weight_quad(output, column, p.inputs, p.stride));
     }
     let sum = sum_of(products, lane);
     if lane.index == 0u {

@@ -35,3 +35,31 @@ fn max_of(x: f32, lane: Lane) -> f32 {
     return partial[0];
 }
 
+var<workgroup> partial_four: array<vec4<f32>, 64>;
+
+fn sum_of_four(x: vec4<f32>, lane: Lane) -> vec4<f32> {
+    workgroupBarrier();
+    partial_four[lane.index] = x;
+    workgroupBarrier();
+    for (var half = 32u; half > 0u; half >>= 1u) {
+        if lane.index < half {
+            partial_four[lane.index] += partial_four[lane.index + half];
+        }
+        workgroupBarrier();
+    }
+    return partial_four[0];
+}
+
+fn max_of_four(x: vec4<f32>, lane: Lane) -> vec4<f32> {
+    workgroupBarrier();
+    partial_four[lane.index] = x;
+    workgroupBarrier();
+    for (var half = 32u; half > 0u; half >>= 1u) {
+        if lane.index < half {
+            partial_four[lane.index] = max(partial_four[lane.index], partial_four[lane.index + half]);
+        }
+        workgroupBarrier();
+    }
+    return partial_four[0];
+}
+

@@ -42,3 +42,33 @@ fn max_of(x: f32, lane: Lane) -> f32 {
     return most;
 }
 
+var<workgroup> partial_four: array<vec4<f32>, 64>;
+
+fn sum_of_four(x: vec4<f32>, lane: Lane) -> vec4<f32> {
+    let own = subgroupAdd(x);
+    workgroupBarrier();
+    if lane.in_subgroup == 0u {
+        partial_four[lane.subgroup] = own;
+    }
+    workgroupBarrier();
+    var sum = vec4(0.0);
+    for (var i = 0u; i < lane.subgroups; i++) {
+        sum += partial_four[i];
+    }
+    return sum;
+}
+
+fn max_of_four(x: vec4<f32>, lane: Lane) -> vec4<f32> {
+    let own = subgroupMax(x);
+    workgroupBarrier();
+    if lane.in_subgroup == 0u {
+        partial_four[lane.subgroup] = own;
+    }
+    workgroupBarrier();
+    var most = partial_four[0];
+    for (var i = 1u; i < lane.subgroups; i++) {
+        most = max(most, partial_four[i]);
+    }
+    return most;
+}
+

@@ -2,8 +2,12 @@
 
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 
-// Two neighbours of a row; `column` is even.
-fn weight_pair(row: u32, column: u32, columns: u32, stride: u32) -> vec2<f32> {
-    return unpack2x16float(weights[row * stride + column / 2u]);
+// Four neighbours of a row, 0 beyond its end; `column` is even.
+fn weight_quad(row: u32, column: u32, columns: u32, stride: u32) -> vec4<f32> {
+    let word = row * stride + column / 2u;
+    if column + 2u < columns {
+        return vec4(unpack2x16float(weights[word]), unpack2x16float(weights[word + 1u]));
+    }
+    return vec4(unpack2x16float(weights[word]), 0.0, 0.0);
 }
 

@@ -2,12 +2,16 @@
 
 @group(0) @binding(1) var<storage, read> weights: array<f32>;
 
-// Two neighbours of a row, the second 0 beyond its end.
-fn weight_pair(row: u32, column: u32, columns: u32, stride: u32) -> vec2<f32> {
+// Four neighbours of a row, 0 beyond its end.
+fn weight_quad(row: u32, column: u32, columns: u32, stride: u32) -> vec4<f32> {
     let first = row * stride + column;
-    if column + 1u < columns {
-        return vec2(weights[first], weights[first + 1u]);
+    if column + 3u < columns {
+        return vec4(weights[first], weights[first + 1u], weights[first + 2u], weights[first + 3u]);
     }
-    return vec2(weights[first], 0.0);
+    var quad = vec4(0.0, 0.0, 0.0, 0.0);
+    for (var i = 0u; column + i < columns; i++) {
+        quad[i] = weights[first + i];
+    }
+    return quad;
 }
 

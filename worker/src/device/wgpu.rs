@@ -7,13 +7,14 @@ use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stor
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
 use ringfence_gpu::{
-    Adapters, GRAIN_BYTES, GateNumbers, Gpu, GpuError, Matrix, NoAdapters, OpenError, Words,
+    ATTENTION_WORDS_PER_ROW, Adapters, GRAIN_BYTES, GateNumbers, Gpu, GpuError, Matrix, NoAdapters,
+    OpenError, Words,
 };
 use ringfence_kernels::Activation;
 use ringfence_sandbox::Denial;
 
-/// Numbers that a tensor has for each of its rows: the two ends of a span.
-const WORDS_PER_ROW: usize = 2;
+/// Numbers that a tensor has for each of its rows: attention needs most.
+const WORDS_PER_ROW: usize = ATTENTION_WORDS_PER_ROW;
 
 /// A GPU.
 #[derive(Debug)]
