@@ -27,7 +27,10 @@ struct Loaded {
 impl Loaded {
     fn new(waiting: u64) -> Self {
         let config = Config::new(ConfigValues {
-            devices: Devices { cpu: DeviceConfig { budget_bytes: 64 * GIB, cores: 16 } },
+            devices: Devices {
+                cpu: DeviceConfig { budget_bytes: 64 * GIB, cores: 16 },
+                wgpu_budget_bytes: 0,
+            },
             host_budget_bytes: 64 * GIB,
             queue_total_max: 200_000,
             order: Order::Fair,
@@ -123,6 +126,7 @@ fn client_config() -> ClientConfig {
 fn model_config() -> ModelConfig {
     ModelConfig::new(ModelValues {
         lease_bytes: GIB,
+        device_lease_bytes: 0,
         package_bytes: GIB / 2,
         workers_max: 1,
         concurrency: CONCURRENCY,

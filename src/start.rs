@@ -222,7 +222,8 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let packages = Packages::open(home.clone())?;
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
-    let sandbox = probe_all(&spawner, host).await?;
+    let on_gpu = quotas.wgpu.memory_mib > 0;
+    let sandbox = probe_all(&spawner, host, on_gpu).await?;
     let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
     dispatcher.reload_models().await?;
 

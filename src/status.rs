@@ -77,7 +77,7 @@ struct HostView {
 /// A device and what is promised of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct DeviceView {
-    /// `cpu`, or `host` for the memory that packages lie in.
+    /// `cpu`, `wgpu`, or `host` for the memory that packages lie in.
     pub(crate) name: String,
     /// Sum of what may be promised.
     pub(crate) budget_bytes: u64,
@@ -104,9 +104,9 @@ pub(crate) struct WorkerView {
     pub(crate) device: &'static str,
     /// What backs its lease.
     pub(crate) tier: Tier,
-    /// Bytes that it may take.
+    /// Bytes that it may take of its device's memory.
     pub(crate) lease_bytes: u64,
-    /// Bytes that its allocator has handed out.
+    /// Bytes of the host's memory that its allocator has handed out.
     pub(crate) used_bytes: u64,
     /// The most of that at one time.
     pub(crate) peak_bytes: u64,

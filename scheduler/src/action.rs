@@ -15,6 +15,8 @@ pub enum Action {
         model: ModelId,
         /// What it may allocate.
         lease_bytes: u64,
+        /// The same of the GPU's memory; 0 where it computes on the CPU.
+        device_lease_bytes: u64,
         /// Its compute threads.
         threads: u16,
     },
@@ -79,6 +81,8 @@ pub enum Device {
     Cpu,
     /// Packages in the host's memory.
     Host,
+    /// What workers have of the GPU's memory.
+    Wgpu,
 }
 
 /// What has a rate for each client.

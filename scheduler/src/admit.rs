@@ -167,6 +167,6 @@ impl Scheduler {
 pub(crate) fn fits_lease(model: &Model, tokens_bound: u64) -> Result<(), Refusal> {
     let Some(Footprint { used_bytes, bytes_per_token }) = model.footprint else { return Ok(()) };
     let wanted = used_bytes.saturating_add(bytes_per_token.saturating_mul(tokens_bound));
-    let lease = model.config.lease_bytes;
+    let lease = model.config.tensors_lease_bytes();
     if wanted <= lease { Ok(()) } else { Err(Refusal::JobTooLargeForLease { wanted, lease }) }
 }

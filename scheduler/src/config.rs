@@ -108,8 +108,10 @@ pub struct Rate {
 /// The devices that workers run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Devices {
-    /// The CPU and the memory that its workers may allocate.
+    /// The CPU and the memory that all workers may allocate.
     pub cpu: DeviceConfig,
+    /// Memory of the GPU that workers may have reserved, in bytes; 0 where none may.
+    pub wgpu_budget_bytes: u64,
 }
 
 /// One device.
@@ -130,6 +132,8 @@ pub struct ModelConfig(ModelValues);
 pub struct ModelValues {
     /// What one worker may allocate on its device, in bytes.
     pub lease_bytes: u64,
+    /// What one worker may have of the GPU's memory beside it, in bytes; 0 where it computes on the CPU.
+    pub device_lease_bytes: u64,
     /// Host memory of the package's sealed memfds in bytes, counted once however many workers share it.
     pub package_bytes: u64,
     /// Workers at a time.
@@ -176,6 +180,7 @@ impl Config {
         let queue_max = u64::from(QUEUE_MAX);
         within("devices.cpu.budget_bytes", values.devices.cpu.budget_bytes, 1, BYTES_MAX)?;
         within("devices.cpu.cores", u64::from(values.devices.cpu.cores), 1, u64::from(u16::MAX))?;
+        within("devices.wgpu_budget_bytes", values.devices.wgpu_budget_bytes, 0, BYTES_MAX)?;
         within("host_budget_bytes", values.host_budget_bytes, 1, BYTES_MAX)?;
         within("queue_total_max", u64::from(values.queue_total_max), 1, queue_max)?;
         within_time("aging", values.aging)?;
@@ -209,10 +214,18 @@ impl ClientConfig {
     }
 }
 
+impl ModelValues {
+    /// The lease that weights and activations count against.
+    pub fn tensors_lease_bytes(&self) -> u64 {
+        if self.device_lease_bytes > 0 { self.device_lease_bytes } else { self.lease_bytes }
+    }
+}
+
 impl ModelConfig {
     /// Checks each value.
     pub fn new(values: ModelValues) -> Result<Self, ConfigError> {
         within("lease_bytes", values.lease_bytes, 1, BYTES_MAX)?;
+        within("device_lease_bytes", values.device_lease_bytes, 0, BYTES_MAX)?;
         within("package_bytes", values.package_bytes, 0, BYTES_MAX)?;
         within("workers_max", u64::from(values.workers_max), 1, u64::from(WORKERS_MAX))?;
         within("concurrency", u64::from(values.concurrency), 1, u64::from(CONCURRENCY_MAX))?;

@@ -96,6 +96,8 @@ pub enum WaitsFor {
     Memory {
         /// Bytes of leases that must come back.
         lease: u64,
+        /// The same of the GPU.
+        device_lease: u64,
         /// Bytes of packages that must come back.
         package: u64,
     },
@@ -323,7 +325,7 @@ impl Scheduler {
         if self.now < model.not_before {
             return WaitsFor::Backoff { until: model.not_before };
         }
-        let (lease, package) = self.missing(model).parts();
-        WaitsFor::Memory { lease, package }
+        let (lease, device_lease, package) = self.missing(model).parts();
+        WaitsFor::Memory { lease, device_lease, package }
     }
 }

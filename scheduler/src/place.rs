@@ -266,8 +266,9 @@ impl Scheduler {
         let worker = WorkerId(self.workers_spawned);
         let threads = self.threads(&self.models[&id].config);
         let model = self.models.get_mut(&id).expect("only known models get workers");
-        let lease_bytes = model.config.lease_bytes;
+        let ModelValues { lease_bytes, device_lease_bytes, .. } = model.config;
         self.cpu.promise(lease_bytes);
+        self.wgpu.promise(device_lease_bytes);
         match &mut model.package {
             Some(package) => package.kept = None,
             None => {
@@ -277,8 +278,9 @@ impl Scheduler {
             }
         }
         model.workers.insert(worker);
-        self.workers.insert(worker, new_worker(id, lease_bytes, threads, self.now));
-        self.emit(Action::Spawn { worker, model: id, lease_bytes, threads }, rule);
+        self.workers
+            .insert(worker, Worker { device_lease_bytes, ..new_worker(id, lease_bytes, threads, self.now) });
+        self.emit(Action::Spawn { worker, model: id, lease_bytes, device_lease_bytes, threads }, rule);
     }
 }
 
@@ -299,6 +301,7 @@ fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Work
     Worker {
         model,
         lease_bytes,
+        device_lease_bytes: 0,
         threads,
         phase: Phase::Loading,
         slots: BTreeMap::new(),

@@ -18,10 +18,11 @@ const SERVE_LOADS: u32 = 4;
 
 type WorkerSet = BTreeSet<WorkerId>;
 
-/// Bytes of both budgets.
+/// Bytes of every budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bytes {
     cpu: u64,
+    wgpu: u64,
     host: u64,
 }
 
@@ -30,13 +31,17 @@ impl Bytes {
         self == Self::default()
     }
 
-    /// Of leases and of packages.
-    pub(crate) fn parts(self) -> (u64, u64) {
-        (self.cpu, self.host)
+    /// Of leases, of GPU leases, and of packages.
+    pub(crate) fn parts(self) -> (u64, u64, u64) {
+        (self.cpu, self.wgpu, self.host)
     }
 
     fn less(self, other: Self) -> Self {
-        Self { cpu: self.cpu.saturating_sub(other.cpu), host: self.host.saturating_sub(other.host) }
+        Self {
+            cpu: self.cpu.saturating_sub(other.cpu),
+            wgpu: self.wgpu.saturating_sub(other.wgpu),
+            host: self.host.saturating_sub(other.host),
+        }
     }
 }
 
@@ -62,7 +67,7 @@ impl Scheduler {
 
     /// After a budget was lowered below what is promised: the cheapest workers leave after their jobs.
     pub(crate) fn shrink(&mut self) {
-        let over = Bytes { cpu: self.cpu.missing(0), host: self.host.missing(0) };
+        let over = self.over();
         if over.is_nothing() {
             return;
         }
@@ -72,7 +77,7 @@ impl Scheduler {
         for model in unused.into_iter().take_while(|_| over.host > 0) {
             self.drop_package(model, Rule::Operator);
         }
-        let over = Bytes { cpu: self.cpu.missing(0), host: self.host.missing(0) }.less(self.coming(None));
+        let over = self.over().less(self.coming(None));
         if over.is_nothing() {
             return;
         }
@@ -80,6 +85,11 @@ impl Scheduler {
         if let Some(victims) = victims.or_else(|| self.victims(None, over, Worker::is_active)) {
             self.retire_all(&victims, Rule::Operator);
         }
+    }
+
+    /// What is promised beyond the budgets.
+    fn over(&self) -> Bytes {
+        Bytes { cpu: self.cpu.missing(0), wgpu: self.wgpu.missing(0), host: self.host.missing(0) }
     }
 
     fn ask_to_yield(&mut self, id: ModelId, missing: Bytes) {
@@ -123,7 +133,11 @@ impl Scheduler {
     /// What a new worker of this model needs beyond what is free.
     pub(crate) fn missing(&self, model: &Model) -> Bytes {
         let package = if model.package.is_some() { 0 } else { model.config.package_bytes };
-        Bytes { cpu: self.cpu.missing(model.config.lease_bytes), host: self.host.missing(package) }
+        Bytes {
+            cpu: self.cpu.missing(model.config.lease_bytes),
+            wgpu: self.wgpu.missing(model.config.device_lease_bytes),
+            host: self.host.missing(package),
+        }
     }
 
     /// What comes back without another decision.
@@ -136,6 +150,7 @@ impl Scheduler {
     /// What comes back when all of these workers are dead.
     fn freed_by(&self, workers: &WorkerSet, except: Option<ModelId>) -> Bytes {
         let cpu = workers.iter().map(|worker| self.workers[worker].lease_bytes).sum();
+        let wgpu = workers.iter().map(|worker| self.workers[worker].device_lease_bytes).sum();
         let unused = |model: &Model| {
             !model.workers.is_empty()
                 && model
@@ -146,7 +161,7 @@ impl Scheduler {
         };
         let packages = self.models.iter().filter(|(id, model)| Some(**id) != except && unused(model));
         let host = packages.filter_map(|(_, model)| model.package).map(|package| package.bytes).sum();
-        Bytes { cpu, host }
+        Bytes { cpu, wgpu, host }
     }
 
     /// The cheapest workers that would free as much as is missing, or none if all together would not.

@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub clients: Vec<ClientSnapshot>,
     /// Leases.
     pub cpu: BudgetSnapshot,
+    /// Leases of the GPU's memory.
+    pub wgpu: BudgetSnapshot,
     /// Packages.
     pub host: BudgetSnapshot,
     /// Cores.
@@ -58,6 +60,8 @@ pub struct WorkerSnapshot {
     pub state: WorkerState,
     /// Promised to it, in bytes.
     pub lease_bytes: u64,
+    /// The same of the GPU's memory.
+    pub device_lease_bytes: u64,
     /// Jobs in its slots whose clients wait.
     pub jobs: Vec<JobId>,
     /// Slots of ended jobs that it has not given back yet.
@@ -127,6 +131,7 @@ impl Scheduler {
                 })
                 .collect(),
             cpu: budget_snapshot(self.cpu),
+            wgpu: budget_snapshot(self.wgpu),
             host: budget_snapshot(self.host),
             cores: CoresSnapshot { budget: self.config.values().devices.cpu.cores, held: self.cores_held() },
             waiting: self.waiting,
@@ -162,6 +167,7 @@ fn worker_snapshot(id: WorkerId, worker: &Worker) -> WorkerSnapshot {
             Phase::Killed { .. } => WorkerState::Killed,
         },
         lease_bytes: worker.lease_bytes,
+        device_lease_bytes: worker.device_lease_bytes,
         stale: (worker.slots.len() - jobs.len()) as u32,
         jobs,
         heard: worker.heard,

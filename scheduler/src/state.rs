@@ -47,6 +47,7 @@ pub struct Scheduler {
     /// Jobs that wait in all.
     pub(crate) waiting: u32,
     pub(crate) cpu: Ledger,
+    pub(crate) wgpu: Ledger,
     pub(crate) host: Ledger,
     /// When a model that waits for room may ask others to yield.
     pub(crate) room_wake: Option<Time>,
@@ -131,6 +132,7 @@ pub(crate) struct Footprint {
 pub(crate) struct Worker {
     pub(crate) model: ModelId,
     pub(crate) lease_bytes: u64,
+    pub(crate) device_lease_bytes: u64,
     pub(crate) threads: u16,
     pub(crate) phase: Phase,
     pub(crate) slots: BTreeMap<JobId, Slot>,
@@ -202,6 +204,7 @@ impl Scheduler {
     /// Without models, workers and jobs.
     pub fn new(config: Config) -> Self {
         let cpu = Ledger { budget: config.values().devices.cpu.budget_bytes, promised: 0 };
+        let wgpu = Ledger { budget: config.values().devices.wgpu_budget_bytes, promised: 0 };
         let host = Ledger { budget: config.values().host_budget_bytes, promised: 0 };
         Self {
             config,
@@ -223,6 +226,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             waiting: 0,
             cpu,
+            wgpu,
             host,
             room_wake: None,
             cores_wake: None,

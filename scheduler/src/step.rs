@@ -74,7 +74,11 @@ impl Scheduler {
         let threads = self.threads(values);
         for worker in self.models[&id].workers.clone() {
             let now = &self.workers[&worker];
-            if package_differs || now.lease_bytes != values.lease_bytes || now.threads != threads {
+            if package_differs
+                || now.lease_bytes != values.lease_bytes
+                || now.device_lease_bytes != values.device_lease_bytes
+                || now.threads != threads
+            {
                 self.retire(worker, Rule::Operator);
             }
         }
@@ -89,6 +93,7 @@ impl Scheduler {
         let clients: Vec<(ClientId, Class)> =
             self.clients.keys().map(|id| (*id, self.client_values(*id).class)).collect();
         self.cpu.budget = config.values().devices.cpu.budget_bytes;
+        self.wgpu.budget = config.values().devices.wgpu_budget_bytes;
         self.host.budget = config.values().host_budget_bytes;
         self.config = config;
         for (id, class) in clients {
@@ -222,8 +227,11 @@ impl Scheduler {
 
     /// What a model needs, against budgets of which nothing is promised.
     pub(crate) fn fits_budgets(&self, values: &ModelValues) -> Result<(), Refusal> {
-        let needs =
-            [(Device::Cpu, values.lease_bytes, self.cpu), (Device::Host, values.package_bytes, self.host)];
+        let needs = [
+            (Device::Cpu, values.lease_bytes, self.cpu),
+            (Device::Wgpu, values.device_lease_bytes, self.wgpu),
+            (Device::Host, values.package_bytes, self.host),
+        ];
         match needs.into_iter().find(|(_, wanted, ledger)| *wanted > ledger.budget) {
             None => Ok(()),
             Some((device, wanted, ledger)) => {

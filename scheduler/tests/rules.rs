@@ -12,7 +12,7 @@ struct Script(Scheduler);
 
 fn script(models: &[ModelValues]) -> Script {
     let config = Config::new(ConfigValues {
-        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 } },
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, wgpu_budget_bytes: 0 },
         host_budget_bytes: 100,
         queue_total_max: 20,
         order: Order::Fair,
@@ -36,6 +36,7 @@ fn unnamed(queue_max: u32) -> ClientConfig {
 fn values() -> ModelValues {
     ModelValues {
         lease_bytes: 40,
+        device_lease_bytes: 0,
         package_bytes: 20,
         workers_max: 1,
         concurrency: 4,

@@ -322,10 +322,11 @@ fn waits(now: Time, model: &str, waits_for: WaitsFor) -> (&'static str, String) 
             "own_worker",
             "the first was in a worker's death and runs alone, once a worker is empty".to_owned(),
         ),
-        WaitsFor::Memory { lease, package } => (
+        WaitsFor::Memory { lease, device_lease, package } => (
             "memory",
             format!(
-                "{model} needs {lease} more bytes for a lease and {package} for its package, which others hold"
+                "{model} needs {lease} more bytes for a lease, {device_lease} for one on the GPU, and {package} for its \
+                 package, which others hold"
             ),
         ),
         WaitsFor::Backoff { until } => {

@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
 use trace::Recording;
-use worker::Worker;
+use worker::{Leases, Worker};
 
 /// Clients that are told apart in one run; beyond it new ones are refused.
 const CLIENTS_SEEN_MAX: usize = 100_000;
@@ -53,6 +53,8 @@ pub(crate) struct Dispatcher {
     spawner: Spawner,
     packages: Arc<Packages>,
     machine: Machine,
+    /// The sandbox of workers on a GPU was proven when the server started.
+    gpu_proven: bool,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
@@ -91,6 +93,7 @@ impl Dispatcher {
         machine: Machine,
         (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
+        let gpu_proven = quotas.wgpu.memory_mib > 0;
         let state = State {
             scheduler,
             jobs: HashMap::new(),
@@ -110,6 +113,7 @@ impl Dispatcher {
             spawner,
             packages: Arc::new(packages),
             machine,
+            gpu_proven,
             reading: tokio::sync::Mutex::new(()),
         })
     }
@@ -171,8 +175,14 @@ impl Dispatcher {
 
     fn act(self: &Arc<Self>, state: &mut State, action: Action) {
         match action {
-            Action::Spawn { worker, model, lease_bytes, threads } => {
-                self.spawn(state, worker, model, lease_bytes, threads);
+            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, threads } => {
+                self.spawn(
+                    state,
+                    worker,
+                    model,
+                    Leases { host: lease_bytes, device: device_lease_bytes },
+                    threads,
+                );
             }
             Action::Run { job, worker, weight } => state.run(job, worker, weight),
             Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),

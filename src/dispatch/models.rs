@@ -2,6 +2,7 @@
 
 use super::disk::ChangeView;
 use super::quotas::Machine;
+use super::worker::Leases;
 use super::{Dispatcher, State};
 use crate::api::ApiError;
 use crate::clock;
@@ -11,7 +12,7 @@ use crate::workers::Ending;
 use axum::http::StatusCode;
 use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
-use ringfence_scheduler::quotas::{ModelQuota, OnDiskChange, Quotas};
+use ringfence_scheduler::quotas::{DeviceKind, ModelQuota, OnDiskChange, Quotas};
 use ringfence_scheduler::replay::{Stop, TracedModel};
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, Outcome};
 use serde::Serialize;
@@ -217,7 +218,9 @@ impl Terms {
     fn new(name: &str, surveyed: &Surveyed, quotas: &Quotas, machine: Machine) -> Result<Self, String> {
         let quota = quotas.model(name);
         let threads = quotas.threads(name, machine.cores);
-        let predicted = surveyed.predicted(threads, quota.step_tokens);
+        // A profile was measured on the CPU and says nothing about another device.
+        let predicted =
+            surveyed.predicted(threads, quota.step_tokens).filter(|_| quota.device == DeviceKind::Cpu);
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
         let config = quotas.model_config(name, machine.cores, lease_bytes, surveyed.package_bytes);
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
@@ -362,8 +365,8 @@ impl Models {
         let predicted = model.surveyed.predicted(now.threads, default.step_tokens);
         let default = settings::lease_bytes(&default, model.surveyed.weight_bytes, predicted.as_ref());
         let traced = TracedModel {
-            lease_bytes: now.lease_bytes,
-            default_lease_bytes: default.unwrap_or(now.lease_bytes),
+            lease_bytes: now.tensors_lease_bytes(),
+            default_lease_bytes: default.unwrap_or(now.tensors_lease_bytes()),
             package_bytes: now.package_bytes,
             threads: now.threads,
             load_us: 0,
@@ -378,12 +381,16 @@ impl Models {
     }
 
     /// What a worker of this model is told first.
-    pub(super) fn start(&self, model: ModelId, lease_bytes: u64, threads: u16) -> protocol::Start {
+    pub(super) fn start(&self, model: ModelId, leases: Leases, threads: u16) -> protocol::Start {
         let model = self.known.get(&model).expect("the scheduler starts workers of known models");
         protocol::Start {
             architecture: model.surveyed.architecture,
+            device: match leases.device {
+                0 => protocol::Device::Cpu,
+                lease_bytes => protocol::Device::Wgpu { lease_bytes },
+            },
             threads,
-            lease_bytes,
+            lease_bytes: leases.host,
             max_tokens: model.surveyed.max_tokens,
             step_tokens: model.terms.quota.step_tokens,
             step_us: u32::try_from(model.terms.quota.step_ms * 1_000).expect("at most 50 ms"),
@@ -524,7 +531,7 @@ impl Model {
             signer: Some(self.surveyed.signer.clone()),
             unverified_source: self.surveyed.unverified_source,
             max_tokens: Some(self.surveyed.max_tokens),
-            lease_bytes: Some(self.terms.config.values().lease_bytes),
+            lease_bytes: Some(self.terms.config.values().tensors_lease_bytes()),
             predicted_peak_bytes: self.terms.predicted_peak_bytes,
             changed_on_disk: self.change.clone(),
             queued: queued as usize,

@@ -106,6 +106,9 @@ impl Dispatcher {
             return Err(changed(&found));
         }
         let quotas = Quotas::parse_bytes(&text).map_err(|error| invalid(&error))?;
+        if quotas.wgpu.memory_mib > 0 && !self.gpu_proven {
+            return Err(gpu_not_proven());
+        }
         let config = quotas.config(self.machine.memory_bytes, self.machine.cores);
         let config =
             config.map_err(|error| ApiError::invalid("quota_invalid", error.field, error.to_string()))?;
@@ -165,6 +168,13 @@ fn invalid(error: &QuotaError) -> ApiError {
 fn unfit(TermsError { model, reason }: &TermsError) -> ApiError {
     let message = format!("the model {model} would be refused: {reason}");
     ApiError::invalid("quota_invalid", &format!("models.{model}"), message)
+}
+
+/// What a server that started without a GPU does not do.
+fn gpu_not_proven() -> ApiError {
+    let message = "the sandbox of workers on a GPU is proven when the server starts: stop it, set this in quotas.toml \
+                   and start it again";
+    ApiError::invalid("quota_needs_restart", "devices.wgpu.memory_mib", message.to_owned())
 }
 
 fn changed(found: &str) -> ApiError {

@@ -41,7 +41,9 @@ impl Dispatcher {
             cores_held: None,
         };
         let (cores, cores_held) = (Some(snapshot.cores.budget), Some(snapshot.cores.held));
-        vec![DeviceView { cores, cores_held, ..device("cpu", snapshot.cpu) }, device("host", snapshot.host)]
+        let cpu = DeviceView { cores, cores_held, ..device("cpu", snapshot.cpu) };
+        let wgpu = (snapshot.wgpu.budget_bytes > 0).then(|| device("wgpu", snapshot.wgpu));
+        [cpu].into_iter().chain(wgpu).chain([device("host", snapshot.host)]).collect()
     }
 
     /// What the last answers say; touches no model.
@@ -89,9 +91,9 @@ fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> Wo
         pid: worker.pid,
         model: state.models.name(worker.model),
         state: worker.phase.name().to_owned(),
-        device: "cpu",
+        device: if worker.leases.device > 0 { "wgpu" } else { "cpu" },
         tier: ready.map_or(Tier::InProcess, |ready| ready.tier),
-        lease_bytes: worker.lease_bytes,
+        lease_bytes: worker.leases.of_tensors(),
         used_bytes: page.map_or(0, |page| page.used_bytes),
         peak_bytes: page.map_or(0, |page| page.peak_bytes),
         rss_bytes: worker.pid.and_then(resident_bytes).unwrap_or(0),

@@ -14,10 +14,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// What a worker may allocate, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leases {
+    /// Of the host's memory.
+    pub(super) host: u64,
+    /// Of the GPU's; 0 where it computes on the CPU.
+    pub(super) device: u64,
+}
+
+impl Leases {
+    /// The one that weights and activations count against.
+    pub(super) fn of_tensors(self) -> u64 {
+        if self.device > 0 { self.device } else { self.host }
+    }
+}
+
 /// One worker from the decision to start it until the kernel has confirmed its end.
 pub(super) struct Worker {
     pub(super) model: ModelId,
-    pub(super) lease_bytes: u64,
+    pub(super) leases: Leases,
     pub(super) cold: bool,
     pub(super) ready_after: Option<Duration>,
     pub(super) phase: Phase,
@@ -85,13 +101,13 @@ impl Dispatcher {
         state: &mut State,
         worker: WorkerId,
         model: ModelId,
-        lease_bytes: u64,
+        leases: Leases,
         threads: u16,
     ) {
         let kill = Arc::new(Notify::new());
         let entry = Worker {
             model,
-            lease_bytes,
+            leases,
             cold: false,
             ready_after: None,
             phase: Phase::Starting,
@@ -102,7 +118,7 @@ impl Dispatcher {
             kill: kill.clone(),
         };
         state.workers.insert(worker, entry);
-        let start = state.models.start(model, lease_bytes, threads);
+        let start = state.models.start(model, leases, threads);
         tokio::spawn(self.clone().run_worker(worker, model, start, kill));
     }
 

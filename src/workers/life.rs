@@ -23,6 +23,9 @@ const REAP_MAX: Duration = Duration::from_secs(5);
 /// Memory beside the lease that the kernel's limit leaves a worker: stacks, the allocator's slack, code.
 const BACKSTOP_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Memory that the limit leaves a software driver for itself: its compiler, compiled shaders, stacks.
+const SOFTWARE_DRIVER_BYTES: u64 = 512 * 1024 * 1024;
+
 /// What a worker is started for.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -36,6 +39,17 @@ pub(crate) struct Plan {
     pub(crate) log: Log,
     /// Shared with the worker and its shim.
     pub(crate) page: Arc<StatusPage>,
+}
+
+impl Plan {
+    /// The program's words: which sandbox it enters.
+    fn arguments(&self) -> Vec<String> {
+        let words: &[&str] = match self.start.device {
+            protocol::Device::Cpu => &["serve"],
+            protocol::Device::Wgpu { .. } => &["serve", "vulkan-software"],
+        };
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
 }
 
 /// What is known of a worker once it can serve.
@@ -139,7 +153,7 @@ async fn start(spawner: &Spawner, plan: &Plan) -> Result<(Child, Arc<Connection>
     // Before the worker can say anything: the kernel attaches a sender's pid when a message is sent.
     let connection = Arc::new(Connection::new(ours)?);
     let start = spawner::Start {
-        arguments: vec!["serve".to_owned()],
+        arguments: plan.arguments(),
         threads: Some(plan.start.threads),
         link: theirs,
         status_page: plan.page.clone(),
@@ -192,7 +206,7 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
     }
     let pid = hello.pid.ok_or(Over::Illegal(Illegal::State))?;
     audience.hello(pid);
-    let tier = set_backstop(pid, plan.start.lease_bytes)?;
+    let tier = set_backstop(pid, &plan.start)?;
     send(connection, ToWorker::Start(plan.start.clone()), Vec::new())?;
 
     let FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } = next(connection).await?.message
@@ -240,15 +254,22 @@ fn check_shape(shape: Shape, start: &protocol::Start) -> Result<Shape, Over> {
 }
 
 /// Sets RLIMIT_DATA from outside, where the worker can't raise it, and reads it back.
-fn set_backstop(pid: i32, lease_bytes: u64) -> Result<Tier, Over> {
-    let bytes = lease_bytes.saturating_add(BACKSTOP_SLACK_BYTES);
+fn set_backstop(pid: i32, start: &protocol::Start) -> Result<Tier, Over> {
+    // A software driver's device memory is the process's own. Of its device memory only the worker itself keeps count.
+    let (device_bytes, tier) = match start.device {
+        protocol::Device::Cpu => (0, Tier::Kernel),
+        protocol::Device::Wgpu { lease_bytes } => {
+            (lease_bytes.saturating_add(SOFTWARE_DRIVER_BYTES), Tier::InProcess)
+        }
+    };
+    let bytes = start.lease_bytes.saturating_add(device_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
     prlimit(Some(process), Resource::Data, limit).map_err(failed)?;
     let held = prlimit(Some(process), Resource::Data, limit).map_err(failed)?;
     if held.current == limit.current && held.maximum == limit.maximum {
-        Ok(Tier::Kernel)
+        Ok(tier)
     } else {
         Err(Over::SandboxFalse("RLIMIT_DATA did not hold".to_owned()))
     }

@@ -40,13 +40,20 @@ pub(crate) enum ProbeError {
 }
 
 /// Tries every act; what is returned is for `/status`.
-pub(crate) async fn probe_all(spawner: &Spawner, host: &Host) -> Result<SandboxView, ProbeError> {
-    let policy = Policy::worker_cpu();
+pub(crate) async fn probe_all(
+    spawner: &Spawner,
+    host: &Host,
+    on_gpu: bool,
+) -> Result<SandboxView, ProbeError> {
     let mut probes = Vec::new();
-    for &act in Act::ALL {
-        let (exit, said) = probe(spawner, act).await?;
-        judge(&policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
-        probes.push(act.name().to_owned());
+    let cpu = (&[][..], Policy::worker_cpu());
+    let gpu = on_gpu.then(|| (&["vulkan-software"][..], Policy::worker_vulkan_software()));
+    for (words, policy) in [cpu].into_iter().chain(gpu) {
+        for &act in Act::ALL {
+            let (exit, said) = probe(spawner, words, act).await?;
+            judge(&policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
+            probes.push([words, &[act.name()]].concat().join(" "));
+        }
     }
     tracing::info!(probes = probes.len(), landlock_abi = host.landlock_abi, "sandbox proven");
     let missing = host.missing.iter().map(|gap| format!("{}: {}", gap.name(), gap.compensation())).collect();
@@ -54,12 +61,12 @@ pub(crate) async fn probe_all(spawner: &Spawner, host: &Host) -> Result<SandboxV
     Ok(SandboxView { layers, landlock_abi: host.landlock_abi, missing, probes })
 }
 
-async fn probe(spawner: &Spawner, act: Act) -> Result<(Exit, String), ProbeError> {
+async fn probe(spawner: &Spawner, policy: &[&str], act: Act) -> Result<(Exit, String), ProbeError> {
     let failed = |reason: String| ProbeError::NotRun { act: act.name(), reason };
     let page = StatusPage::create().map_err(|error| failed(error.to_string()))?;
     let (_ours, theirs) = ringfence_protocol::connected_pair().map_err(|error| failed(error.to_string()))?;
     let start = Start {
-        arguments: vec!["probe".to_owned(), act.name().to_owned()],
+        arguments: [&["probe"], policy, &[act.name()]].concat().into_iter().map(str::to_owned).collect(),
         threads: None,
         link: theirs,
         status_page: Arc::new(page),

@@ -8,8 +8,8 @@ mod text;
 
 pub use pattern::Pattern;
 pub use read::QuotaError;
-pub use rule::{Key, OnDiskChange, Shown};
-pub use sections::{ClientQuota, Cpu, Host, ModelQuota, Queues};
+pub use rule::{DeviceKind, Key, OnDiskChange, Shown};
+pub use sections::{ClientQuota, Cpu, Host, ModelQuota, Queues, Wgpu};
 pub use text::{Change, Effective, documented, sections};
 
 use crate::config::{
@@ -35,6 +35,8 @@ const MIB: u64 = 1024 * 1024;
 pub struct Quotas {
     /// The CPU and its memory, from which workers get leases.
     pub cpu: Cpu,
+    /// The GPU, from which workers of models that name it get leases.
+    pub wgpu: Wgpu,
     /// Memory of the host for weights, which all workers of a model share.
     pub host: Host,
     /// How much may wait, and in which order it runs.
@@ -83,7 +85,10 @@ impl Quotas {
         })?;
         let cores = self.cpu.cores.unwrap_or(machine_cores);
         Config::new(ConfigValues {
-            devices: Devices { cpu: DeviceConfig { budget_bytes, cores } },
+            devices: Devices {
+                cpu: DeviceConfig { budget_bytes, cores },
+                wgpu_budget_bytes: self.wgpu.memory_mib * MIB,
+            },
             host_budget_bytes: self.host.memory_mib.map_or(machine_bytes / 4, |mib| mib * MIB),
             queue_total_max: self.queues.total,
             order: self.queues.order,
@@ -111,7 +116,7 @@ impl Quotas {
         quota
     }
 
-    /// What the model of this name may take, with a lease and a package of so many bytes.
+    /// What the model of this name may take, with a lease on its device and a package of so many bytes.
     ///
     /// # Errors
     /// A value that the scheduler does not take.
@@ -123,8 +128,13 @@ impl Quotas {
         package_bytes: u64,
     ) -> Result<ModelConfig, ConfigError> {
         let quota = self.model(name);
+        let (lease_bytes, device_lease_bytes) = match quota.device {
+            DeviceKind::Cpu => (lease_bytes, 0),
+            DeviceKind::Wgpu => (quota.host_lease_mib * MIB, lease_bytes),
+        };
         ModelConfig::new(ModelValues {
             lease_bytes,
+            device_lease_bytes,
             package_bytes,
             workers_max: quota.workers,
             concurrency: quota.concurrency,

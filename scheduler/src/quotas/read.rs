@@ -93,8 +93,9 @@ impl<'t> Reader<'t> {
             let field = join("devices", key.get_ref());
             match key.get_ref().as_ref() {
                 "cpu" => quotas.cpu = self.section(&field, (key, value)),
+                "wgpu" => quotas.wgpu = self.section(&field, (key, value)),
                 "host" => quotas.host = self.section(&field, (key, value)),
-                _ => self.unknown(key, &field, &["cpu", "host"]),
+                _ => self.unknown(key, &field, &["cpu", "wgpu", "host"]),
             }
         }
     }

@@ -265,7 +265,17 @@ macro_rules! words {
 
 words!(Order { "fair" => Order::Fair, "arrival" => Order::Arrival });
 words!(Class { "realtime" => Class::Realtime, "interactive" => Class::Interactive, "batch" => Class::Batch });
+words!(DeviceKind { "cpu" => DeviceKind::Cpu, "wgpu" => DeviceKind::Wgpu });
 words!(OnDiskChange { "refuse_new" => OnDiskChange::RefuseNew, "ignore" => OnDiskChange::Ignore });
+
+/// Where a model's workers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// On the processor.
+    Cpu,
+    /// On the first Vulkan device.
+    Wgpu,
+}
 
 /// What happens to new jobs while the files of a loaded package are not the running ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::pattern::Pattern;
 use super::rule::{
-    Key, OnDiskChange, Rule, Section, Shown, model, number, optional, patterns, section, word,
+    DeviceKind, Key, OnDiskChange, Rule, Section, Shown, model, number, optional, patterns, section, word,
 };
 use crate::config::{
     CONCURRENCY_MAX, Class, Order, QUEUE_MAX, RATE_MAX, STEP_TARGET_MAX, WEIGHT_MAX, WORKERS_MAX,
@@ -27,6 +27,14 @@ section! {
         reserve_mib: u64 = number(0, 0, MIB_MAX, "MiB");
         /// Cores that workers take turns at: a worker with jobs holds one for each of its threads.
         cores: Option<u16> = optional("the machine's cores", "4", CORES, "threads");
+    }
+}
+
+section! {
+    /// Section `devices.wgpu`.
+    Wgpu {
+        /// Memory of the GPU for all leases of models whose device is "wgpu"; 0: no model may have any.
+        memory_mib: u64 = number(0, 0, MIB_MAX, "MiB");
     }
 }
 
@@ -63,6 +71,10 @@ section! {
             (1, MIB_MAX),
             "MiB",
         );
+        /// "cpu", or "wgpu": the first Vulkan device, whose memory devices.wgpu gives. There lease_mib is of the device's memory.
+        device: DeviceKind = word(DeviceKind::Cpu, &["cpu", "wgpu"]);
+        /// Memory of the host that a worker on a GPU may allocate beside its lease there.
+        host_lease_mib: u64 = number(256, 64, MIB_MAX, "MiB");
         /// Workers at a time; another starts only if its threads and those of the others together have cores.
         workers: u16 = number(1, 1, WORKERS_MAX as u64, "workers");
         /// Jobs in one worker at a time.

@@ -1,7 +1,7 @@
 //! The file for people: all of it with its documentation, what counts, and what a change changes.
 
 use super::rule::{Key, Section, Shown};
-use super::sections::{ClientQuota, Cpu, Host, ModelQuota, Queues};
+use super::sections::{ClientQuota, Cpu, Host, ModelQuota, Queues, Wgpu};
 use super::{DEFAULT, Quotas, join};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -31,9 +31,10 @@ pub struct Change {
 }
 
 /// Every section with its keys, as `default` where it has names.
-pub fn sections() -> [(&'static str, Vec<Key>); 5] {
+pub fn sections() -> [(&'static str, Vec<Key>); 6] {
     [
         ("devices.cpu", Cpu::keys()),
+        ("devices.wgpu", Wgpu::keys()),
         ("devices.host", Host::keys()),
         ("queues", Queues::keys()),
         ("models.default", ModelQuota::keys()),
@@ -95,6 +96,7 @@ impl Quotas {
     fn effective_for(&self, models: &BTreeSet<&str>, clients: &BTreeSet<&str>) -> Vec<Effective> {
         let mut all = Vec::new();
         list(&mut all, "devices.cpu", &self.cpu);
+        list(&mut all, "devices.wgpu", &self.wgpu);
         list(&mut all, "devices.host", &self.host);
         list(&mut all, "queues", &self.queues);
         for name in with_default(models) {

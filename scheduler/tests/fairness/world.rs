@@ -333,6 +333,7 @@ fn scheduler(config: &ConfigValues, step_tokens: u32, target_us: u64) -> Schedul
     let mut scheduler = Scheduler::new(Config::new(config.clone()).unwrap());
     let values = ModelValues {
         lease_bytes: 10,
+        device_lease_bytes: 0,
         package_bytes: 10,
         workers_max: 1,
         concurrency: 64,
@@ -364,7 +365,7 @@ pub(crate) fn rated(client: ClientConfig) -> Scheduler {
 
 fn base(aging: std::time::Duration) -> ConfigValues {
     ConfigValues {
-        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 } },
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, wgpu_budget_bytes: 0 },
         host_budget_bytes: 100,
         queue_total_max: 10_000,
         order: Order::Fair,

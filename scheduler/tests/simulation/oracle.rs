@@ -42,6 +42,7 @@ pub(crate) struct Job {
 pub(crate) struct Worker {
     model: ModelId,
     lease: u64,
+    device_lease: u64,
     threads: u16,
     spawned: Time,
     ready: bool,
@@ -166,7 +167,8 @@ impl Oracle {
 
     fn follow(&mut self, action: &Action) {
         match action {
-            Action::Spawn { worker, model, lease_bytes, threads } => {
+            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, threads } => {
+                assert_eq!(*device_lease_bytes, self.models[model].device_lease_bytes);
                 assert!(*threads <= self.config.values().devices.cpu.cores);
                 self.spawned(*worker, *model, *lease_bytes, *threads);
             }
@@ -192,6 +194,7 @@ impl Oracle {
         let worker = Worker {
             model,
             lease,
+            device_lease: values.device_lease_bytes,
             threads,
             spawned: self.now,
             ready: false,
@@ -205,7 +208,9 @@ impl Oracle {
         };
         assert!(self.workers.insert(id, worker).is_none(), "a worker's number is used once");
         let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
+        let of_gpu: u64 = self.workers.values().map(|worker| worker.device_lease).sum();
         let packages: u64 = self.packages.values().sum();
+        assert!(of_gpu <= self.config.values().devices.wgpu_budget_bytes, "GPU leases over budget");
         assert!(leases <= self.config.values().devices.cpu.budget_bytes, "leases over budget");
         assert!(packages <= self.config.values().host_budget_bytes, "packages over budget");
     }
@@ -425,6 +430,8 @@ impl Oracle {
     fn check_snapshot(&self, after: &Snapshot) {
         let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
         assert_eq!(after.cpu.promised_bytes, leases);
+        let of_gpu: u64 = self.workers.values().map(|worker| worker.device_lease).sum();
+        assert_eq!(after.wgpu.promised_bytes, of_gpu);
         assert_eq!(after.host.promised_bytes, self.packages.values().sum::<u64>());
         assert_eq!(after.waiting as usize, self.jobs.values().filter(|job| job.waits()).count());
         assert_eq!(after.workers.len(), self.workers.len());

@@ -411,6 +411,7 @@ impl World {
             } else {
                 random.within(10, 60)
             },
+            device_lease_bytes: if random.permille(300) { random.within(5, 60) } else { 0 },
             package_bytes: if random.permille(20) { 200 } else { random.within(0, 30) },
             workers_max: random.within(1, 3) as u16,
             concurrency: random.within(1, 5) as u16,
@@ -435,6 +436,7 @@ fn config(random: &mut Random, crowded: bool) -> Config {
                 budget_bytes: if crowded { 60 } else { random.within(60, 200) },
                 cores: random.within(2, 6) as u16,
             },
+            wgpu_budget_bytes: random.within(20, 90),
         },
         host_budget_bytes: random.within(30, 100),
         queue_total_max: random.within(5, 60) as u32,

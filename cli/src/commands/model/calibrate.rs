@@ -13,7 +13,7 @@ use ringfence_models::{
     ProfileDevice,
 };
 use ringfence_protocol::{
-    self as protocol, DIGEST, Data, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, Item, JobError,
+    self as protocol, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX, Item, JobError,
     LoadError, Start, ToWorker,
 };
 use ringfence_sandbox::{SealedFile, User};
@@ -256,6 +256,7 @@ impl<'a> Worker<'a> {
         let start = Start {
             architecture: architecture(manifest.architecture())
                 .ok_or(Over::Refused(Refused::Architecture))?,
+            device: Device::Cpu,
             threads: self.threads,
             lease_bytes: self.lease_bytes,
             max_tokens: manifest.max_tokens(),
