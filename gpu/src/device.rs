@@ -277,6 +277,23 @@ mod tests {
         found
     }
 
+    #[test]
+    fn the_count_covers_what_wgpu_itself_counts() {
+        let gpu = Gpu::open(Adapters::list().unwrap().all().last().unwrap(), 64 << 20).unwrap();
+        let counted = || {
+            let counters = gpu.device.get_internal_counters().hal;
+            (counters.buffers.read(), counters.buffer_memory.read() as u64)
+        };
+        let (own, own_bytes) = counted();
+        let held: Vec<Matrix> = (1..20).map(|i| gpu.matrix(i, 1000 * i).unwrap()).collect();
+        let (buffers, bytes) = counted();
+        assert_eq!(buffers - own, 19);
+        let numbers = gpu.numbers();
+        assert!(bytes - own_bytes <= numbers.used - numbers.headroom, "{bytes} {own_bytes} {numbers:?}");
+        drop(held);
+        assert_eq!(counted(), (own, own_bytes), "all is freed at once where the device is idle");
+    }
+
     /// Sorensen and Khlaaf 2024, LeftoverLocals: one kernel listens for what another left in local memory.
     #[test]
     fn memory_of_workgroups_starts_as_zeros() {

@@ -134,7 +134,7 @@ impl Recorder {
     /// Appends bytes of a buffer, whole words of them, after all commands so far.
     ///
     /// # Errors
-    /// Whatever went wrong since the last time; then nothing is appended.
+    /// Whatever went wrong since the last time.
     pub(crate) fn read(
         &mut self,
         gate: &Gate,
@@ -142,7 +142,9 @@ impl Recorder {
         bytes: u64,
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), GpuError> {
-        self.finish(gate)?;
+        if bytes == 0 {
+            return self.finish(gate);
+        }
         for offset in (0..bytes).step_by(READ_BYTES_MAX as usize) {
             let count = READ_BYTES_MAX.min(bytes - offset);
             let read = self.read.raw().clone();
@@ -150,12 +152,15 @@ impl Recorder {
             self.submit();
             // A failure shows below: then there is no view.
             read.map_async(wgpu::MapMode::Read, ..count, |_| {});
-            self.finish(gate)?;
-            match read.get_mapped_range(..count) {
-                Ok(view) => take(&view),
-                Err(error) => return Err(GpuError::Lost { reason: error.to_string() }),
-            }
+            let done = self.finish(gate).and_then(|()| match read.get_mapped_range(..count) {
+                Ok(view) => {
+                    take(&view);
+                    Ok(())
+                }
+                Err(error) => Err(GpuError::Lost { reason: error.to_string() }),
+            });
             read.unmap();
+            done?;
         }
         Ok(())
     }

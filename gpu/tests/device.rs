@@ -4,6 +4,7 @@
 mod support;
 
 use ringfence_gpu::{Adapters, Gpu, GpuError, OpenError, READ_BYTES_MAX, SLOT_BYTES, UPLOAD_SLOTS};
+use std::process::Command;
 use support::{LEASE, Numbers, adapter, matrix, on_each, read};
 
 #[test]
@@ -17,6 +18,26 @@ fn adapters_are_described() {
         let (least, most) = adapter.subgroup_size;
         assert!(!adapter.subgroups || (1..=most).contains(&least), "{adapter:?}");
     }
+}
+
+/// Set in the child process of the next test.
+const CHILD: &str = "RINGFENCE_GPU_NO_DRIVER_CHILD";
+
+#[test]
+fn without_a_driver_there_is_an_error_that_says_what_to_install() {
+    if std::env::var_os(CHILD).is_some() {
+        println!("found: {}", Adapters::list().unwrap_err());
+        return;
+    }
+    let name = "without_a_driver_there_is_an_error_that_says_what_to_install";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", name, "--nocapture"]).env(CHILD, "1");
+    // The loader reads one of these, by its age.
+    let output =
+        child.env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("found: no Vulkan device") && text.contains("mesa-vulkan-drivers"), "{text}");
 }
 
 #[test]

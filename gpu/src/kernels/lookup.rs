@@ -78,7 +78,7 @@ impl Gpu {
         }
     }
 
-    /// to[i] = table[ids[i]]. The ids go by way of `words`, which has room for them.
+    /// `to[i] = table[ids[i]]`. The ids go by way of `words`, which has room for them.
     ///
     /// # Panics
     /// If there is no such row, or no room.

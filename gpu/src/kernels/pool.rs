@@ -6,7 +6,7 @@ use crate::kernels::groups_for;
 use crate::pipelines::{Kernel, Parameters};
 
 impl Gpu {
-    /// to[i] = the mean of the rows of sequence i, from `starts[i]` to `starts[i + 1]`. The spans go by way of `words`, two
+    /// `to[i]` = the mean of the rows of sequence i, from `starts[i]` to `starts[i + 1]`. The spans go by way of `words`, two
     /// for each sequence.
     ///
     /// # Panics
@@ -15,7 +15,7 @@ impl Gpu {
         self.pool(Kernel::PoolMean, x, starts, words, to);
     }
 
-    /// to[i] = the first row of sequence i.
+    /// `to[i]` = the first row of sequence i.
     ///
     /// # Panics
     /// As for [`Gpu::pool_mean`].

@@ -86,7 +86,7 @@ impl Gpu {
         self.dispatch(Kernel::Softmax, &[x.buffer.raw()], &parameters, rows as u64);
     }
 
-    /// to[i] = the first column that has the largest element of row i; columns that hold no number don't count.
+    /// `to[i]` = the first column that has the largest element of row i; columns that hold no number don't count.
     ///
     /// # Panics
     /// If there are fewer rows or places, or no columns.
