@@ -171,7 +171,7 @@ fn every_wrong_file_is_refused_with_its_line_and_field() {
     check("[device]", 1, "device is unknown");
     check("queues = 5", 1, "queues must be a section: [queues]");
     check("[[models.a]]", 1, "models.a must be a section");
-    check("[devices.gpu]", 1, "devices.gpu is unknown; there are cpu, host");
+    check("[devices.gpu]", 1, "devices.gpu is unknown; there are cpu, wgpu, host");
     check("\n[models.a]\nworkers = 0", 3, "line 3: models.a.workers is 0; it must be from 1 to 64");
     check("[models.a]\nconcurrency = 257", 2, "models.a.concurrency is 257");
     check("[models.a]\nworkers = 1\nlease_gib = 1", 3, "models.a.lease_gib is unknown");
