@@ -172,10 +172,11 @@ impl Scheduler {
     /// Puts a client's waiting jobs where its counter says.
     pub(crate) fn move_lines(&mut self, id: ClientId) {
         let standing = self.standing(id);
+        let now = self.now;
         let Some(client) = self.clients.get(&id) else { return };
         for model in &client.waits_for {
             let model = self.models.get_mut(model).expect("jobs wait for known models");
-            model.queue.move_line(id, standing);
+            model.queue.move_line(now, id, standing);
         }
     }
 

@@ -114,14 +114,18 @@ impl Queue {
     }
 
     /// A client's standing has changed.
-    pub(crate) fn move_line(&mut self, client: ClientId, standing: Standing) {
+    pub(crate) fn move_line(&mut self, now: Time, client: ClientId, standing: Standing) {
         let Some(line) = self.lines.get_mut(&client) else { return };
         let lines = &mut self.classes[line.standing.class as usize];
         lines.places.remove(&(line.place(), client));
         lines.jobs -= line.jobs.len() as u64;
         lines.weights -= u64::from(line.standing.weight);
-        line.standing = standing;
+        let was = std::mem::replace(&mut line.standing, standing).class;
         let lines = &mut self.classes[standing.class as usize];
+        // A class that nobody waited in begins to age now.
+        if lines.places.is_empty() && was != standing.class {
+            lines.served = lines.served.max(now);
+        }
         lines.places.insert((line.place(), client));
         lines.jobs += line.jobs.len() as u64;
         lines.weights += u64::from(standing.weight);
