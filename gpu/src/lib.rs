@@ -25,6 +25,8 @@
 //! | `VK_LOADER_LAYERS_DISABLE=~implicit~` | the loader puts Mesa's device selection in between, which asks display servers over sockets |
 //! | `VK_DRIVER_FILES=/usr/share/vulkan/icd.d/...json` | the loader opens every driver that there is |
 //!
+//! In the sandbox of a worker none is set: its root has no home, no layers and one driver.
+//!
 //! What the gate counts is what the driver hands out as buffers. A driver's own memory (its context, compiled shaders,
 //! command lists) is in no report of it; an outside measure has to cover that.
 //!

@@ -110,10 +110,10 @@ impl Policy {
         Policy::parse(include_str!("../policies/worker-cpu.policy")).expect("a test parses this file")
     }
 
-    /// The policy of `ringfence-worker` on Vulkan by Mesa's software driver.
+    /// The policy of `ringfence-worker` on Vulkan by Mesa's software driver: that of the CPU, and the driver's paths.
     pub fn worker_vulkan_software() -> Policy {
-        Policy::parse(include_str!("../policies/worker-vulkan-software.policy"))
-            .expect("a test parses this file")
+        let seen = Policy::parse(include_str!("../policies/worker-vulkan-software.policy"));
+        Policy { paths: seen.expect("a test parses this file").paths, ..Policy::worker_cpu() }
     }
 
     /// The policy of `ringfence-worker convert`.

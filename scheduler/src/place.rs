@@ -278,8 +278,7 @@ impl Scheduler {
             }
         }
         model.workers.insert(worker);
-        self.workers
-            .insert(worker, Worker { device_lease_bytes, ..new_worker(id, lease_bytes, threads, self.now) });
+        self.workers.insert(worker, new_worker(id, (lease_bytes, device_lease_bytes), threads, self.now));
         self.emit(Action::Spawn { worker, model: id, lease_bytes, device_lease_bytes, threads }, rule);
     }
 }
@@ -297,11 +296,16 @@ fn held<'a>(slots: impl Iterator<Item = &'a Slot>, budget: u64) -> u64 {
     slots.map(|slot| slot.left.min(budget)).fold(0, u64::saturating_add)
 }
 
-fn new_worker(model: ModelId, lease_bytes: u64, threads: u16, now: Time) -> Worker {
+fn new_worker(
+    model: ModelId,
+    (lease_bytes, device_lease_bytes): (u64, u64),
+    threads: u16,
+    now: Time,
+) -> Worker {
     Worker {
         model,
         lease_bytes,
-        device_lease_bytes: 0,
+        device_lease_bytes,
         threads,
         phase: Phase::Loading,
         slots: BTreeMap::new(),

@@ -56,7 +56,7 @@ section! {
         /// "fair": by class, then to the client that has had the least device time for its weight. "arrival": first
         /// come, first served.
         order: Order = word(Order::Fair, &["fair", "arrival"]);
-        /// A job that has waited for so long counts as one of the first class.
+        /// A class that had no job started for so long gets one started, whatever better classes want.
         aging_ms: u64 = number(10_000, 1, DAY_MS, "ms");
     }
 }
