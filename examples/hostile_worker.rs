@@ -130,6 +130,7 @@ impl Worker {
                 ToWorker::Stop => return,
                 ToWorker::Run { .. }
                 | ToWorker::Cancel { .. }
+                | ToWorker::Drill { .. }
                 | ToWorker::Start(_)
                 | ToWorker::Load { .. } => {}
             }

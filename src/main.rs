@@ -15,6 +15,7 @@ mod clock;
 mod dispatch;
 mod home;
 mod keys;
+mod oom;
 mod packages;
 mod quota_file;
 mod ready_file;

@@ -129,13 +129,20 @@ fn a_worker_that_hangs_dies_or_takes_memory_costs_its_own_job_only() {
         ("panic", vec!["worker_died", "model_broken"]),
         ("exit", vec!["worker_died", "model_broken"]),
         ("take-memory", vec!["out_of_memory"]),
-        // Past every hook of the worker's own: the kernel's limit ends it, and nobody left word.
-        ("take-memory-uncounted", vec!["worker_died", "model_broken"]),
+        // Past the lease: the kernel's limit ends it.
+        ("take-memory-uncounted", vec!["out_of_memory"]),
     ];
     for (what, codes) in cases {
         assert_recovers(&server, "the one before");
         let answer = ask(&server, &format!("do:{what}"));
         assert!(codes.contains(&answer.code().as_str()), "{what}: {answer:?}");
+        let rung = answer.json()["error"]["rung"].as_str().map(str::to_owned);
+        let expected = match what {
+            "take-memory" => Some("refused-by-worker"),
+            "take-memory-uncounted" => Some("killed-by-kernel"),
+            _ => None,
+        };
+        assert_eq!(rung.as_deref(), expected, "{what}");
         assert_recovers(&server, what);
     }
     assert_eq!(ask(&server, "do:log-bomb").status, 200);

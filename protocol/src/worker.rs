@@ -10,6 +10,7 @@
 //!                             <-  Run [+ fd]     for a slot that is free
 //!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
 //!                             <-  Cancel         the slot stays legal until its end arrives
+//!                             <-  Drill          no answer
 //!                             <-  Stop           finish the step, then exit 0
 //! ```
 
@@ -89,6 +90,12 @@ pub enum ToWorker {
     Cancel {
         /// Which.
         slot: u32,
+    },
+    /// Take this much memory past the allocator and keep it, as a worker would that somebody has taken over: the
+    /// operator wants to see what stops it. The worker lives on where nothing does.
+    Drill {
+        /// How much.
+        bytes: u64,
     },
     /// Exit with 0 after the step that runs.
     Stop,

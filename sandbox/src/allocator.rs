@@ -1,13 +1,13 @@
 //! The global allocator that counts bytes, refuses above the lease and says so on the status page.
 
 use crate::Denial;
-use crate::status_page::ProgramPage;
+use crate::status_page::{DeniedBy, ProgramPage};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// Counts what it hands out (requested sizes in bytes, without the system allocator's own overhead). At the lease it
-/// writes the denial to the status page and returns null; infallible allocations then abort the process, and the
-/// server tells this from other deaths by the page. Install it with `#[global_allocator]`.
+/// writes the denial to the status page and returns null, as it does where the kernel gives no more; infallible
+/// allocations then abort the process, and the server tells this from other deaths by the page. Install it with `#[global_allocator]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CountingAllocator;
 
@@ -129,6 +129,7 @@ fn counted(bytes: usize, allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
     let block = allocate();
     if block.is_null() {
         give_back(bytes);
+        deny_by_kernel(bytes as u64);
     }
     block
 }
@@ -156,8 +157,15 @@ fn take(bytes: u64) -> bool {
 
 #[cold]
 fn deny(page: &ProgramPage, wanted: u64, used: u64, limit: u64) -> bool {
-    page.record(Denial { wanted, used, limit });
+    page.record(Denial { wanted, used, limit }, DeniedBy::Lease);
     false
+}
+
+/// Leaves word that the kernel had no more, though the lease had.
+#[cold]
+pub(crate) fn deny_by_kernel(wanted: u64) {
+    let (used, limit) = (CountingAllocator::used(), CountingAllocator::lease());
+    page().record(Denial { wanted, used, limit }, DeniedBy::Kernel);
 }
 
 fn give_back(bytes: usize) {

@@ -15,6 +15,7 @@ compile_error!("the sandbox exists on Linux x86-64 only, and nothing runs withou
 
 mod allocator;
 mod enter;
+mod hoard;
 mod names;
 mod policy;
 mod preflight;
@@ -27,6 +28,7 @@ mod user;
 
 pub use allocator::{CountingAllocator, check_headroom, clear_denial, keep_freed_memory};
 pub use enter::{EnterError, Entered, Layer, Missing, Sealed, enter};
+pub use hoard::hoard;
 pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
 pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};

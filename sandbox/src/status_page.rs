@@ -29,11 +29,22 @@ pub struct Denial {
     pub limit: u64,
 }
 
+/// Who had no more memory to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeniedBy {
+    /// The counting allocator, at the lease.
+    Lease,
+    /// The kernel, at a limit of the process or of the machine.
+    Kernel,
+}
+
 /// What the pages say. All but `wait_status` is the program's own word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
     /// The first denial that was not handled. With the program's death it means out of memory, whatever the signal.
     pub denial: Option<Denial>,
+    /// The denial is the kernel's, which had no more for the process, and not that of the lease.
+    pub denied_by_kernel: bool,
     /// How the program ended, as `waitpid` gave it to the shim; SIGKILL where the shim was killed with it. The
     /// program itself can't write this.
     pub wait_status: Option<i32>,
@@ -84,6 +95,7 @@ pub(crate) struct ProgramPage {
     wanted: AtomicU64,
     used_then: AtomicU64,
     limit: AtomicU64,
+    by_kernel: AtomicU32,
 }
 
 /// States of [`ProgramPage::denial`].
@@ -103,11 +115,12 @@ impl ProgramPage {
             wanted: AtomicU64::new(0),
             used_then: AtomicU64::new(0),
             limit: AtomicU64::new(0),
+            by_kernel: AtomicU32::new(0),
         }
     }
 
     /// Records the first denial; later ones only wait until it is written.
-    pub(crate) fn record(&self, denial: Denial) {
+    pub(crate) fn record(&self, denial: Denial, by: DeniedBy) {
         let claim = self.denial.compare_exchange(
             DENIAL_NONE,
             DENIAL_BEING_WRITTEN,
@@ -118,6 +131,7 @@ impl ProgramPage {
             self.wanted.store(denial.wanted, Ordering::Relaxed);
             self.used_then.store(denial.used, Ordering::Relaxed);
             self.limit.store(denial.limit, Ordering::Relaxed);
+            self.by_kernel.store(u32::from(by == DeniedBy::Kernel), Ordering::Relaxed);
             self.denial.store(DENIAL_WRITTEN, Ordering::Release);
             return;
         }
@@ -233,6 +247,7 @@ impl Pages {
         let program = self.program();
         Status {
             denial: program.denial(),
+            denied_by_kernel: program.by_kernel.load(Ordering::Relaxed) != 0,
             wait_status: self.wait_status(),
             used_bytes: program.used.load(Ordering::Relaxed),
             peak_bytes: program.peak.load(Ordering::Relaxed),
@@ -257,7 +272,13 @@ mod tests {
     #[test]
     fn a_fresh_page_says_nothing() {
         let page = StatusPage::create().unwrap();
-        let nothing = Status { denial: None, wait_status: None, used_bytes: 0, peak_bytes: 0 };
+        let nothing = Status {
+            denial: None,
+            denied_by_kernel: false,
+            wait_status: None,
+            used_bytes: 0,
+            peak_bytes: 0,
+        };
         assert_eq!(page.read(), nothing);
     }
 
@@ -265,13 +286,14 @@ mod tests {
     fn only_the_first_denial_is_recorded_until_it_is_cleared() {
         let page = StatusPage::create().unwrap();
         let program = page.pages().program();
-        program.record(FIRST);
-        program.record(Denial { wanted: 9, ..FIRST });
-        assert_eq!(page.read().denial, Some(FIRST));
+        program.record(FIRST, DeniedBy::Lease);
+        program.record(Denial { wanted: 9, ..FIRST }, DeniedBy::Kernel);
+        assert_eq!((page.read().denial, page.read().denied_by_kernel), (Some(FIRST), false));
         assert_eq!(program.clear_denial(), Some(FIRST));
         assert_eq!(page.read().denial, None);
-        program.record(Denial { wanted: 9, ..FIRST });
+        program.record(Denial { wanted: 9, ..FIRST }, DeniedBy::Kernel);
         assert_eq!(page.read().denial, Some(Denial { wanted: 9, ..FIRST }));
+        assert!(page.read().denied_by_kernel);
     }
 
     #[test]

@@ -136,6 +136,9 @@ impl Scheduler {
         if blame == Blame::Memory && alone {
             return Some(Failure::OutOfMemory);
         }
+        if job.deaths >= SUSPICIONS_MAX && blame == Blame::Limit {
+            return Some(Failure::OutOfMemory);
+        }
         if job.deaths >= SUSPICIONS_MAX {
             return Some(Failure::WorkerDied { suspect: true });
         }
@@ -157,6 +160,7 @@ fn blame(exit: Exit) -> Blame {
     match exit {
         Exit::Finished | Exit::Crashed | Exit::Illegal => Blame::Running,
         Exit::OutOfMemory => Blame::Memory,
+        Exit::OverLimit => Blame::Limit,
     }
 }
 

@@ -144,8 +144,10 @@ pub enum Exit {
     Finished,
     /// By a signal or another status, also after [`crate::Action::Kill`].
     Crashed,
-    /// Its memory limit ended it.
+    /// Its lease ended it: a job was too large.
     OutOfMemory,
+    /// A limit behind its lease ended it: what was in it may have caused that, or nothing did.
+    OverLimit,
     /// The server killed it for a message that was malformed or not legal in its state.
     Illegal,
 }

@@ -170,6 +170,8 @@ pub(crate) enum Blame {
     Running,
     /// It needed more memory than it has.
     Memory,
+    /// Any job that ran may have caused it, by memory that no lease counted.
+    Limit,
     /// None of the jobs whose clients wait.
     Others,
 }

@@ -161,6 +161,16 @@ fn out_of_memory_fails_a_job_that_was_alone_and_replays_others() {
 }
 
 #[test]
+fn a_limit_behind_the_lease_makes_suspects_of_those_inside_and_blames_one_that_was_alone_twice() {
+    script(&[values()])
+        .at(0, submit(1, 0), "spawn 1 for 0")
+        .at(10, ready(1), "run 1 in 1")
+        .at(20, exit(1, Exit::OverLimit), "spawn 2 for 0")
+        .at(30, ready(2), "run 1 in 2")
+        .at(40, exit(2, Exit::OverLimit), "end 1 out_of_memory");
+}
+
+#[test]
 fn a_deadline_answers_at_once_and_spares_a_worker_that_gives_the_slot_back() {
     script(&[values()])
         .at(0, submit_until(1, 100), "spawn 1 for 0")

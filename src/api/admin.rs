@@ -34,6 +34,34 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Workers> {
     Json(Workers { workers: status::workers(&app) })
 }
 
+/// Body of `POST /workers/{worker}/drill`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drill {
+    /// Memory that the worker takes past its allocator and keeps, in MiB: from 1 to 1048576.
+    take_mib: u32,
+}
+
+/// The most that a drill takes, in MiB.
+const DRILL_MIB_MAX: u32 = 1 << 20;
+
+/// `POST /workers/{worker}/drill`: lets a worker do what one does that somebody has taken over, so that it can be seen
+/// what stops it. It costs the jobs in it a replay.
+#[utoipa::path(post, path = "/workers/{worker}/drill", params(("worker" = u64, Path)), request_body = Drill,
+    responses((status = 202, body = Workers), (status = "4XX", body = super::error::ErrorBody)))]
+pub(super) async fn drill_worker(
+    State(app): State<Arc<App>>,
+    Path(worker): Path<String>,
+    JsonBody { value: Drill { take_mib }, .. }: JsonBody<Drill>,
+) -> Result<(StatusCode, Json<Workers>), ApiError> {
+    if !(1..=DRILL_MIB_MAX).contains(&take_mib) {
+        let message = format!("take_mib is {take_mib}; it must be from 1 to {DRILL_MIB_MAX}");
+        return Err(ApiError::invalid("drill_invalid", "take_mib", message));
+    }
+    app.dispatcher.drill(&worker, u64::from(take_mib) << 20)?;
+    Ok((StatusCode::ACCEPTED, Json(Workers { workers: status::workers(&app) })))
+}
+
 /// Answer of the routes about models.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Models {

@@ -1,5 +1,6 @@
 //! Errors on the wire: one stable code each, sorted by who is to blame.
 
+use crate::oom::Rung;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -27,6 +28,9 @@ pub(crate) struct ErrorDetail {
     pub(crate) code: &'static str,
     /// The field of the request that is meant.
     pub(crate) param: Option<String>,
+    /// What stopped the job, where it is over for want of memory. Not in OpenAI's interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rung: Option<Rung>,
 }
 
 /// An error that ends a request.
@@ -39,6 +43,7 @@ pub(crate) struct ApiError {
     retry_after: Option<Duration>,
     retry_exact: bool,
     job: Option<u64>,
+    rung: Option<Rung>,
 }
 
 impl ApiError {
@@ -52,6 +57,7 @@ impl ApiError {
             retry_after: None,
             retry_exact: false,
             job: None,
+            rung: None,
         }
     }
 
@@ -94,6 +100,11 @@ impl ApiError {
         Self { job: Some(job), ..self }
     }
 
+    /// What stopped the job for want of memory, if something did.
+    pub(crate) fn stopped_on(self, rung: Option<Rung>) -> Self {
+        Self { rung, ..self }
+    }
+
     /// The stable code.
     pub(crate) fn code(&self) -> &'static str {
         self.code
@@ -118,6 +129,7 @@ impl IntoResponse for ApiError {
                 message: self.message,
                 code: self.code,
                 param: self.param,
+                rung: self.rung,
             },
         };
         metrics::counter!("ringfence_errors_total", "code" => self.code).increment(1);

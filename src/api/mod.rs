@@ -70,6 +70,7 @@ enum Route {
     Usage,
     Status,
     Workers,
+    WorkerDrill,
     Models,
     ModelsReload,
     ModelLoad,
@@ -86,7 +87,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -99,6 +100,7 @@ impl Route {
         Self::Usage,
         Self::Status,
         Self::Workers,
+        Self::WorkerDrill,
         Self::Models,
         Self::ModelsReload,
         Self::ModelLoad,
@@ -128,6 +130,7 @@ impl Route {
             Self::Usage => (Method::GET, "/usage", Surface::Own),
             Self::Status => (Method::GET, "/status", Surface::Admin),
             Self::Workers => (Method::GET, "/workers", Surface::Admin),
+            Self::WorkerDrill => (Method::POST, "/workers/{worker}/drill", Surface::Admin),
             Self::Models => (Method::GET, "/models", Surface::Admin),
             Self::ModelsReload => (Method::POST, "/models/reload", Surface::Admin),
             Self::ModelLoad => (Method::POST, "/models/{model}/load", Surface::Admin),
@@ -155,6 +158,7 @@ impl Route {
             Self::Usage => get(jobs::usage),
             Self::Status => get(admin::status),
             Self::Workers => get(admin::workers),
+            Self::WorkerDrill => post(admin::drill_worker),
             Self::Models => get(admin::models),
             Self::ModelsReload => post(admin::reload_models),
             Self::ModelLoad => post(admin::load_model),

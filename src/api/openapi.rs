@@ -17,6 +17,7 @@ use utoipa::OpenApi;
         admin::status,
         admin::workers,
         admin::models,
+        admin::drill_worker,
         admin::reload_models,
         admin::load_model,
         admin::unload_model,

@@ -3,6 +3,7 @@
 use super::Dispatcher;
 use crate::api::ApiError;
 use crate::clock;
+use crate::oom::Rung;
 use crate::workers::End;
 use axum::http::StatusCode;
 use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item};
@@ -77,6 +78,8 @@ pub(super) struct Job {
     pub(super) started: Option<Instant>,
     /// What the worker said at the end of its slot, until the scheduler says that this is the job's end.
     pub(super) result: Option<End>,
+    /// What stopped its worker for want of memory, or the load that it waits for.
+    pub(super) rung: Option<Rung>,
     answer: oneshot::Sender<Result<Output, ApiError>>,
     /// As the scheduler was told, and the deadline that the client asked for: for a recording that begins later.
     pub(super) submit: Submit,
@@ -88,6 +91,7 @@ impl Job {
     pub(super) fn end(mut self, outcome: &Outcome) {
         metrics::counter!("ringfence_jobs_total", "outcome" => outcome.code()).increment(1);
         tracing::debug!(request = self.request_id, client = self.client, outcome = outcome.code(), "ended");
+        let rung = self.stopped_on(outcome);
         let result = self.result.take();
         let answer = match (outcome, result) {
             (Outcome::Done, Some(End::Done { data, tokens, truncated, compute_us, peak_bytes: _ })) => {
@@ -100,7 +104,27 @@ impl Job {
             (Outcome::Refused(refusal), _) => Err(refused(refusal)),
             (Outcome::Failed(failure), _) => Err(failed(failure)),
         };
-        drop(self.answer.send(answer.map_err(|error| error.of_job(self.id.0))));
+        drop(self.answer.send(answer.map_err(|error| error.of_job(self.id.0).stopped_on(rung))));
+    }
+
+    /// What refused this job for want of memory, if that is why it is over.
+    pub(super) fn refused_on(&self, outcome: &Outcome) -> Option<Rung> {
+        match outcome {
+            Outcome::Refused(
+                Refusal::LeaseTooLargeForDevice { .. } | Refusal::JobTooLargeForLease { .. },
+            ) => Some(Rung::RefusedByProfile),
+            Outcome::Failed(Failure::OutOfMemory) if self.result.is_some() => Some(Rung::RefusedByWorker),
+            Outcome::Done | Outcome::Refused(_) | Outcome::Failed(_) => None,
+        }
+    }
+
+    /// The same, or what ended the worker or the load that it needed.
+    fn stopped_on(&self, outcome: &Outcome) -> Option<Rung> {
+        let with_worker = matches!(
+            outcome,
+            Outcome::Failed(Failure::OutOfMemory | Failure::LoadFailed | Failure::WorkerDied { .. })
+        );
+        self.refused_on(outcome).or(self.rung.filter(|_| with_worker))
     }
 
     fn output(
@@ -278,6 +302,7 @@ impl Dispatcher {
             received,
             started: None,
             result: None,
+            rung: None,
             answer,
             submit: submit.clone(),
             asked,

@@ -188,6 +188,9 @@ impl Dispatcher {
             Action::CancelJob { job, worker } => state.cancel_in_worker(job, worker),
             Action::End { job, outcome } => {
                 if let Some(job) = state.jobs.remove(&job) {
+                    if let Some(rung) = job.refused_on(&outcome) {
+                        rung.count(&state.models.name(job.model), state.models.device_name(job.model));
+                    }
                     state.record_end(&job, &outcome);
                     state.models.answered(job.model, &outcome);
                     job.end(&outcome);

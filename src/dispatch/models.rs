@@ -6,6 +6,7 @@ use super::worker::Leases;
 use super::{Dispatcher, State};
 use crate::api::ApiError;
 use crate::clock;
+use crate::oom::Rung;
 use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings;
 use crate::workers::Ending;
@@ -248,15 +249,18 @@ impl Models {
                 continue;
             }
             match verdict {
-                Err(reason) => self.refuse(name, reason, None),
+                Err(reason) => self.refuse(name, reason, None, quotas),
                 Ok(surveyed) => events.extend(self.add(name, surveyed, quotas, machine)),
             }
         }
         events
     }
 
-    fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>) {
+    fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>, quotas: &Quotas) {
         tracing::warn!(model = name, reason, "package refused");
+        if surveyed.is_some() {
+            Rung::RefusedByProfile.count(&name, quotas.model(&name).device.name());
+        }
         self.refused.insert(name, Refused { reason, surveyed });
     }
 
@@ -265,7 +269,7 @@ impl Models {
         let terms = match Terms::new(&name, &surveyed, quotas, machine) {
             Ok(terms) => terms,
             Err(reason) => {
-                self.refuse(name, reason, Some(surveyed));
+                self.refuse(name, reason, Some(surveyed), quotas);
                 return None;
             }
         };
@@ -355,6 +359,11 @@ impl Models {
     /// The name, for logs; a removed model has none.
     pub(super) fn name(&self, model: ModelId) -> String {
         self.known.get(&model).map_or_else(|| "(removed)".to_owned(), |model| model.name.clone())
+    }
+
+    /// The name of the device that its workers compute on.
+    pub(super) fn device_name(&self, model: ModelId) -> &'static str {
+        self.known.get(&model).map_or(DeviceKind::Cpu, |model| model.terms.quota.device).name()
     }
 
     /// What a trace tells of a model, but for what the scheduler measured.

@@ -1,11 +1,15 @@
 //! A worker's entry in the tables: what is sent to it, and what its messages do.
 
+use super::job::Job;
 use super::{Dispatcher, State};
+use crate::api::ApiError;
 use crate::clock;
+use crate::oom::Rung;
 use crate::packages::Package;
 use crate::workers::{
     Audience, Connection, Effect, End, Ending, Illegal, Log, Plan, Ready, Slots, live, micros_since,
 };
+use axum::http::StatusCode;
 use ringfence_protocol::{self as protocol, FromWorker, JobError, LinkError, ToWorker};
 use ringfence_sandbox::StatusPage;
 use ringfence_scheduler::{Event, Exit, JobEnd, JobId, KillReason, ModelId, SpawnFault, WorkerId};
@@ -24,6 +28,11 @@ pub(super) struct Leases {
 }
 
 impl Leases {
+    /// The device's name.
+    pub(super) fn device_name(self) -> &'static str {
+        if self.device > 0 { "wgpu" } else { "cpu" }
+    }
+
     /// The one that weights and activations count against.
     pub(super) fn of_tensors(self) -> u64 {
         if self.device > 0 { self.device } else { self.host }
@@ -160,6 +169,23 @@ impl Dispatcher {
         Ok((package, page))
     }
 
+    /// Tells a worker to take memory as a hostile one would.
+    pub(crate) fn drill(&self, worker: &str, bytes: u64) -> Result<(), ApiError> {
+        let mut state = self.lock();
+        let id = worker.parse().map(WorkerId).ok().filter(|id| state.workers.contains_key(id));
+        let id = id.ok_or_else(|| {
+            let message = format!("there is no worker {:?}; GET /workers lists them", clip(worker));
+            ApiError::new(StatusCode::NOT_FOUND, "worker_unknown", message)
+        })?;
+        if state.workers.get(&id).is_none_or(|worker| worker.phase != Phase::Ready) {
+            let message = format!("worker {worker} is not ready; POST /models/MODEL/load makes one ready");
+            return Err(ApiError::new(StatusCode::CONFLICT, "worker_not_ready", message));
+        }
+        tracing::warn!(worker = id.0, bytes, "the operator lets a worker take memory, as a drill");
+        state.send(id, ToWorker::Drill { bytes }, Vec::new());
+        Ok(())
+    }
+
     fn worker_ready(self: &Arc<Self>, worker: WorkerId, ready: Ready, connection: Arc<Connection>) {
         let mut state = self.lock();
         let Some(entry) = state.workers.get_mut(&worker) else { return };
@@ -217,6 +243,10 @@ impl Dispatcher {
         tracing::info!(worker = worker.0, pid = gone.pid, model, ending = %ending, "worker ended");
         metrics::counter!("ringfence_worker_ends_total", "how" => ending.code()).increment(1);
         state.models.ended(gone.model, ending, log.last_line());
+        if let Some(rung) = ending.rung() {
+            rung.count(&model, gone.leases.device_name());
+            state.stopped_on(rung, &gone);
+        }
         match ending {
             Ending::PackageRefused(_) => {
                 self.step(&mut state, Event::SpawnFailed { worker, fault: SpawnFault::Package });
@@ -229,8 +259,12 @@ impl Dispatcher {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished });
             }
             Ending::Stopped => self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished }),
-            Ending::OutOfMemory { .. } => {
-                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::OutOfMemory });
+            Ending::OutOfMemory { rung, .. } => {
+                let exit = match rung {
+                    Rung::RefusedByProfile | Rung::RefusedByWorker => Exit::OutOfMemory,
+                    Rung::KilledByKernel | Rung::KilledByReconcile => Exit::OverLimit,
+                };
+                self.step(&mut state, Event::WorkerExited { worker, exit });
             }
             Ending::Illegal(_) | Ending::SandboxFalse(_) => {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Illegal });
@@ -240,6 +274,11 @@ impl Dispatcher {
             }
         }
     }
+}
+
+/// As much of a stranger's text as an answer repeats.
+fn clip(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
 fn job_end(end: &End) -> JobEnd {
@@ -258,6 +297,16 @@ fn job_end(end: &End) -> JobEnd {
 }
 
 impl State {
+    /// Leaves word with the jobs that a worker's want of memory may end, should it end them.
+    fn stopped_on(&mut self, rung: Rung, gone: &Worker) {
+        let running: Vec<JobId> = gone.serving.iter().flat_map(|serving| serving.slots.jobs()).collect();
+        let waits_for_load =
+            |job: &Job| gone.serving.is_none() && job.model == gone.model && job.started.is_none();
+        for job in self.jobs.values_mut().filter(|job| running.contains(&job.id) || waits_for_load(job)) {
+            job.rung = Some(rung);
+        }
+    }
+
     pub(super) fn run(&mut self, job: JobId, worker: WorkerId, weight: u16) {
         let now = clock::instant();
         let waiting = self.jobs.get_mut(&job).expect("the scheduler runs jobs that have not ended");
@@ -269,6 +318,7 @@ impl State {
         let slot = serving.slots.occupy(job, waiting.items);
         waiting.started = Some(now);
         waiting.result = None;
+        waiting.rung = None;
         let (input, descriptors) = waiting.input.message();
         let message = ToWorker::Run { slot, domain: waiting.domain, weight, input };
         tracing::debug!(

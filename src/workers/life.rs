@@ -6,10 +6,11 @@ use super::readiness::watch;
 use super::slots::{Illegal, Shape};
 use super::spawner::{self, Spawner, StartError};
 use crate::clock;
+use crate::oom::Rung;
 use crate::packages::Package;
 use crate::status::Tier;
 use ringfence_protocol::{self as protocol, FromWorker, Layer, LinkError, LoadError, Received, ToWorker};
-use ringfence_sandbox::{Child, StatusPage};
+use ringfence_sandbox::{Child, Denial, StatusPage};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -91,8 +92,8 @@ pub(crate) enum Ending {
     Illegal(Illegal),
     #[error("its sandbox is not what it reported: {0}")]
     SandboxFalse(String),
-    #[error("out of memory: {wanted} bytes wanted, {used} of {limit} in use")]
-    OutOfMemory { wanted: u64, used: u64, limit: u64 },
+    #[error("out of memory ({}): {wanted} bytes wanted, {used} of {limit} in use", .rung.code())]
+    OutOfMemory { wanted: u64, used: u64, limit: u64, rung: Rung },
     #[error("it was killed by the server")]
     Killed,
     #[error("it died with wait status {0:#x}")]
@@ -102,6 +103,23 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// What stopped it, if it wanted too much memory.
+    pub(crate) fn rung(&self) -> Option<Rung> {
+        match self {
+            Self::OutOfMemory { rung, .. } => Some(*rung),
+            Self::LoadFailed(LoadError::OutOfMemory { .. }) => Some(Rung::RefusedByWorker),
+            Self::PackageRefused(_)
+            | Self::NotStarted(_)
+            | Self::LoadFailed(_)
+            | Self::Stopped
+            | Self::Illegal(_)
+            | Self::SandboxFalse(_)
+            | Self::Killed
+            | Self::Died(_)
+            | Self::Vanished => None,
+        }
+    }
+
     /// A stable name, for metrics.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -353,8 +371,10 @@ fn verdict(over: Over, plan: &Plan) -> Ending {
         Over::LoadFailed(error) => Ending::LoadFailed(error),
         Over::Closed => match (status.denial, status.wait_status) {
             (_, Some(0)) => Ending::Stopped,
-            (Some(denial), _) => {
-                Ending::OutOfMemory { wanted: denial.wanted, used: denial.used, limit: denial.limit }
+            (Some(Denial { wanted, used, limit }), _) => {
+                let rung =
+                    if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
+                Ending::OutOfMemory { wanted, used, limit, rung }
             }
             (None, Some(status)) => Ending::Died(status),
             (None, None) => Ending::Vanished,

@@ -122,6 +122,11 @@ impl Slots {
         self.running.iter().find(|(_, running)| running.job == job).map(|(slot, _)| *slot)
     }
 
+    /// The jobs in it.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.running.values().map(|running| running.job)
+    }
+
     /// Takes a message of a serving worker.
     pub(crate) fn take(&mut self, message: FromWorker) -> Result<Effect, Illegal> {
         match message {

@@ -15,7 +15,7 @@ use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
     INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
 };
-use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError};
+use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -99,7 +99,11 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
     match message {
         ToWorker::Start(start) if descriptors.is_empty() => legal_start(start),
         ToWorker::Start(_) => Err(End::Illegal("descriptors with a start")),
-        ToWorker::Load { .. } | ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop => {
+        ToWorker::Load { .. }
+        | ToWorker::Run { .. }
+        | ToWorker::Cancel { .. }
+        | ToWorker::Drill { .. }
+        | ToWorker::Stop => {
             Err(End::Illegal("something before the start"))
         }
     }
@@ -165,7 +169,11 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
             Ok(files.into_iter().zip(descriptors).map(map_file).collect())
         }
         ToWorker::Load { .. } => Err(End::Illegal("a package whose names and descriptors don't pair")),
-        ToWorker::Start(_) | ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop => {
+        ToWorker::Start(_)
+        | ToWorker::Run { .. }
+        | ToWorker::Cancel { .. }
+        | ToWorker::Drill { .. }
+        | ToWorker::Stop => {
             Err(End::Illegal("something before the package"))
         }
     }
@@ -256,8 +264,12 @@ impl Server<'_> {
                 self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
+            (ToWorker::Drill { bytes }, 0) => hoard(bytes),
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
-            (ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Stop, _) => {
+            (
+                ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Drill { .. } | ToWorker::Stop,
+                _,
+            ) => {
                 return Err(End::Illegal("descriptors that don't belong to the message"));
             }
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {

@@ -277,6 +277,16 @@ pub enum DeviceKind {
     Wgpu,
 }
 
+impl DeviceKind {
+    /// As in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Wgpu => "wgpu",
+        }
+    }
+}
+
 /// What happens to new jobs while the files of a loaded package are not the running ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDiskChange {

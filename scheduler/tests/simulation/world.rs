@@ -73,6 +73,7 @@ enum Kind {
     CrashesFirst,
     Hangs,
     ExhaustsMemory,
+    PassesLimits,
     EndsAsCancelled,
 }
 
@@ -282,6 +283,7 @@ impl World {
                 self.plan_in(0, 30, Planned::Exit(worker, Exit::Illegal));
             }
             Kind::ExhaustsMemory => self.plan_in(0, 30, Planned::Exit(worker, Exit::OutOfMemory)),
+            Kind::PassesLimits => self.plan_in(0, 30, Planned::Exit(worker, Exit::OverLimit)),
             Kind::Hangs => self.workers.get_mut(&worker).unwrap().hung = true,
             Kind::Good | Kind::Refused | Kind::TooLarge | Kind::Endless | Kind::EndsAsCancelled => {}
         }
@@ -328,6 +330,7 @@ impl World {
             | Kind::CrashesFirst
             | Kind::Hangs
             | Kind::ExhaustsMemory
+            | Kind::PassesLimits
             | Kind::EndsAsCancelled => JobEnd::Done,
         }
     }
@@ -390,7 +393,8 @@ impl World {
             0..30 => Kind::Crashes,
             30..50 => Kind::CrashesFirst,
             50..75 => Kind::Hangs,
-            75..95 => Kind::ExhaustsMemory,
+            75..90 => Kind::ExhaustsMemory,
+            90..95 => Kind::PassesLimits,
             95..125 => Kind::Endless,
             125..150 => Kind::Refused,
             150..165 => Kind::TooLarge,
