@@ -10,7 +10,7 @@ use crate::packages::{Packages, PackagesError};
 use crate::quota_file;
 use crate::ready_file::ReadyFile;
 use crate::status::{self, Facts, Identity};
-use crate::workers::{ProbeError, Spawner, probe_all};
+use crate::workers::{ProbeError, Spawner, prove_cpu};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ringfence_sandbox::{DropError, Host, PreflightError};
 use ringfence_scheduler::quotas::{QuotaError, Quotas};
@@ -222,9 +222,12 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let packages = Packages::open(home.clone())?;
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
-    let on_gpu = quotas.wgpu.memory_mib > 0;
-    let sandbox = probe_all(&spawner, host, on_gpu).await?;
+    let sandbox = prove_cpu(&spawner, host).await?;
+    let needs_gpu = Dispatcher::needs_gpu(&quotas);
     let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
+    if needs_gpu {
+        dispatcher.prove_gpu().await?;
+    }
     dispatcher.reload_models().await?;
 
     let (listeners, new_listeners) = Listeners::channel();

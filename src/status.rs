@@ -154,7 +154,10 @@ pub(crate) fn status(app: &App) -> Status {
         devices: app.dispatcher.devices(),
         models: app.dispatcher.models(),
         workers: workers(app),
-        sandbox: facts.sandbox.clone(),
+        sandbox: SandboxView {
+            probes: [&facts.sandbox.probes, app.dispatcher.gpu_probes()].concat(),
+            ..facts.sandbox.clone()
+        },
     }
 }
 

@@ -50,15 +50,17 @@ fn a_model_answers_from_a_gpu_as_from_the_cpu_under_leases_of_both_memories() {
 }
 
 #[test]
-fn a_lease_on_a_gpu_that_nobody_gave_is_refused_and_can_not_be_given_without_a_proof() {
+fn a_lease_on_a_gpu_that_nobody_gave_is_refused_until_somebody_gives_it() {
     let home = Home::with_tiny();
     home.quotas("[models.tiny-bert]\ndevice = \"wgpu\"\nlease_mib = 64\n");
     let server = home.start();
-    let refused = server.api().embed(&json!({"model": "tiny-bert", "input": "a"}));
-    assert_eq!(refused.code(), "lease_too_large");
-    let given = home.cli(&["quota", "set", "devices.wgpu.memory_mib=512", "--json"]);
-    assert!(!given.status.success());
-    assert!(String::from_utf8_lossy(&given.stdout).contains("quota_needs_restart"), "{given:?}");
+    let ask = || server.api().embed(&json!({"model": "tiny-bert", "input": "a"}));
+    assert_eq!(ask().code(), "lease_too_large");
+    let probes = || server.status()["sandbox"]["probes"].as_array().unwrap().len();
+    let before = probes();
+    home.cli_ok(&["quota", "set", "devices.wgpu.memory_mib=512"]);
+    assert_eq!(probes(), 2 * before, "its sandbox was proven before anything ran in it");
+    ask().ok();
 }
 
 #[test]

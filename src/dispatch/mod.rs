@@ -24,7 +24,7 @@ pub(crate) use trace::TraceLines;
 use crate::api::ApiError;
 use crate::clock;
 use crate::packages::Packages;
-use crate::workers::Spawner;
+use crate::workers::{self, ProbeError, Spawner};
 use axum::http::StatusCode;
 use job::Job;
 use models::Models;
@@ -35,7 +35,7 @@ use ringfence_scheduler::{Action, ClientId, Event, JobId, Scheduler, WorkerId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use trace::Recording;
 use worker::{Leases, Worker};
 
@@ -53,8 +53,8 @@ pub(crate) struct Dispatcher {
     spawner: Spawner,
     packages: Arc<Packages>,
     machine: Machine,
-    /// The sandbox of workers on a GPU was proven when the server started.
-    gpu_proven: bool,
+    /// The acts that were tried to prove the sandbox of workers on a GPU, once that was needed.
+    gpu_probes: OnceCell<Vec<String>>,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
@@ -93,7 +93,6 @@ impl Dispatcher {
         machine: Machine,
         (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
-        let gpu_proven = quotas.wgpu.memory_mib > 0;
         let state = State {
             scheduler,
             jobs: HashMap::new(),
@@ -113,9 +112,24 @@ impl Dispatcher {
             spawner,
             packages: Arc::new(packages),
             machine,
-            gpu_proven,
+            gpu_probes: OnceCell::new(),
             reading: tokio::sync::Mutex::new(()),
         })
+    }
+
+    /// Whether these quotas give away memory of a GPU.
+    pub(crate) fn needs_gpu(quotas: &Quotas) -> bool {
+        quotas.wgpu.memory_mib > 0
+    }
+
+    /// Sees to it that the sandbox of workers on a GPU is proven; once is enough.
+    pub(crate) async fn prove_gpu(&self) -> Result<(), ProbeError> {
+        self.gpu_probes.get_or_try_init(|| workers::prove_gpu(&self.spawner)).await.map(drop)
+    }
+
+    /// The acts that were tried for it.
+    pub(crate) fn gpu_probes(&self) -> &[String] {
+        self.gpu_probes.get().map_or(&[], Vec::as_slice)
     }
 
     /// Wakes the scheduler whenever it asked to be woken. Runs as long as the server.

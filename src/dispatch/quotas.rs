@@ -5,6 +5,7 @@ use super::{Dispatcher, ModelView, State};
 use crate::api::ApiError;
 use crate::home::{Home, HomeError};
 use crate::quota_file;
+use crate::workers::ProbeError;
 use axum::http::StatusCode;
 use ringfence_scheduler::Event;
 use ringfence_scheduler::quotas::{Change, Effective, QuotaError, Quotas};
@@ -106,8 +107,8 @@ impl Dispatcher {
             return Err(changed(&found));
         }
         let quotas = Quotas::parse_bytes(&text).map_err(|error| invalid(&error))?;
-        if quotas.wgpu.memory_mib > 0 && !self.gpu_proven {
-            return Err(gpu_not_proven());
+        if Self::needs_gpu(&quotas) {
+            self.prove_gpu().await.map_err(|error| gpu_not_proven(&error))?;
         }
         let config = quotas.config(self.machine.memory_bytes, self.machine.cores);
         let config =
@@ -170,11 +171,11 @@ fn unfit(TermsError { model, reason }: &TermsError) -> ApiError {
     ApiError::invalid("quota_invalid", &format!("models.{model}"), message)
 }
 
-/// What a server that started without a GPU does not do.
-fn gpu_not_proven() -> ApiError {
-    let message = "the sandbox of workers on a GPU is proven when the server starts: stop it, set this in quotas.toml \
-                   and start it again";
-    ApiError::invalid("quota_needs_restart", "devices.wgpu.memory_mib", message.to_owned())
+/// No worker on a GPU is started where its sandbox does not hold.
+fn gpu_not_proven(error: &ProbeError) -> ApiError {
+    let message = format!("nothing was changed: the sandbox of workers on a GPU does not hold here: {error}");
+    tracing::error!(%error, "the sandbox of workers on a GPU does not hold");
+    ApiError::new(StatusCode::CONFLICT, "gpu_sandbox_not_proven", message)
 }
 
 fn changed(found: &str) -> ApiError {

@@ -11,7 +11,6 @@ mod spawner;
 pub(crate) use connection::Connection;
 pub(crate) use life::{Audience, Ending, Plan, Ready, live, micros_since};
 pub(crate) use log::Log;
-pub(crate) use probes::ProbeError;
-pub(crate) use probes::probe_all;
+pub(crate) use probes::{ProbeError, prove_cpu, prove_gpu};
 pub(crate) use slots::{Effect, End, Illegal, Slots};
 pub(crate) use spawner::Spawner;

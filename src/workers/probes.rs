@@ -1,4 +1,5 @@
-//! Before the server listens: every forbidden act is tried once in a worker's sandbox, and has to fail.
+//! Before a sandbox holds a worker: every forbidden act is tried once in it, and has to fail. That of the CPU is proven
+//! before the server listens, that of a GPU before any of its memory is given away.
 
 use super::readiness::watch;
 use super::spawner::{Spawner, Start, StartError};
@@ -39,26 +40,29 @@ pub(crate) enum ProbeError {
     },
 }
 
-/// Tries every act; what is returned is for `/status`.
-pub(crate) async fn probe_all(
-    spawner: &Spawner,
-    host: &Host,
-    on_gpu: bool,
-) -> Result<SandboxView, ProbeError> {
-    let mut probes = Vec::new();
-    let cpu = (&[][..], Policy::worker_cpu());
-    let gpu = on_gpu.then(|| (&["vulkan-software"][..], Policy::worker_vulkan_software()));
-    for (words, policy) in [cpu].into_iter().chain(gpu) {
-        for &act in Act::ALL {
-            let (exit, said) = probe(spawner, words, act).await?;
-            judge(&policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
-            probes.push([words, &[act.name()]].concat().join(" "));
-        }
-    }
-    tracing::info!(probes = probes.len(), landlock_abi = host.landlock_abi, "sandbox proven");
+/// What every worker is in, once the sandbox of those on the CPU is proven.
+pub(crate) async fn prove_cpu(spawner: &Spawner, host: &Host) -> Result<SandboxView, ProbeError> {
+    let probes = probe_all(spawner, &[], &Policy::worker_cpu()).await?;
     let missing = host.missing.iter().map(|gap| format!("{}: {}", gap.name(), gap.compensation())).collect();
     let layers = LAYERS.iter().map(|layer| (*layer).to_owned()).collect();
     Ok(SandboxView { layers, landlock_abi: host.landlock_abi, missing, probes })
+}
+
+/// Proves the sandbox of workers on a GPU; what is returned is for `/status`.
+pub(crate) async fn prove_gpu(spawner: &Spawner) -> Result<Vec<String>, ProbeError> {
+    probe_all(spawner, &["vulkan-software"], &Policy::worker_vulkan_software()).await
+}
+
+/// Tries every act under a policy, and names what was tried.
+async fn probe_all(spawner: &Spawner, words: &[&str], policy: &Policy) -> Result<Vec<String>, ProbeError> {
+    let mut probes = Vec::new();
+    for &act in Act::ALL {
+        let (exit, said) = probe(spawner, words, act).await?;
+        judge(policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
+        probes.push([words, &[act.name()]].concat().join(" "));
+    }
+    tracing::info!(policy = words.join(" "), probes = probes.len(), "sandbox proven");
+    Ok(probes)
 }
 
 async fn probe(spawner: &Spawner, policy: &[&str], act: Act) -> Result<(Exit, String), ProbeError> {
