@@ -110,6 +110,8 @@ pub(crate) struct WorkerView {
     pub(crate) used_bytes: u64,
     /// The most of that at one time.
     pub(crate) peak_bytes: u64,
+    /// Bytes that a token of a step takes at most, by the worker's own word; 0 until it is ready.
+    pub(crate) bytes_per_token: u64,
     /// Resident memory as the kernel counts it, weights that it shares included.
     pub(crate) rss_bytes: u64,
     /// The layers that it reported and the server checked.

@@ -73,6 +73,8 @@ pub enum CliError {
         message: String,
         /// When it is worth trying again, in milliseconds.
         retry_after_ms: Option<u64>,
+        /// What stopped a job that is over for want of memory.
+        rung: Option<String>,
     },
     /// The server's answer is not what it should be: too long, cut off, or not the JSON of this version.
     #[error("the server's answer to {request} can't be read: {source}")]

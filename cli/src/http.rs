@@ -330,6 +330,7 @@ fn refusal(ask: &Ask, status: u16, headers: &HeaderMap, body: &[u8]) -> CliError
         code: field("code").unwrap_or_else(|| format!("http_{status}")),
         message: field("message").unwrap_or_else(|| "it gave no reason".to_owned()),
         retry_after_ms: retry_after_ms(headers),
+        rung: field("rung"),
     }
 }
 

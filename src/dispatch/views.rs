@@ -96,6 +96,7 @@ fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> Wo
         lease_bytes: worker.leases.of_tensors(),
         used_bytes: page.map_or(0, |page| page.used_bytes),
         peak_bytes: page.map_or(0, |page| page.peak_bytes),
+        bytes_per_token: ready.map_or(0, |ready| ready.bytes_per_token),
         rss_bytes: worker.pid.and_then(resident_bytes).unwrap_or(0),
         layers: ready.map_or_else(Vec::new, |ready| ready.layers.iter().map(layer_name).collect()),
         landlock_abi: ready.map_or(0, |ready| ready.landlock_abi),

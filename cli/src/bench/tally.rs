@@ -181,6 +181,7 @@ mod tests {
             code: "queue_full".to_owned(),
             message: String::new(),
             retry_after_ms: None,
+            rung: None,
         };
         let mut parts = [Tally::default(), Tally::default()];
         for part in &mut parts {

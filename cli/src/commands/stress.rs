@@ -6,6 +6,7 @@ use crate::home::Home;
 use crate::http;
 use crate::output::{Output, progress_of};
 use crate::stress::chart::ChartFile;
+use crate::stress::oom::{self, Device};
 use crate::stress::promise::{Findings, Report};
 use crate::stress::server::Server;
 use crate::stress::{self, Extent, Scenario};
@@ -20,6 +21,7 @@ Examples:
   ringfence stress hung-worker crash-loop --rounds 2
   ringfence stress --all --seconds 5 --rounds 1 --json
   ringfence stress --all --chart stress.svg --chart stress.png
+  ringfence stress --oom --device wgpu --rounds 3
 
 It adds the clients stress-*, and sets quotas for the time of a scenario; the text from before is then put back, also
 after ctrl-c. It has to reach admin.sock and the clients' sockets; hung-worker and crash-loop also signal the worker,
@@ -29,14 +31,25 @@ It ends with 0 where every promise held or was skipped, with 1 and the code prom
 JSON of --json: {\"model\",\"seconds\",\"rounds\",
   \"promises\":[{\"scenario\",\"promise\",\"measured\",\"bound\":{\"at_most\"|\"at_least\"},\"unit\",
                \"verdict\":\"held\"|\"broken\"|\"skipped\",\"note\"}],
-  \"figures\":[{\"scenario\",\"name\",\"value\",\"unit\"}], \"error\":{\"code\",\"message\"}|null}")]
+  \"figures\":[{\"scenario\",\"name\",\"value\",\"unit\"}], \"error\":{\"code\",\"message\"}|null}
+JSON of --oom --json: {\"model\",\"device\",\"rounds\",
+  \"paths\":[{\"path\",\"done\",\"tries\",\"caught\":{RUNG:N},\"served\",\"unnamed\":{CODE:N},
+            \"recovery_ms\":{\"p50\",\"p99\"}|null,\"others\":{\"answered\",\"refused\",\"lost\",\"wrong\"}|null,
+            \"verdict\",\"note\"}], \"error\":{\"code\",\"message\"}|null}
+RUNG is refused-by-profile, refused-by-worker, killed-by-kernel or killed-by-reconcile.")]
 pub struct StressArgs {
     /// What to do to the server
-    #[arg(value_enum, value_name = "SCENARIO", required_unless_present = "all")]
+    #[arg(value_enum, value_name = "SCENARIO", required_unless_present_any = ["all", "oom"])]
     scenarios: Vec<Scenario>,
     /// Every scenario
-    #[arg(long, conflicts_with = "scenarios")]
+    #[arg(long, conflicts_with_all = ["scenarios", "oom"])]
     all: bool,
+    /// Every way to want too much memory: what stops it, how long until the next answer, what others lose
+    #[arg(long, conflicts_with = "scenarios")]
+    oom: bool,
+    /// Where the model computes while it wants too much
+    #[arg(long, value_enum, requires = "oom")]
+    device: Option<Device>,
     /// The model to ask
     #[arg(long, default_value = "minilm", value_parser = client_name)]
     model: String,
@@ -59,6 +72,9 @@ pub struct StressArgs {
 /// # Errors
 /// [`CliError::Broken`] where a promise did not hold, and those of [`stress::run`] and of the charts.
 pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    if args.oom {
+        return run_oom(&args, home, output);
+    }
     let server = Server::new(home, &args.model, args.tokens);
     let extent = Extent { seconds: args.seconds, rounds: args.rounds };
     let runtime = http::runtime()?;
@@ -77,6 +93,28 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
     report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
     output.answer(&report, |style| report.page(style))?;
     let panels: Vec<_> = all.iter().flat_map(|findings| findings.panels.clone()).collect();
+    args.chart.iter().try_for_each(|chart| chart.draw(&panels))?;
+    error.map_or(Ok(()), Err)
+}
+
+fn run_oom(args: &StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let server = Server::new(home, &args.model, args.tokens);
+    let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+    let device = args.device.unwrap_or(Device::Cpu);
+    let runtime = http::runtime()?;
+    args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
+    let bar = progress_of(output, 1, "oom");
+    if bar.is_hidden() {
+        output.note(&format!("out of memory on {} ..", device.name()));
+    }
+    let found = runtime.block_on(oom::run(&server, device, extent, &bar));
+    bar.finish_and_clear();
+    let mut report = found?;
+    let broken = report.broken();
+    let error = (!broken.is_empty()).then_some(CliError::Broken { promises: broken });
+    report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
+    output.answer(&report, |style| report.page(style))?;
+    let panels = oom::panels(&report);
     args.chart.iter().try_for_each(|chart| chart.draw(&panels))?;
     error.map_or(Ok(()), Err)
 }

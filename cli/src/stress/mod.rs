@@ -13,6 +13,7 @@ mod disconnect_storm;
 mod flood;
 mod hung_worker;
 mod noisy_neighbour;
+pub mod oom;
 mod quota_edits;
 
 use crate::error::CliError;

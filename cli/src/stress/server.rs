@@ -45,6 +45,20 @@ impl Server {
         Connection::open(&self.admin).await?.send(ask).await?.json()
     }
 
+    /// The same server, asked for another model.
+    pub fn with_model(&self, model: &str) -> Self {
+        Self { model: model.to_owned(), ..self.clone() }
+    }
+
+    /// Asks for a text on the operator's socket.
+    ///
+    /// # Errors
+    /// Those of [`Connection`].
+    pub async fn text(&self, path: &str) -> Result<String, CliError> {
+        let answer = Connection::open(&self.admin).await?.send(&Ask::plain(Method::GET, path)).await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
     /// Asks a route that an older server may not have; none where it has not.
     ///
     /// # Errors
