@@ -168,7 +168,14 @@ impl Worker {
     }
 
     fn done(&self, slot: u32, tokens: u32) {
-        self.say(&FromWorker::Done { slot, tokens, truncated: 0, compute_us: 1, peak_bytes: 1 });
+        self.say(&FromWorker::Done {
+            slot,
+            tokens,
+            truncated: 0,
+            compute_us: 1,
+            used_bytes: 1,
+            peak_bytes: 1,
+        });
     }
 
     fn raw(&self, bytes: &[u8]) {

@@ -106,7 +106,7 @@ pub(crate) struct WorkerView {
     pub(crate) tier: Tier,
     /// Bytes that it may take of its device's memory.
     pub(crate) lease_bytes: u64,
-    /// Bytes of the host's memory that its allocator has handed out.
+    /// Bytes of it that are handed out: by its allocator, as the status page says, or on a GPU by its own word.
     pub(crate) used_bytes: u64,
     /// The most of that at one time.
     pub(crate) peak_bytes: u64,
@@ -136,6 +136,8 @@ pub(crate) struct WorkerView {
 pub(crate) enum Tier {
     /// The kernel refuses (RLIMIT_DATA), behind the worker's own allocator.
     Kernel,
+    /// The server looks four times a second what the worker has, and kills it above what it may have.
+    PolledKill,
     /// Only the worker's own allocator refuses; before the limit is set.
     InProcess,
 }

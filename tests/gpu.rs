@@ -38,7 +38,7 @@ fn a_model_answers_from_a_gpu_as_from_the_cpu_under_leases_of_both_memories() {
     };
     let (on_cpu, on_gpu) = (worker("tiny-bert"), worker("tiny-gpu"));
     assert_eq!((&on_cpu["device"], &on_cpu["tier"]), (&json!("cpu"), &json!("kernel")));
-    assert_eq!((&on_gpu["device"], &on_gpu["tier"]), (&json!("wgpu"), &json!("in-process")));
+    assert_eq!((&on_gpu["device"], &on_gpu["tier"]), (&json!("wgpu"), &json!("polled-kill")));
     assert_eq!(on_gpu["lease_bytes"], 64 << 20);
     assert_eq!(on_gpu["layers"], on_cpu["layers"], "no layer is left out");
     let devices = status["devices"].as_array().unwrap();

@@ -39,5 +39,8 @@ pub const INPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most texts or token arrays in one job, as the OpenAI interface has it.
 pub const ITEMS_MAX: usize = 2048;
 
+/// The longest word of a driver in a message, in bytes.
+pub const REASON_BYTES_MAX: usize = 1024;
+
 /// The most slots that one worker holds at a time.
 pub const SLOTS_MAX: u32 = 256;

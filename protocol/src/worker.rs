@@ -6,11 +6,12 @@
 //!                             <-  Start          trusted numbers only; the worker warms up on random weights
 //!   Sealed{layers}            ->                 every layer is on; the server checks it in /proc
 //!                             <-  Load + fds     the first descriptors that a stranger filled
-//!   Ready | LoadFailed        ->
+//!   Ready | LoadFailed        ->                 LoadFailed also instead of Sealed: no room even for the warm-up
 //!                             <-  Run [+ fd]     for a slot that is free
 //!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
 //!                             <-  Cancel         the slot stays legal until its end arrives
 //!                             <-  Drill          no answer
+//!   DeviceFailed              ->                 at any time after Start
 //!                             <-  Stop           finish the step, then exit 0
 //! ```
 
@@ -212,8 +213,15 @@ pub enum FromWorker {
         truncated: u32,
         /// Time in tokeniser and device on behalf of this job, in microseconds.
         compute_us: u64,
-        /// The most bytes the allocator had handed out at one time so far; in a calibration, since this job came.
+        /// Bytes of its device's memory that it has handed out now.
+        used_bytes: u64,
+        /// The most of that at one time so far; in a calibration, since this job came.
         peak_bytes: u64,
+    },
+    /// The device can't be used, or no longer. The worker exits after this.
+    DeviceFailed {
+        /// The driver's word, at most [`crate::REASON_BYTES_MAX`] of it.
+        reason: String,
     },
     /// A job's end without output.
     Failed {

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::dispatch::ModelView;
 use crate::keys::{KeyRecord, KeysError, Scope};
 use crate::status::{self, Status, WorkerView};
+use crate::workers::Starve;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -38,8 +39,12 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Workers> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drill {
-    /// Memory that the worker takes past its allocator and keeps, in MiB: from 1 to 1048576.
-    take_mib: u32,
+    /// What the kernel gives it no more of from now on.
+    #[serde(default)]
+    starve: Option<Starve>,
+    /// Memory that the worker then takes past its allocator and keeps, in MiB: from 1 to 1048576.
+    #[serde(default)]
+    take_mib: Option<u32>,
 }
 
 /// The most that a drill takes, in MiB.
@@ -52,13 +57,16 @@ const DRILL_MIB_MAX: u32 = 1 << 20;
 pub(super) async fn drill_worker(
     State(app): State<Arc<App>>,
     Path(worker): Path<String>,
-    JsonBody { value: Drill { take_mib }, .. }: JsonBody<Drill>,
+    JsonBody { value: Drill { starve, take_mib }, .. }: JsonBody<Drill>,
 ) -> Result<(StatusCode, Json<Workers>), ApiError> {
-    if !(1..=DRILL_MIB_MAX).contains(&take_mib) {
+    if let Some(take_mib) = take_mib.filter(|take_mib| !(1..=DRILL_MIB_MAX).contains(take_mib)) {
         let message = format!("take_mib is {take_mib}; it must be from 1 to {DRILL_MIB_MAX}");
         return Err(ApiError::invalid("drill_invalid", "take_mib", message));
     }
-    app.dispatcher.drill(&worker, u64::from(take_mib) << 20)?;
+    if (starve, take_mib) == (None, None) {
+        return Err(ApiError::invalid("drill_invalid", "take_mib", "give take_mib, starve or both"));
+    }
+    app.dispatcher.drill(&worker, starve, take_mib.map(|mib| u64::from(mib) << 20))?;
     Ok((StatusCode::ACCEPTED, Json(Workers { workers: status::workers(&app) })))
 }
 

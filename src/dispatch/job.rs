@@ -94,7 +94,7 @@ impl Job {
         let rung = self.stopped_on(outcome);
         let result = self.result.take();
         let answer = match (outcome, result) {
-            (Outcome::Done, Some(End::Done { data, tokens, truncated, compute_us, peak_bytes: _ })) => {
+            (Outcome::Done, Some(End::Done { data, tokens, truncated, compute_us })) => {
                 self.output(data, tokens, truncated, compute_us)
             }
             (Outcome::Failed(Failure::InWorker | Failure::OutOfMemory), Some(End::Failed(error))) => {

@@ -5,6 +5,7 @@ use super::{Dispatcher, ModelView, State};
 use crate::api::{Health, Verdict};
 use crate::clock;
 use crate::status::{DeviceView, Tier, WorkerView};
+use crate::workers::Usage;
 use ringfence_scheduler::{BudgetSnapshot, ModelSnapshot, Snapshot, WorkerId};
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ fn model_state(now: &ModelSnapshot, snapshot: &Snapshot) -> &'static str {
 
 fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> WorkerView {
     let ready = worker.serving.as_ref().map(|serving| &serving.ready);
-    let page = worker.page.as_ref().map(|page| page.read());
+    let usage = usage(worker);
     let jobs = snapshot.workers.iter().find(|now| now.worker == id).map_or(0, |now| now.jobs.len());
     WorkerView {
         id: id.0,
@@ -94,8 +95,8 @@ fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> Wo
         device: if worker.leases.device > 0 { "wgpu" } else { "cpu" },
         tier: ready.map_or(Tier::InProcess, |ready| ready.tier),
         lease_bytes: worker.leases.of_tensors(),
-        used_bytes: page.map_or(0, |page| page.used_bytes),
-        peak_bytes: page.map_or(0, |page| page.peak_bytes),
+        used_bytes: usage.used_bytes,
+        peak_bytes: usage.peak_bytes,
         bytes_per_token: ready.map_or(0, |ready| ready.bytes_per_token),
         rss_bytes: worker.pid.and_then(resident_bytes).unwrap_or(0),
         layers: ready.map_or_else(Vec::new, |ready| ready.layers.iter().map(layer_name).collect()),
@@ -106,6 +107,15 @@ fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> Wo
         sandbox_setup_us: ready.map_or(0, |ready| ready.sandbox_setup_us),
         warm_up_us: ready.map_or(0, |ready| ready.warm_up_us),
     }
+}
+
+/// What a worker has of the memory that its lease is of: its allocator's count, or on a GPU its own word.
+fn usage(worker: &Worker) -> Usage {
+    let page = worker.page.as_ref().map(|page| page.read());
+    let of_host = page.map(|page| Usage { used_bytes: page.used_bytes, peak_bytes: page.peak_bytes });
+    let of_gpu = worker.serving.as_ref().map(|serving| serving.slots.usage());
+    let usage = if worker.leases.device > 0 { of_gpu } else { of_host };
+    usage.unwrap_or(Usage { used_bytes: 0, peak_bytes: 0 })
 }
 
 fn layer_name(layer: &ringfence_protocol::Layer) -> String {

@@ -6,6 +6,7 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::oom::Rung;
 use crate::packages::Package;
+use crate::workers::{self, Starve};
 use crate::workers::{
     Audience, Connection, Effect, End, Ending, Illegal, Log, Plan, Ready, Slots, live, micros_since,
 };
@@ -77,7 +78,7 @@ impl Phase {
 pub(super) struct Serving {
     pub(super) ready: Ready,
     connection: Arc<Connection>,
-    slots: Slots,
+    pub(super) slots: Slots,
     /// When the last step ended, or the first job after a pause was sent: no step since then took longer.
     busy_since: Instant,
 }
@@ -169,20 +170,35 @@ impl Dispatcher {
         Ok((package, page))
     }
 
-    /// Tells a worker to take memory as a hostile one would.
-    pub(crate) fn drill(&self, worker: &str, bytes: u64) -> Result<(), ApiError> {
+    /// Lowers a worker's limits, and tells it to take memory as a hostile one would.
+    pub(crate) fn drill(
+        &self,
+        worker: &str,
+        starve: Option<Starve>,
+        bytes: Option<u64>,
+    ) -> Result<(), ApiError> {
         let mut state = self.lock();
         let id = worker.parse().map(WorkerId).ok().filter(|id| state.workers.contains_key(id));
         let id = id.ok_or_else(|| {
             let message = format!("there is no worker {:?}; GET /workers lists them", clip(worker));
             ApiError::new(StatusCode::NOT_FOUND, "worker_unknown", message)
         })?;
-        if state.workers.get(&id).is_none_or(|worker| worker.phase != Phase::Ready) {
+        let not_ready = || {
             let message = format!("worker {worker} is not ready; POST /models/MODEL/load makes one ready");
-            return Err(ApiError::new(StatusCode::CONFLICT, "worker_not_ready", message));
+            ApiError::new(StatusCode::CONFLICT, "worker_not_ready", message)
+        };
+        let ready = state.workers.get(&id).filter(|worker| worker.phase == Phase::Ready);
+        let pid = ready.and_then(|worker| worker.pid).ok_or_else(not_ready)?;
+        tracing::warn!(worker = id.0, ?starve, bytes, "a drill: the operator lets a worker want for memory");
+        if let Some(of) = starve {
+            workers::starve(pid, of).map_err(|error| {
+                tracing::warn!(worker = id.0, %error, "its limits can't be set");
+                not_ready()
+            })?;
         }
-        tracing::warn!(worker = id.0, bytes, "the operator lets a worker take memory, as a drill");
-        state.send(id, ToWorker::Drill { bytes }, Vec::new());
+        if let Some(bytes) = bytes {
+            state.send(id, ToWorker::Drill { bytes }, Vec::new());
+        }
         Ok(())
     }
 
@@ -190,7 +206,7 @@ impl Dispatcher {
         let mut state = self.lock();
         let Some(entry) = state.workers.get_mut(&worker) else { return };
         let after = clock::instant().duration_since(entry.decided);
-        let slots = Slots::new(ready.shape);
+        let slots = Slots::new(ready.shape, ready.used_bytes);
         let event = Event::WorkerReady {
             worker,
             bytes_per_token: ready.bytes_per_token,
@@ -259,6 +275,11 @@ impl Dispatcher {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished });
             }
             Ending::Stopped => self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished }),
+            // Not even the load fits: that will not change by trying again.
+            Ending::OutOfMemory { rung: Rung::RefusedByWorker, .. } if gone.serving.is_none() => {
+                self.step(&mut state, Event::LoadFailed { worker });
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Finished });
+            }
             Ending::OutOfMemory { rung, .. } => {
                 let exit = match rung {
                     Rung::RefusedByProfile | Rung::RefusedByWorker => Exit::OutOfMemory,
@@ -266,10 +287,13 @@ impl Dispatcher {
                 };
                 self.step(&mut state, Event::WorkerExited { worker, exit });
             }
+            Ending::OverLease(_) => {
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::OverLimit });
+            }
             Ending::Illegal(_) | Ending::SandboxFalse(_) => {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Illegal });
             }
-            Ending::Killed | Ending::Died(_) | Ending::Vanished => {
+            Ending::DeviceFailed(_) | Ending::Killed | Ending::Died(_) | Ending::Vanished => {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Crashed });
             }
         }

@@ -3,6 +3,7 @@
 use super::connection::Connection;
 use super::log::Log;
 use super::readiness::watch;
+use super::reconcile::{self, Overshoot};
 use super::slots::{Illegal, Shape};
 use super::spawner::{self, Spawner, StartError};
 use crate::clock;
@@ -86,6 +87,8 @@ pub(crate) enum Ending {
     NotStarted(String),
     #[error("it could not run the package: {0}")]
     LoadFailed(LoadError),
+    #[error("its device failed: {0}")]
+    DeviceFailed(String),
     #[error("it stopped as it was told")]
     Stopped,
     #[error("it sent an illegal message: {0}")]
@@ -94,6 +97,8 @@ pub(crate) enum Ending {
     SandboxFalse(String),
     #[error("out of memory ({}): {wanted} bytes wanted, {used} of {limit} in use", .rung.code())]
     OutOfMemory { wanted: u64, used: u64, limit: u64, rung: Rung },
+    #[error("out of memory ({}): it has {} bytes of its own and may have {}", Rung::KilledByReconcile.code(), .0.used, .0.limit)]
+    OverLease(Overshoot),
     #[error("it was killed by the server")]
     Killed,
     #[error("it died with wait status {0:#x}")]
@@ -107,10 +112,12 @@ impl Ending {
     pub(crate) fn rung(&self) -> Option<Rung> {
         match self {
             Self::OutOfMemory { rung, .. } => Some(*rung),
+            Self::OverLease(_) => Some(Rung::KilledByReconcile),
             Self::LoadFailed(LoadError::OutOfMemory { .. }) => Some(Rung::RefusedByWorker),
             Self::PackageRefused(_)
             | Self::NotStarted(_)
             | Self::LoadFailed(_)
+            | Self::DeviceFailed(_)
             | Self::Stopped
             | Self::Illegal(_)
             | Self::SandboxFalse(_)
@@ -126,10 +133,12 @@ impl Ending {
             Self::PackageRefused(_) => "package_refused",
             Self::NotStarted(_) => "not_started",
             Self::LoadFailed(_) => "load_failed",
+            Self::DeviceFailed(_) => "device_failed",
             Self::Stopped => "stopped",
             Self::Illegal(_) => "illegal_message",
             Self::SandboxFalse(_) => "sandbox_false",
             Self::OutOfMemory { .. } => "out_of_memory",
+            Self::OverLease(_) => "over_lease",
             Self::Killed => "killed",
             Self::Died(_) => "died",
             Self::Vanished => "vanished",
@@ -141,8 +150,10 @@ impl Ending {
 enum Over {
     Closed,
     LoadFailed(LoadError),
+    DeviceFailed(String),
     Illegal(Illegal),
     SandboxFalse(String),
+    OverLease(Overshoot),
     Killed,
 }
 
@@ -158,7 +169,12 @@ pub(crate) async fn live(spawner: &Spawner, plan: Plan, audience: &dyn Audience)
     };
     let ended = match over {
         Over::Closed => wait(&child).await,
-        Over::LoadFailed(_) | Over::Illegal(_) | Over::SandboxFalse(_) | Over::Killed => end(&child).await,
+        Over::LoadFailed(_)
+        | Over::DeviceFailed(_)
+        | Over::Illegal(_)
+        | Over::SandboxFalse(_)
+        | Over::OverLease(_)
+        | Over::Killed => end(&child).await,
     };
     if !ended {
         tracing::error!(pid = child.pid, "a worker did not end within {} s of SIGKILL", REAP_MAX.as_secs());
@@ -199,13 +215,36 @@ async fn converse(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audi
 }
 
 async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audience) -> Over {
-    let ready = match handshake(connection, plan, audience).await {
+    let sealed = match handshake(connection, plan, audience).await {
+        Ok(sealed) => sealed,
+        Err(over) => return over,
+    };
+    let (pid, limit) = (sealed.pid, sealed.may_have);
+    tokio::select! {
+        over = serve(connection, plan, sealed, audience) => over,
+        overshoot = reconcile::overshoot(pid, limit) => {
+            tracing::warn!(pid, used = overshoot.used, limit, "a worker has more memory than it may, it is killed");
+            metrics::counter!("ringfence_worker_kills_total", "why" => "over_lease").increment(1);
+            metrics::histogram!("ringfence_overshoot_bytes").record((overshoot.used - limit) as f64);
+            Over::OverLease(overshoot)
+        }
+    }
+}
+
+async fn serve(
+    connection: &Arc<Connection>,
+    plan: &Plan,
+    sealed: Sealed,
+    audience: &dyn Audience,
+) -> Over {
+    let ready = match load(connection, plan, sealed).await {
         Ok(ready) => ready,
         Err(over) => return over,
     };
     audience.ready(ready, connection.clone());
     loop {
         match next(connection).await {
+            Ok(Received { message: FromWorker::DeviceFailed { reason }, .. }) => return device_failed(reason),
             Ok(received) => {
                 if let Err(illegal) = audience.message(received.message) {
                     return Over::Illegal(illegal);
@@ -216,7 +255,19 @@ async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audienc
     }
 }
 
-async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience) -> Result<Ready, Over> {
+/// A worker whose sandbox is complete, before it gets the first byte of a stranger.
+struct Sealed {
+    pid: i32,
+    layers: Vec<Layer>,
+    landlock_abi: u32,
+    setup_us: u64,
+    warm_up_us: u64,
+    tier: Tier,
+    /// Memory of its own, in bytes: what it has now, and what its leases give it beside that.
+    may_have: u64,
+}
+
+async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience) -> Result<Sealed, Over> {
     let hello = next(connection).await?;
     let FromWorker::Hello { digest } = hello.message else { return Err(Over::Illegal(Illegal::State)) };
     if digest != protocol::DIGEST {
@@ -227,11 +278,19 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
     let tier = set_backstop(pid, &plan.start)?;
     send(connection, ToWorker::Start(plan.start.clone()), Vec::new())?;
 
-    let FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } = next(connection).await?.message
-    else {
-        return Err(Over::Illegal(Illegal::State));
+    let (layers, landlock_abi, setup_us, warm_up_us) = match next(connection).await?.message {
+        FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {
+            (layers, landlock_abi, setup_us, warm_up_us)
+        }
+        other => return Err(failure(other)),
     };
     check_sandbox(pid, &layers)?;
+    let has = reconcile::own_bytes(pid).ok_or(Over::Closed)?;
+    let may_have = has.saturating_add(leased_bytes(&plan.start)).saturating_add(BACKSTOP_SLACK_BYTES);
+    Ok(Sealed { pid, layers, landlock_abi, setup_us, warm_up_us, tier, may_have })
+}
+
+async fn load(connection: &Connection, plan: &Plan, sealed: Sealed) -> Result<Ready, Over> {
     let (files, descriptors) = plan.package.files();
     send(connection, ToWorker::Load { files }, descriptors)?;
 
@@ -239,24 +298,41 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
         FromWorker::Ready { dimensions, bytes_per_token, used_bytes, max_tokens, vocabulary } => {
             let shape = check_shape(Shape { dimensions, max_tokens, vocabulary }, &plan.start)?;
             Ok(Ready {
-                pid,
+                pid: sealed.pid,
                 shape,
                 bytes_per_token,
                 used_bytes,
-                layers,
-                landlock_abi,
-                sandbox_setup_us: setup_us,
-                warm_up_us,
-                tier,
+                layers: sealed.layers,
+                landlock_abi: sealed.landlock_abi,
+                sandbox_setup_us: sealed.setup_us,
+                warm_up_us: sealed.warm_up_us,
+                tier: sealed.tier,
             })
         }
-        FromWorker::LoadFailed { error } => Err(Over::LoadFailed(error)),
+        other => Err(failure(other)),
+    }
+}
+
+/// What a message means that is not the one that the handshake waits for.
+fn failure(message: FromWorker) -> Over {
+    match message {
+        FromWorker::LoadFailed { error } => Over::LoadFailed(error),
+        FromWorker::DeviceFailed { reason } => device_failed(reason),
         FromWorker::Hello { .. }
         | FromWorker::Sealed { .. }
+        | FromWorker::Ready { .. }
         | FromWorker::Chunk { .. }
         | FromWorker::Step { .. }
         | FromWorker::Done { .. }
-        | FromWorker::Failed { .. } => Err(Over::Illegal(Illegal::State)),
+        | FromWorker::Failed { .. } => Over::Illegal(Illegal::State),
+    }
+}
+
+fn device_failed(reason: String) -> Over {
+    if reason.len() <= protocol::REASON_BYTES_MAX {
+        Over::DeviceFailed(reason)
+    } else {
+        Over::Illegal(Illegal::Range)
     }
 }
 
@@ -271,16 +347,24 @@ fn check_shape(shape: Shape, start: &protocol::Start) -> Result<Shape, Over> {
     if legal { Ok(shape) } else { Err(Over::Illegal(Illegal::Range)) }
 }
 
+/// What the leases give a worker of the host's memory. A software driver's device memory is the process's own.
+fn leased_bytes(start: &protocol::Start) -> u64 {
+    let of_device = match start.device {
+        protocol::Device::Cpu => 0,
+        protocol::Device::Wgpu { lease_bytes } => lease_bytes,
+    };
+    start.lease_bytes.saturating_add(of_device)
+}
+
 /// Sets RLIMIT_DATA from outside, where the worker can't raise it, and reads it back.
 fn set_backstop(pid: i32, start: &protocol::Start) -> Result<Tier, Over> {
-    // A software driver's device memory is the process's own. Of its device memory only the worker itself keeps count.
-    let (device_bytes, tier) = match start.device {
+    // With the room that a driver needs, the kernel's limit is no bound of the lease any more.
+    let (driver_bytes, tier) = match start.device {
         protocol::Device::Cpu => (0, Tier::Kernel),
-        protocol::Device::Wgpu { lease_bytes } => {
-            (lease_bytes.saturating_add(SOFTWARE_DRIVER_BYTES), Tier::InProcess)
-        }
+        protocol::Device::Wgpu { .. } => (SOFTWARE_DRIVER_BYTES, Tier::PolledKill),
     };
-    let bytes = start.lease_bytes.saturating_add(device_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
+    let bytes =
+        leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
@@ -365,10 +449,12 @@ async fn timeout<T>(within: Duration, future: impl Future<Output = T>) -> Option
 fn verdict(over: Over, plan: &Plan) -> Ending {
     let status = plan.page.read();
     match over {
+        Over::OverLease(overshoot) => Ending::OverLease(overshoot),
         Over::Killed => Ending::Killed,
         Over::Illegal(illegal) => Ending::Illegal(illegal),
         Over::SandboxFalse(what) => Ending::SandboxFalse(what),
         Over::LoadFailed(error) => Ending::LoadFailed(error),
+        Over::DeviceFailed(reason) => Ending::DeviceFailed(reason),
         Over::Closed => match (status.denial, status.wait_status) {
             (_, Some(0)) => Ending::Stopped,
             (Some(Denial { wanted, used, limit }), _) => {

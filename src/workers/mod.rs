@@ -1,16 +1,19 @@
 //! Workers from the server's side: started, spoken to, watched and ended.
 
 mod connection;
+mod drill;
 mod life;
 mod log;
 mod probes;
 mod readiness;
+mod reconcile;
 mod slots;
 mod spawner;
 
 pub(crate) use connection::Connection;
+pub(crate) use drill::{Starve, starve};
 pub(crate) use life::{Audience, Ending, Plan, Ready, live, micros_since};
 pub(crate) use log::Log;
 pub(crate) use probes::{ProbeError, prove_cpu, prove_gpu};
-pub(crate) use slots::{Effect, End, Illegal, Slots};
+pub(crate) use slots::{Effect, End, Illegal, Slots, Usage};
 pub(crate) use spawner::Spawner;

@@ -9,6 +9,16 @@ use std::collections::BTreeMap;
 pub(crate) struct Slots {
     running: BTreeMap<u32, Running>,
     shape: Shape,
+    usage: Usage,
+}
+
+/// What a worker has of its device's memory, by its own word: for people, nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Handed out at the end of the last job.
+    pub(crate) used_bytes: u64,
+    /// The most at one time.
+    pub(crate) peak_bytes: u64,
 }
 
 /// What the worker said of its model when it was ready; later messages must agree with it.
@@ -64,8 +74,6 @@ pub(crate) enum End {
         truncated: u32,
         /// The worker's own figure.
         compute_us: u64,
-        /// The most that its allocator had handed out.
-        peak_bytes: u64,
     },
     /// Typed.
     Failed(JobError),
@@ -100,8 +108,14 @@ pub(crate) enum Illegal {
 
 impl Slots {
     /// All free.
-    pub(crate) fn new(shape: Shape) -> Self {
-        Self { running: BTreeMap::new(), shape }
+    pub(crate) fn new(shape: Shape, used_bytes: u64) -> Self {
+        let usage = Usage { used_bytes, peak_bytes: used_bytes };
+        Self { running: BTreeMap::new(), shape, usage }
+    }
+
+    /// What it last said that it has of its device's memory.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
     }
 
     /// Whether no job is in the worker.
@@ -132,7 +146,7 @@ impl Slots {
         match message {
             FromWorker::Chunk { slot, sequence, data } => self.chunk(slot, sequence, &data.0),
             FromWorker::Step { busy_us, tokens } => self.step(busy_us, &tokens),
-            FromWorker::Done { slot, tokens, truncated, compute_us, peak_bytes } => {
+            FromWorker::Done { slot, tokens, truncated, compute_us, used_bytes, peak_bytes } => {
                 let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
                 if running.output.len() != self.output_bytes(running.items) {
                     return Err(Illegal::OutputLength);
@@ -142,7 +156,8 @@ impl Slots {
                 {
                     return Err(Illegal::Count);
                 }
-                let end = End::Done { data: running.output, tokens, truncated, compute_us, peak_bytes };
+                let end = End::Done { data: running.output, tokens, truncated, compute_us };
+                self.usage = Usage { used_bytes, peak_bytes };
                 Ok(Effect::End { job: running.job, end })
             }
             FromWorker::Failed { slot, error } => {
@@ -155,7 +170,8 @@ impl Slots {
             FromWorker::Hello { .. }
             | FromWorker::Sealed { .. }
             | FromWorker::Ready { .. }
-            | FromWorker::LoadFailed { .. } => Err(Illegal::State),
+            | FromWorker::LoadFailed { .. }
+            | FromWorker::DeviceFailed { .. } => Err(Illegal::State),
         }
     }
 
@@ -215,7 +231,7 @@ mod tests {
     const JOB: JobId = JobId(7);
 
     fn slots() -> Slots {
-        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 });
+        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, 7);
         assert_eq!(slots.occupy(JOB, 2), 0);
         slots
     }
@@ -225,7 +241,7 @@ mod tests {
     }
 
     fn done(slot: u32) -> FromWorker {
-        FromWorker::Done { slot, tokens: 6, truncated: 0, compute_us: 5, peak_bytes: 9 }
+        FromWorker::Done { slot, tokens: 6, truncated: 0, compute_us: 5, used_bytes: 8, peak_bytes: 9 }
     }
 
     #[test]
@@ -235,8 +251,10 @@ mod tests {
         assert_eq!(slots.take(chunk(0, 1, 6)), Ok(Effect::Progress));
         let step = FromWorker::Step { busy_us: 3, tokens: vec![(0, 6)] };
         assert_eq!(slots.take(step), Ok(Effect::Step { busy_us: 3, tokens: vec![(JOB, 6)] }));
-        let end = End::Done { data: vec![1; 16], tokens: 6, truncated: 0, compute_us: 5, peak_bytes: 9 };
+        let end = End::Done { data: vec![1; 16], tokens: 6, truncated: 0, compute_us: 5 };
+        assert_eq!(slots.usage(), Usage { used_bytes: 7, peak_bytes: 7 });
         assert_eq!(slots.take(done(0)), Ok(Effect::End { job: JOB, end }));
+        assert_eq!(slots.usage(), Usage { used_bytes: 8, peak_bytes: 9 });
         assert_eq!(slots.take(done(0)), Err(Illegal::SlotFree));
     }
 
@@ -275,7 +293,14 @@ mod tests {
     fn more_tokens_than_the_job_can_have_are_illegal() {
         let mut slots = slots();
         slots.take(chunk(0, 0, 16)).unwrap();
-        let message = FromWorker::Done { slot: 0, tokens: 17, truncated: 0, compute_us: 1, peak_bytes: 1 };
+        let message = FromWorker::Done {
+            slot: 0,
+            tokens: 17,
+            truncated: 0,
+            compute_us: 1,
+            used_bytes: 1,
+            peak_bytes: 1,
+        };
         assert_eq!(slots.take(message), Err(Illegal::Count));
     }
 }

@@ -1,7 +1,7 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
 #[cfg(feature = "wgpu")]
-use crate::device::Wgpu;
+use crate::device::{GpuFault, Wgpu};
 use crate::device::{Cpu, DeviceFailure};
 use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, Refusal, job_error};
@@ -13,9 +13,11 @@ use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
-    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
+    INPUT_BYTES_MAX, REASON_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError, hoard};
+#[cfg(feature = "wgpu")]
+use ringfence_gpu::OpenError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -57,7 +59,7 @@ pub enum End {
     /// The device failed under a job.
     #[error("{0}")]
     Device(#[from] DeviceFailure),
-    /// The package can't be run; the server knows.
+    /// The package can't be run.
     #[error("the package can't be run: {0}")]
     Load(LoadError),
 }
@@ -67,6 +69,36 @@ pub enum End {
 /// # Errors
 /// Whatever else ends the worker.
 pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
+    let ended = serve_link(link, shell, memory);
+    if let Err(end) = &ended
+        && let Some(last) = last_word(end)
+    {
+        // The link may be gone as well; then there is nobody to tell.
+        let _ = link.send(&last, &[]);
+    }
+    ended
+}
+
+/// What the server must hear of an end that is not its own.
+fn last_word(end: &End) -> Option<FromWorker> {
+    let device = |reason: &str| {
+        let most = reason.floor_char_boundary(REASON_BYTES_MAX);
+        Some(FromWorker::DeviceFailed { reason: reason[..most].to_owned() })
+    };
+    match end {
+        End::NoDevice(reason) | End::Device(DeviceFailure { reason }) => device(reason),
+        End::WarmUp(LoadError::Device { reason }) | End::Load(LoadError::Device { reason }) => device(reason),
+        End::WarmUp(error) | End::Load(error) => Some(FromWorker::LoadFailed { error: error.clone() }),
+        End::Link(_)
+        | End::Illegal(_)
+        | End::Slot(_)
+        | End::Input(_)
+        | End::Seal(_)
+        | End::Threads(_) => None,
+    }
+}
+
+fn serve_link(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
     send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
     let start = receive_start(link)?;
     let ready = seal(link, shell, &start, memory)?;
@@ -83,10 +115,7 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
             let pace = Pace::new(start.step_tokens, start.step_us);
             Server { link, memory, loaded, pace, calibrate, jobs: Jobs::default() }.run()
         }
-        Err(error) => {
-            send(link, FromWorker::LoadFailed { error: error.clone() })?;
-            Err(End::Load(error))
-        }
+        Err(error) => Err(End::Load(error)),
     }
 }
 
@@ -139,10 +168,21 @@ fn warmed_up(start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
         Device::Wgpu { .. } => Err(End::NoDevice("this program was built without GPUs".to_owned())),
         #[cfg(feature = "wgpu")]
         Device::Wgpu { lease_bytes } => {
-            let wgpu = Wgpu::first(lease_bytes).map_err(|fault| End::NoDevice(fault.to_string()))?;
+            let wgpu = Wgpu::first(lease_bytes).map_err(no_device)?;
             let wgpu = models::warm_up(start.architecture, wgpu, memory).map_err(End::WarmUp)?;
             Ok(Ready::Wgpu(Box::new(wgpu)))
         }
+    }
+}
+
+/// A lease that does not even hold what the device takes for itself is too small, whatever the device is.
+#[cfg(feature = "wgpu")]
+fn no_device(fault: GpuFault) -> End {
+    match fault {
+        GpuFault::Open(OpenError::LeaseTooSmall { lease, headroom }) => {
+            End::WarmUp(LoadError::OutOfMemory { wanted: headroom, used: 0, limit: lease })
+        }
+        GpuFault::None(_) | GpuFault::Open(_) | GpuFault::WarmUp(_) => End::NoDevice(fault.to_string()),
     }
 }
 
@@ -408,13 +448,15 @@ impl Server<'_> {
     }
 
     fn finish(&mut self, slot: u32) -> Result<(), End> {
+        let usage = self.loaded.model.usage(self.memory);
         let job = self.jobs.get_mut(slot);
         let done = FromWorker::Done {
             slot,
             tokens: job.tokens,
             truncated: job.truncated,
             compute_us: job.compute_us,
-            peak_bytes: self.loaded.model.usage(self.memory).peak,
+            used_bytes: usage.used,
+            peak_bytes: usage.peak,
         };
         self.jobs.remove(slot);
         send(self.link, done)

@@ -69,7 +69,7 @@ fn a_refusal_keeps_the_servers_code_words_and_time() {
         json!({"error": {"message": "the queue is full", "type": "rate_limit_error", "code": "queue_full"}});
     let (_server, authority) = Server::on_tcp(Reply::json(429, &body).header("retry-after-ms", "250"));
     match ask_once(&Address::Tcp { authority, key: None }, &get("/v1/models")) {
-        Err(CliError::Refused { request, status, code, message, retry_after_ms }) => {
+        Err(CliError::Refused { request, status, code, message, retry_after_ms, rung: None }) => {
             assert_eq!((request.as_str(), status, retry_after_ms), ("GET /v1/models", 429, Some(250)));
             assert_eq!((code.as_str(), message.as_str()), ("queue_full", "the queue is full"));
         }

@@ -113,10 +113,20 @@ impl<'a> Ground<'a> {
 
     /// A worker that has run nothing yet, with the values that count.
     pub(super) async fn fresh_worker(&self) -> Result<Value, CliError> {
-        let unload = Ask::plain(Method::POST, &format!("/models/{}/unload", self.server.model));
-        self.server.ask(&unload).await?;
+        self.unload().await?;
         self.recovered(clock::now()).await?;
         self.ready_worker().await
+    }
+
+    /// Ends the workers of the model after their jobs.
+    pub(super) async fn unload(&self) -> Result<(), CliError> {
+        let unload = Ask::plain(Method::POST, &format!("/models/{}/unload", self.server.model));
+        self.server.ask(&unload).await.map(drop)
+    }
+
+    /// Lets a worker want for memory.
+    pub(super) async fn drill(&self, worker: &Value, drill: &Value) -> Result<(), CliError> {
+        self.server.ask(&Ask::post(&format!("/workers/{}/drill", worker["id"]), drill)).await.map(drop)
     }
 
     /// A worker that is ready.

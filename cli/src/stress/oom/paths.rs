@@ -7,11 +7,8 @@ use super::{Device, Path, failed};
 use crate::bench::words;
 use crate::clock;
 use crate::error::CliError;
-use crate::http::Ask;
 use crate::stress::load::Running;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
-use std::fs;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -30,6 +27,10 @@ const JOBS: usize = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long it may take until something stops a worker.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
+/// What a driver may reserve beside what it is asked for, in MiB, from the least.
+const DRIVER_MIB: [u64; 6] = [0, 4, 8, 16, 32, 64];
+/// Texts of a job that needs new buffers.
+const BATCH_OF_DRIVER: u32 = 16;
 /// What a hostile worker takes: more than any limit.
 const HOARD_MIB: u64 = 1 << 20;
 /// How far a worker goes that stays below the kernel's limit, above what the server grants it, in MiB.
@@ -141,10 +142,16 @@ async fn fragmentation(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     Ok(report)
 }
 
+/// Gives the model a lease that holds little more than itself. What a driver reserves beside it is found by trying.
 async fn snug(ground: &Ground<'_>) -> Result<Running, CliError> {
-    ground.set(&[ground.of_model("lease_mib", ground.snug_mib())]).await?;
-    ground.fresh_worker().await?;
-    ground.others().await
+    for more in DRIVER_MIB {
+        ground.set(&[ground.of_model("lease_mib", ground.snug_mib() + more)]).await?;
+        ground.unload().await?;
+        if ground.want(1, ground.server.tokens).await == Stop::Served {
+            return ground.others().await;
+        }
+    }
+    Err(failed("no_lease", "the model runs in no lease that is little larger than what it was measured to take"))
 }
 
 async fn recover(ground: &Ground<'_>, tries: &mut Tries, stop: Stop) -> Result<(), CliError> {
@@ -238,20 +245,14 @@ async fn most_promised(ground: &Ground<'_>) -> Result<bool, CliError> {
 
 async fn host_memory(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     let done = "the kernel's limit (RLIMIT_DATA) of a worker at work is set to what it has, then it needs 64 MiB";
-    let path = Path::HostMemory;
-    ground.set(&[]).await?;
-    ground.fresh_worker().await?;
-    if let Err(why) = ground.server.worker_to_signal().await? {
-        return Ok(PathReport::skipped(path, done, why));
-    }
-    let starve = |pid: Pid| limit(pid, DATA).map(drop);
-    let (tries, others) = stopped_by_itself(ground, STARVED_MIB, Some(&starve)).await?;
-    Ok(PathReport::judged(path, done, tries, &[BY_KERNEL], others))
+    let drill = json!({"starve": "data", "take_mib": STARVED_MIB});
+    let (tries, others) = stopped_by_itself(ground, &drill).await?;
+    Ok(PathReport::judged(Path::HostMemory, done, tries, &[BY_KERNEL], others))
 }
 
 async fn hostile_worker(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     let done = "a worker at work takes all the memory that it gets, past its own count";
-    let (tries, others) = stopped_by_itself(ground, HOARD_MIB, None).await?;
+    let (tries, others) = stopped_by_itself(ground, &json!({"take_mib": HOARD_MIB})).await?;
     Ok(PathReport::judged(Path::HostileWorker, done, tries, &[BY_KERNEL], others))
 }
 
@@ -260,15 +261,14 @@ async fn hostile_within_limits(ground: &Ground<'_>) -> Result<PathReport, CliErr
     let Measured { lease, .. } = ground.measured;
     let host = 256;
     let take = lease.div_ceil(MIB) + host + BEYOND_MIB;
-    let (tries, others) = stopped_by_itself(ground, take, None).await?;
+    let (tries, others) = stopped_by_itself(ground, &json!({"take_mib": take})).await?;
     Ok(PathReport::judged(Path::HostileWithinLimits, done, tries, &[BY_RECONCILE], others))
 }
 
 /// Lets a worker at work take memory, and waits until something ends it.
 async fn stopped_by_itself(
     ground: &Ground<'_>,
-    take_mib: u64,
-    before: Option<&dyn Fn(Pid) -> Result<(), CliError>>,
+    drill: &Value,
 ) -> Result<(Tries, Option<Others>), CliError> {
     ground.set(&[]).await?;
     let others = ground.others().await?;
@@ -278,12 +278,8 @@ async fn stopped_by_itself(
         others_answered(&others).await;
         let worker = ground.ready_worker().await?;
         let counted = ground.counted().await?;
-        if let (Some(before), Some(pid)) = (before, pid(&worker)) {
-            before(pid)?;
-        }
         let since = clock::now();
-        let ask = Ask::post(&format!("/workers/{}/drill", worker["id"]), &json!({"take_mib": take_mib}));
-        ground.server.ask(&ask).await?;
+        ground.drill(&worker, drill).await?;
         let stop = ended_by(ground, &worker, &counted, since).await?;
         tries.push(stop, ground.recovered(since).await?);
     }
@@ -322,68 +318,24 @@ async fn others_answered(others: &Running) {
 
 async fn driver_memory(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     let done = "the address space (RLIMIT_AS) of a fresh worker is set to what it has, then a job needs new buffers of the driver";
-    let path = Path::DriverMemory;
-    ground.set(&[]).await?;
-    ground.fresh_worker().await?;
-    if let Err(why) = ground.server.worker_to_signal().await? {
-        return Ok(PathReport::skipped(path, done, why));
-    }
     let mut tries = Tries::default();
     for _ in 0..ground.extent.rounds {
         let worker = ground.fresh_worker().await?;
-        let Some(pid) = pid(&worker) else { continue };
         let counted = ground.counted().await?;
-        let free = limit(pid, ADDRESS_SPACE)?;
-        let mut stop = ground.want(SIZES[1], ground.server.tokens).await;
-        // It may have ended before it is told: that is another way to be stopped.
-        let _ = prlimit(Some(pid), ADDRESS_SPACE.resource, free);
+        ground.drill(&worker, &json!({"starve": "address-space"})).await?;
+        let mut stop = ground.want(BATCH_OF_DRIVER, ground.server.tokens).await;
         let since = clock::now();
         if let (Stop::Unnamed(_), Some(rung)) = (&stop, stop::rose(&counted, &ground.counted().await?)) {
             stop = Stop::Rung(rung);
         }
+        match ground.drill(&worker, &json!({"starve": "nothing"})).await {
+            // It has ended: that is another way to be stopped.
+            Ok(()) | Err(CliError::Refused { status: 404 | 409, .. }) => {}
+            Err(error) => return Err(error),
+        }
         tries.push(stop, ground.recovered(since).await?);
     }
-    Ok(PathReport::judged(path, done, tries, &[BY_WORKER, BY_KERNEL], None))
-}
-
-/// A limit of a process, and where the kernel says what it has of it and may have.
-#[derive(Clone, Copy)]
-struct Limited {
-    resource: Resource,
-    /// In `/proc/PID/status`.
-    has: &'static str,
-    /// In `/proc/PID/limits`.
-    may: &'static str,
-}
-
-const DATA: Limited = Limited { resource: Resource::Data, has: "VmData:", may: "Max data size" };
-const ADDRESS_SPACE: Limited = Limited { resource: Resource::As, has: "VmSize:", may: "Max address space" };
-
-/// Sets a soft limit to what the process has now; what it was before.
-fn limit(pid: Pid, of: Limited) -> Result<Rlimit, CliError> {
-    let gone = || failed("no_worker", "the worker ended before its time");
-    let has = line(pid, "status", of.has).and_then(|has| size(&has)).ok_or_else(gone)?;
-    let may = line(pid, "limits", of.may).ok_or_else(gone)?;
-    let mut bounds = may.split_whitespace().map(|bound| bound.parse::<u64>().ok());
-    let (current, maximum) = (bounds.next().flatten(), bounds.next().flatten());
-    let set = prlimit(Some(pid), of.resource, Rlimit { current: Some(has), maximum });
-    set.map_err(|source| CliError::io(format!("limits of {pid:?}"), source))?;
-    Ok(Rlimit { current, maximum })
-}
-
-/// What follows a name in a file of a process.
-fn line(pid: Pid, file: &str, name: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero())).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
-}
-
-/// `N kB` in bytes.
-fn size(text: &str) -> Option<u64> {
-    text.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn pid(worker: &Value) -> Option<Pid> {
-    worker["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1).and_then(Pid::from_raw)
+    Ok(PathReport::judged(Path::DriverMemory, done, tries, &[BY_WORKER, BY_KERNEL], None))
 }
 
 async fn ended(others: Option<Running>) -> Option<Others> {

@@ -38,6 +38,10 @@ pub(super) async fn send(address: &Address, body: &Bytes) -> Stop {
         match answer {
             Ok(_) => return Stop::Served,
             Err(CliError::Refused { rung: Some(rung), .. }) => return Stop::Rung(rung),
+            // That will not change by waiting.
+            Err(CliError::Refused { code, .. }) if code == "load_failed" || code == "package_refused" => {
+                return Stop::Unnamed(code);
+            }
             Err(CliError::Refused { status: 429 | 503, code, retry_after_ms, .. }) => {
                 last = code;
                 let wait = retry_after_ms.map_or(PAUSE_MAX, Duration::from_millis);
