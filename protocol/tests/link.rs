@@ -63,7 +63,14 @@ fn more_descriptors_than_a_message_carries_are_refused_by_the_sender() {
 #[test]
 fn what_is_no_message_is_malformed() {
     let message = |message: &FromWorker| postcard::to_stdvec(message).unwrap();
-    let done = message(&FromWorker::Done { slot: 1, tokens: 1, truncated: 0, compute_us: 1, used_bytes: 1, peak_bytes: 1 });
+    let done = message(&FromWorker::Done {
+        slot: 1,
+        tokens: 1,
+        truncated: 0,
+        compute_us: 1,
+        used_bytes: 1,
+        peak_bytes: 1,
+    });
     let trailing = [done.clone(), vec![0]].concat();
     let cases: [(&str, Vec<u8>); 5] = [
         ("an unknown variant", vec![200]),

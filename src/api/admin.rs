@@ -115,6 +115,17 @@ pub(super) async fn unload_model(
     Ok(Json(Models { models: app.dispatcher.models() }))
 }
 
+/// `POST /models/{model}/drill`: lets the next worker of the model find next to no memory for its package, once.
+#[utoipa::path(post, path = "/models/{model}/drill", params(("model" = String, Path)),
+    responses((status = 202, body = Models), (status = 404, body = super::error::ErrorBody)))]
+pub(super) async fn drill_model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, Json<Models>), ApiError> {
+    app.dispatcher.drill_load(&name)?;
+    Ok((StatusCode::ACCEPTED, Json(Models { models: app.dispatcher.models() })))
+}
+
 /// A client with a socket.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ClientView {

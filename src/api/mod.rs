@@ -75,6 +75,7 @@ enum Route {
     ModelsReload,
     ModelLoad,
     ModelUnload,
+    ModelDrill,
     ClientsList,
     ClientsAdd,
     KeysList,
@@ -87,7 +88,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -105,6 +106,7 @@ impl Route {
         Self::ModelsReload,
         Self::ModelLoad,
         Self::ModelUnload,
+        Self::ModelDrill,
         Self::ClientsList,
         Self::ClientsAdd,
         Self::KeysList,
@@ -135,6 +137,7 @@ impl Route {
             Self::ModelsReload => (Method::POST, "/models/reload", Surface::Admin),
             Self::ModelLoad => (Method::POST, "/models/{model}/load", Surface::Admin),
             Self::ModelUnload => (Method::POST, "/models/{model}/unload", Surface::Admin),
+            Self::ModelDrill => (Method::POST, "/models/{model}/drill", Surface::Admin),
             Self::ClientsList => (Method::GET, "/clients", Surface::Admin),
             Self::ClientsAdd => (Method::POST, "/clients", Surface::Admin),
             Self::KeysList => (Method::GET, "/keys", Surface::Admin),
@@ -163,6 +166,7 @@ impl Route {
             Self::ModelsReload => post(admin::reload_models),
             Self::ModelLoad => post(admin::load_model),
             Self::ModelUnload => post(admin::unload_model),
+            Self::ModelDrill => post(admin::drill_model),
             Self::ClientsList => get(admin::clients),
             Self::ClientsAdd => post(admin::add_client),
             Self::KeysList => get(admin::keys),

@@ -21,6 +21,7 @@ use utoipa::OpenApi;
         admin::reload_models,
         admin::load_model,
         admin::unload_model,
+        admin::drill_model,
         admin::clients,
         admin::add_client,
         admin::keys,

@@ -128,6 +128,8 @@ pub(super) struct Model {
     pub(super) health: ModelHealth,
     /// The last worker's end that was not wanted.
     trouble: Option<String>,
+    /// Its next worker is to find no memory for the package.
+    drill: bool,
     /// The disk holds something else than what is loaded.
     pub(super) change: Option<ChangeView>,
 }
@@ -196,6 +198,17 @@ impl Dispatcher {
         let mut state = self.lock();
         let model = state.models.id(name)?;
         self.step(&mut state, Event::Load { model });
+        Ok(())
+    }
+
+    /// Lets the next worker of a model find next to no memory for its package.
+    pub(crate) fn drill_load(&self, name: &str) -> Result<(), ApiError> {
+        let mut state = self.lock();
+        let model = state.models.id(name)?;
+        tracing::warn!(model = name, "a drill: the next worker finds no memory for the package");
+        if let Some(model) = state.models.get_mut(model) {
+            model.drill = true;
+        }
         Ok(())
     }
 
@@ -283,7 +296,10 @@ impl Models {
         });
         let health = ModelHealth::default();
         let config = terms.config.clone();
-        self.known.insert(id, Model { name, surveyed, terms, source, health, trouble: None, change: None });
+        self.known.insert(
+            id,
+            Model { name, surveyed, terms, source, health, trouble: None, drill: false, change: None },
+        );
         Some(Event::ModelAdded { model: id, config })
     }
 
@@ -405,6 +421,11 @@ impl Models {
             step_us: u32::try_from(model.terms.quota.step_ms * 1_000).expect("at most 50 ms"),
             calibrate: false,
         }
+    }
+
+    /// Whether the worker that starts now is to find no memory; the one after it is not.
+    pub(super) fn take_drill(&mut self, model: ModelId) -> bool {
+        self.known.get_mut(&model).is_some_and(|model| std::mem::take(&mut model.drill))
     }
 
     /// Closes the held bytes; a load that is under way keeps its own.

@@ -129,7 +129,8 @@ impl Dispatcher {
         };
         state.workers.insert(worker, entry);
         let start = state.models.start(model, leases, threads);
-        tokio::spawn(self.clone().run_worker(worker, model, start, kill));
+        let starve_load = state.models.take_drill(model);
+        tokio::spawn(self.clone().run_worker(worker, model, (start, starve_load), kill));
     }
 
     /// The whole life of one worker, from its package to its end.
@@ -137,14 +138,14 @@ impl Dispatcher {
         self: Arc<Self>,
         worker: WorkerId,
         model: ModelId,
-        start: protocol::Start,
+        (start, starve_load): (protocol::Start, bool),
         kill: Arc<Notify>,
     ) {
         let log = Log::default();
         let ending = match self.prepare(worker, model).await {
             Err(ending) => ending,
             Ok((package, page)) => {
-                let plan = Plan { start, package, kill, log: log.clone(), page };
+                let plan = Plan { start, package, kill, starve_load, log: log.clone(), page };
                 live(&self.spawner, plan, &Watched { dispatcher: self.clone(), worker }).await
             }
         };

@@ -17,6 +17,17 @@ pub(crate) enum Starve {
     Nothing,
 }
 
+/// What is left to a worker that is starved before it loads: enough for small things.
+const LOAD_BYTES: u64 = 16 << 20;
+
+/// Leaves a worker next to nothing for its package, as a full machine or device would.
+///
+/// # Errors
+/// As for [`starve`].
+pub(crate) fn starve_load(pid: i32) -> io::Result<()> {
+    limit(pid, &DATA, Some(LOAD_BYTES))
+}
+
 /// A limit, and the kernel's names of what a process has and may have of it.
 struct Limited {
     resource: Resource,
@@ -33,13 +44,14 @@ const ADDRESS_SPACE: Limited = Limited { resource: Resource::As, has: "VmSize:",
 /// The process has gone, or its limits can't be set.
 pub(crate) fn starve(pid: i32, of: Starve) -> io::Result<()> {
     match of {
-        Starve::Data => limit(pid, &DATA, true),
-        Starve::AddressSpace => limit(pid, &ADDRESS_SPACE, true),
-        Starve::Nothing => limit(pid, &DATA, false).and(limit(pid, &ADDRESS_SPACE, false)),
+        Starve::Data => limit(pid, &DATA, Some(0)),
+        Starve::AddressSpace => limit(pid, &ADDRESS_SPACE, Some(0)),
+        Starve::Nothing => limit(pid, &DATA, None).and(limit(pid, &ADDRESS_SPACE, None)),
     }
 }
 
-fn limit(pid: i32, of: &Limited, to_what_it_has: bool) -> io::Result<()> {
+/// Sets a soft limit to so much more than the process has, or to the hard one.
+fn limit(pid: i32, of: &Limited, more: Option<u64>) -> io::Result<()> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let gone = || io::Error::from(io::ErrorKind::NotFound);
@@ -47,7 +59,7 @@ fn limit(pid: i32, of: &Limited, to_what_it_has: bool) -> io::Result<()> {
     let hard = line(&limits, of.may).and_then(|line| line.split_whitespace().nth(1)).ok_or_else(gone)?;
     let maximum = hard.parse().ok();
     let has = line(&status, of.has).and_then(bytes).ok_or_else(gone)?;
-    let current = if to_what_it_has { Some(has) } else { maximum };
+    let current = more.map_or(maximum, |more| Some(has.saturating_add(more)));
     let process = Pid::from_raw(pid).ok_or_else(gone)?;
     Ok(prlimit(Some(process), of.resource, Rlimit { current, maximum }).map(drop)?)
 }

@@ -1,6 +1,7 @@
 //! The life of one worker: package, process, handshake, service, end. One task for each worker runs this.
 
 use super::connection::Connection;
+use super::drill;
 use super::log::Log;
 use super::readiness::watch;
 use super::reconcile::{self, Overshoot};
@@ -37,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) package: Arc<Package>,
     /// Tells the task to end the worker.
     pub(crate) kill: Arc<Notify>,
+    /// Whether it is to find next to no memory for its package, as a drill.
+    pub(crate) starve_load: bool,
     /// Where the worker's output goes.
     pub(crate) log: Log,
     /// Shared with the worker and its shim.
@@ -231,12 +234,7 @@ async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audienc
     }
 }
 
-async fn serve(
-    connection: &Arc<Connection>,
-    plan: &Plan,
-    sealed: Sealed,
-    audience: &dyn Audience,
-) -> Over {
+async fn serve(connection: &Arc<Connection>, plan: &Plan, sealed: Sealed, audience: &dyn Audience) -> Over {
     let ready = match load(connection, plan, sealed).await {
         Ok(ready) => ready,
         Err(over) => return over,
@@ -244,7 +242,9 @@ async fn serve(
     audience.ready(ready, connection.clone());
     loop {
         match next(connection).await {
-            Ok(Received { message: FromWorker::DeviceFailed { reason }, .. }) => return device_failed(reason),
+            Ok(Received { message: FromWorker::DeviceFailed { reason }, .. }) => {
+                return device_failed(reason);
+            }
             Ok(received) => {
                 if let Err(illegal) = audience.message(received.message) {
                     return Over::Illegal(illegal);
@@ -285,6 +285,9 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
         other => return Err(failure(other)),
     };
     check_sandbox(pid, &layers)?;
+    if plan.starve_load {
+        drill::starve_load(pid).map_err(|_| Over::Closed)?;
+    }
     let has = reconcile::own_bytes(pid).ok_or(Over::Closed)?;
     let may_have = has.saturating_add(leased_bytes(&plan.start)).saturating_add(BACKSTOP_SLACK_BYTES);
     Ok(Sealed { pid, layers, landlock_abi, setup_us, warm_up_us, tier, may_have })
@@ -363,8 +366,7 @@ fn set_backstop(pid: i32, start: &protocol::Start) -> Result<Tier, Over> {
         protocol::Device::Cpu => (0, Tier::Kernel),
         protocol::Device::Wgpu { .. } => (SOFTWARE_DRIVER_BYTES, Tier::PolledKill),
     };
-    let bytes =
-        leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
+    let bytes = leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
@@ -458,8 +460,7 @@ fn verdict(over: Over, plan: &Plan) -> Ending {
         Over::Closed => match (status.denial, status.wait_status) {
             (_, Some(0)) => Ending::Stopped,
             (Some(Denial { wanted, used, limit }), _) => {
-                let rung =
-                    if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
+                let rung = if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
                 Ending::OutOfMemory { wanted, used, limit, rung }
             }
             (None, Some(status)) => Ending::Died(status),

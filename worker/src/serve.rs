@@ -1,8 +1,8 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
+use crate::device::{Cpu, DeviceFailure};
 #[cfg(feature = "wgpu")]
 use crate::device::{GpuFault, Wgpu};
-use crate::device::{Cpu, DeviceFailure};
 use crate::jobs::{Jobs, Share, SlotFault};
 use crate::memory::{Memory, Refusal, job_error};
 use crate::models::{self, Batch, Loaded};
@@ -10,14 +10,15 @@ use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
 use crate::shell::{Shell, layer};
 use crate::stopwatch::Stopwatch;
+#[cfg(feature = "wgpu")]
+use ringfence_gpu::OpenError;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
-    INPUT_BYTES_MAX, REASON_BYTES_MAX, Item, JobError, LinkError, LoadError, Received, Start, ToWorker, WorkerSideLink,
+    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Start, ToWorker,
+    WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError, hoard};
-#[cfg(feature = "wgpu")]
-use ringfence_gpu::OpenError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -89,12 +90,9 @@ fn last_word(end: &End) -> Option<FromWorker> {
         End::NoDevice(reason) | End::Device(DeviceFailure { reason }) => device(reason),
         End::WarmUp(LoadError::Device { reason }) | End::Load(LoadError::Device { reason }) => device(reason),
         End::WarmUp(error) | End::Load(error) => Some(FromWorker::LoadFailed { error: error.clone() }),
-        End::Link(_)
-        | End::Illegal(_)
-        | End::Slot(_)
-        | End::Input(_)
-        | End::Seal(_)
-        | End::Threads(_) => None,
+        End::Link(_) | End::Illegal(_) | End::Slot(_) | End::Input(_) | End::Seal(_) | End::Threads(_) => {
+            None
+        }
     }
 }
 
@@ -132,9 +130,7 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
         | ToWorker::Run { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
-        | ToWorker::Stop => {
-            Err(End::Illegal("something before the start"))
-        }
+        | ToWorker::Stop => Err(End::Illegal("something before the start")),
     }
 }
 
@@ -213,9 +209,7 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
         | ToWorker::Run { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
-        | ToWorker::Stop => {
-            Err(End::Illegal("something before the package"))
-        }
+        | ToWorker::Stop => Err(End::Illegal("something before the package")),
     }
 }
 
@@ -306,10 +300,7 @@ impl Server<'_> {
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Drill { bytes }, 0) => hoard(bytes),
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
-            (
-                ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Drill { .. } | ToWorker::Stop,
-                _,
-            ) => {
+            (ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Drill { .. } | ToWorker::Stop, _) => {
                 return Err(End::Illegal("descriptors that don't belong to the message"));
             }
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {

@@ -6,10 +6,10 @@ use crate::bench::words;
 use crate::clock;
 use crate::error::CliError;
 use crate::http::{Address, Ask, Connection};
+use crate::stress::Extent;
 use crate::stress::load::{self, Ending, Job, Running, Traffic};
 use crate::stress::quotas::{self, Original};
 use crate::stress::server::Server;
-use crate::stress::Extent;
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
@@ -124,6 +124,18 @@ impl<'a> Ground<'a> {
         self.server.ask(&unload).await.map(drop)
     }
 
+    /// Lets the next worker find no memory for the package.
+    pub(super) async fn starve_next_load(&self) -> Result<(), CliError> {
+        self.server.ask(&Ask::plain(Method::POST, &format!("/models/{}/drill", self.server.model))).await?;
+        self.unload().await
+    }
+
+    /// Clears what a load that failed has left behind, and loads the model.
+    pub(super) async fn load(&self) -> Result<(), CliError> {
+        let load = Ask::plain(Method::POST, &format!("/models/{}/load", self.server.model));
+        self.server.ask(&load).await.map(drop)
+    }
+
     /// Lets a worker want for memory.
     pub(super) async fn drill(&self, worker: &Value, drill: &Value) -> Result<(), CliError> {
         self.server.ask(&Ask::post(&format!("/workers/{}/drill", worker["id"]), drill)).await.map(drop)
@@ -154,7 +166,9 @@ impl<'a> Ground<'a> {
             let heard = self.probe.send(&self.greedy).await;
             match heard.ending {
                 Ending::Right => return Ok(heard.ended.saturating_duration_since(since)),
-                Ending::Wrong => return Err(failed("wrong_answer", "the model answers otherwise than before")),
+                Ending::Wrong => {
+                    return Err(failed("wrong_answer", "the model answers otherwise than before"));
+                }
                 Ending::Refused { .. } | Ending::Lost(_) if clock::now() < until => {
                     tokio::time::sleep(ASK_EVERY).await;
                 }

@@ -31,7 +31,7 @@ pub struct PathReport {
     pub others: Option<Others>,
     /// Whether it was as promised.
     pub verdict: Verdict,
-    /// What was not, or why it was skipped; may be empty.
+    /// What was not; may be empty.
     pub note: String,
     #[serde(skip)]
     pub(super) recoveries: Vec<f64>,
@@ -149,7 +149,8 @@ impl PathReport {
             wrong.push("nothing was tried".to_owned());
         }
         if let Some(others) = others.as_ref().filter(|others| others.lost > 0 || others.wrong > 0) {
-            wrong.push(format!("others lost {} ({}), wrong {}", others.lost, others.lost_codes, others.wrong));
+            wrong
+                .push(format!("others lost {} ({}), wrong {}", others.lost, others.lost_codes, others.wrong));
         }
         let recovery = |fraction| percentile(&tries.recoveries, fraction);
         Self {
@@ -165,12 +166,6 @@ impl PathReport {
             note: wrong.join("; "),
             recoveries: tries.recoveries,
         }
-    }
-
-    /// A path that can't be gone here; that is not the same as held.
-    pub(super) fn skipped(path: Path, done: &'static str, why: String) -> Self {
-        let judged = Self::judged(path, done, Tries::default(), &[], None);
-        Self { verdict: Verdict::Skipped, note: why, ..judged }
     }
 
     /// Something else was not as promised.
@@ -219,13 +214,16 @@ impl OomReport {
             ["PATH", "TRIES", "STOPPED BY", "NEXT P50 MS", "P99 MS", "OTHERS", "LOST", "VERDICT"];
         let rows: Vec<Vec<String>> = self.paths.iter().map(PathReport::row).collect();
         let mut parts = vec![table(style, &HEADING, &rows)];
-        let notes: Vec<String> = self.paths.iter().filter(|path| !path.note.is_empty()).map(|path| {
-            style.red(&format!("{}: {}", path.path.name(), path.note))
-        }).collect();
+        let notes: Vec<String> = self
+            .paths
+            .iter()
+            .filter(|path| !path.note.is_empty())
+            .map(|path| style.red(&format!("{}: {}", path.path.name(), path.note)))
+            .collect();
         parts.extend((!notes.is_empty()).then(|| notes.join("\n")));
         let count = |verdict| self.paths.iter().filter(|path| path.verdict == verdict).count();
-        let [held, broken, skipped] = [Verdict::Held, Verdict::Broken, Verdict::Skipped].map(count);
-        let summary = format!("{held} held, {broken} broken, {skipped} skipped, {} on {}", self.model, self.device.name());
+        let [held, broken] = [Verdict::Held, Verdict::Broken].map(count);
+        let summary = format!("{held} held, {broken} broken, {} on {}", self.model, self.device.name());
         parts.push(if broken > 0 { style.red(&summary) } else { style.green(&summary) });
         parts.join("\n\n")
     }
@@ -262,29 +260,34 @@ mod tests {
 
     #[test]
     fn a_job_of_others_that_is_lost_breaks_the_path() {
-        let others = Others { answered: 9, refused: 0, lost: 1, wrong: 0, lost_codes: "1 worker_died".into() };
+        let others =
+            Others { answered: 9, refused: 0, lost: 1, wrong: 0, lost_codes: "1 worker_died".into() };
         let stops = tries(&[rung(BY_KERNEL)]);
         let report = PathReport::judged(Path::HostileWorker, "d", stops, &[BY_KERNEL], Some(others));
-        assert_eq!((report.verdict, report.note.as_str()), (Verdict::Broken, "others lost 1 (1 worker_died), wrong 0"));
+        assert_eq!(
+            (report.verdict, report.note.as_str()),
+            (Verdict::Broken, "others lost 1 (1 worker_died), wrong 0")
+        );
     }
 
     #[test]
     fn the_page_and_the_json_say_what_stopped_what() {
-        let held = PathReport::judged(Path::HostileWorker, "d", tries(&[rung(BY_KERNEL)]), &[BY_KERNEL], None);
-        let skipped = PathReport::skipped(Path::HostMemory, "d", "no right".to_owned());
-        let report = OomReport::new("minilm", Device::Cpu, 1, vec![held, skipped]);
+        let held =
+            PathReport::judged(Path::HostileWorker, "d", tries(&[rung(BY_KERNEL)]), &[BY_KERNEL], None);
+        let broken = PathReport::judged(Path::HostMemory, "d", tries(&[Stop::Served]), &[BY_KERNEL], None);
+        let report = OomReport::new("minilm", Device::Cpu, 1, vec![held, broken]);
         let expected = "\
 PATH            TRIES  STOPPED BY          NEXT P50 MS  P99 MS  OTHERS  LOST  VERDICT
 hostile-worker  1      1 killed-by-kernel  7.0          7.0     -       -     held
-host-memory     0                          -            -       -       -     skipped
+host-memory     1      1 served            -            -       -       -     BROKEN
 
-host-memory: no right
+host-memory: 1 were not stopped
 
-1 held, 0 broken, 1 skipped, minilm on cpu";
+1 held, 1 broken, minilm on cpu";
         assert_eq!(report.page(Style::plain()), expected);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["paths"][0]["caught"]["killed-by-kernel"], 1);
         assert_eq!((&json["device"], &json["paths"][0]["recovery_ms"]["p99"]), (&"cpu".into(), &7.0.into()));
-        assert!(report.broken().is_empty());
+        assert_eq!(report.broken(), ["host-memory: 1 were not stopped"]);
     }
 }
