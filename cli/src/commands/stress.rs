@@ -6,7 +6,7 @@ use crate::home::Home;
 use crate::http;
 use crate::output::{Output, progress_of};
 use crate::stress::chart::ChartFile;
-use crate::stress::oom::{self, Device};
+use crate::stress::oom::{self, Device, Path};
 use crate::stress::promise::{Findings, Report};
 use crate::stress::server::Server;
 use crate::stress::{self, Extent, Scenario};
@@ -48,8 +48,11 @@ pub struct StressArgs {
     #[arg(long, conflicts_with = "scenarios")]
     oom: bool,
     /// Where the model computes while it wants too much
-    #[arg(long, value_enum, requires = "oom")]
+    #[arg(long, value_enum, requires = "oom", conflicts_with_all = ["scenarios", "all"])]
     device: Option<Device>,
+    /// Only this way, instead of every one that the device has
+    #[arg(long, value_enum, value_name = "PATH", requires = "oom", conflicts_with_all = ["scenarios", "all"])]
+    path: Vec<Path>,
     /// The model to ask
     #[arg(long, default_value = "minilm", value_parser = client_name)]
     model: String,
@@ -59,8 +62,8 @@ pub struct StressArgs {
     /// Seconds of one phase: 1 to 600
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Rounds of scenarios that have some: 1 to 100
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Rounds of scenarios that have some, tries of each path: 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Draw what was measured; the file ends in .svg or .png
     #[arg(long, value_name = "FILE", value_parser = ChartFile::parse)]
@@ -107,7 +110,7 @@ fn run_oom(args: &StressArgs, home: &Home, output: &Output) -> Result<(), CliErr
     if bar.is_hidden() {
         output.note(&format!("out of memory on {} ..", device.name()));
     }
-    let found = runtime.block_on(oom::run(&server, device, extent, &bar));
+    let found = runtime.block_on(oom::run(&server, device, (&args.path, extent), &bar));
     bar.finish_and_clear();
     let mut report = found?;
     let broken = report.broken();
@@ -180,11 +183,24 @@ mod tests {
     }
 
     #[test]
+    fn out_of_memory_has_a_device_and_no_scenario() {
+        let args = parse(&["--oom", "--device", "wgpu", "--path", "host-memory"]).unwrap();
+        assert_eq!((args.device, &args.path[..]), (Some(Device::Wgpu), &[Path::HostMemory][..]));
+        for path in Path::value_variants() {
+            assert_eq!(path.to_possible_value().unwrap().get_name(), path.name());
+        }
+    }
+
+    #[test]
     fn what_can_not_be_meant_is_refused() {
         for wrong in [
             &[][..],
             &["everything"],
             &["--all", "flood"],
+            &["--all", "--oom"],
+            &["--oom", "flood"],
+            &["flood", "--device", "wgpu"],
+            &["--oom", "--device", "tpu"],
             &["flood", "--rounds", "0"],
             &["flood", "--seconds", "0"],
             &["flood", "--seconds", "601"],

@@ -44,45 +44,32 @@ impl Device {
 }
 
 /// A way to want too much memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Path {
-    /// The model's lease is larger than its device.
+    /// The model's lease is larger than its device
     OversizedModel,
-    /// The lease is smaller than the model.
+    /// The lease is smaller than the model
     SmallLease,
-    /// One job with more and more texts, in a lease that holds little more than the model.
+    /// One job with more and more texts, in a lease that holds little more than the model
     GrowingBatch,
-    /// The longest text that the model takes, in such a lease.
+    /// The longest text that the model takes, in such a lease
     LongContext,
-    /// Jobs of many sizes, one after the other, in such a lease.
+    /// Jobs of many sizes, one after the other, in such a lease
     Fragmentation,
-    /// More workers than the device holds.
+    /// More workers than the device holds
     ManyWorkers,
-    /// The kernel gives the worker nothing more.
+    /// The kernel gives the worker nothing more
     HostMemory,
-    /// A worker takes memory past its own count, all that it gets.
+    /// A worker takes memory past its own count, all that it gets
     HostileWorker,
-    /// A worker takes more than it may and less than the kernel's limit.
+    /// A worker takes more than it may and less than the kernel's limit
     HostileWithinLimits,
-    /// The GPU's driver is out of memory.
+    /// The GPU's driver is out of memory
     DriverMemory,
 }
 
 impl Path {
-    const ALL: [Self; 10] = [
-        Self::OversizedModel,
-        Self::SmallLease,
-        Self::GrowingBatch,
-        Self::LongContext,
-        Self::Fragmentation,
-        Self::ManyWorkers,
-        Self::HostMemory,
-        Self::HostileWorker,
-        Self::HostileWithinLimits,
-        Self::DriverMemory,
-    ];
-
     /// As in the report.
     pub fn name(self) -> &'static str {
         match self {
@@ -116,7 +103,7 @@ impl Path {
     }
 }
 
-/// Goes every path on this device. The quotas are then those from before, whatever happened.
+/// Goes these paths, or every one that this device has. The quotas are then those from before, whatever happened.
 ///
 /// # Errors
 /// Those of the connections, and [`CliError::Failed`] where the quotas can't be changed or put back, where somebody
@@ -124,13 +111,13 @@ impl Path {
 pub async fn run(
     server: &Server,
     device: Device,
-    extent: Extent,
+    (wanted, extent): (&[Path], Extent),
     bar: &ProgressBar,
 ) -> Result<OomReport, CliError> {
     let original = quotas::read(server).await?;
     let original = original.ok_or_else(|| failed("quotas_fixed", "this server's quotas can't be changed"))?;
     let found = tokio::select! {
-        found = go(server, device, extent, &original, bar) => found,
+        found = go(server, device, (wanted, extent), &original, bar) => found,
         stopped = interrupted() => stopped.and(Err(failed("interrupted", "a signal ended it"))),
     };
     // That the quotas are not what they were is worse than whatever ended the paths.
@@ -140,14 +127,15 @@ pub async fn run(
 async fn go(
     server: &Server,
     device: Device,
-    extent: Extent,
+    (wanted, extent): (&[Path], Extent),
     original: &quotas::Original,
     bar: &ProgressBar,
 ) -> Result<OomReport, CliError> {
     let ground = Ground::prepare(server, device, extent, original).await?;
     let mut paths = Vec::new();
-    let wanted = Path::ALL.into_iter().filter(|path| path.is_on(device));
-    bar.set_length(wanted.clone().count() as u64);
+    let all = if wanted.is_empty() { Path::value_variants() } else { wanted };
+    let wanted: Vec<Path> = all.iter().copied().filter(|path| path.is_on(device)).collect();
+    bar.set_length(wanted.len() as u64);
     for path in wanted {
         bar.set_message(path.name());
         let gone = timeout(PATH_WAIT_MAX, paths::go(path, &ground)).await;
