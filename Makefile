@@ -1,4 +1,5 @@
-# Two commands do everything: `make demo` and `make test`. The rest are parts of them.
+# Two commands do everything: `make demo` and `make test`. The rest are parts of them. `make demo DEVICE=wgpu` runs the
+# model on Vulkan, on Mesa's software driver where there is no card.
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -14,7 +15,7 @@ export RINGFENCE_SPEECH := $(CACHE)/speech
 demo: system-packages
 	$(CARGO) build --release --bins --workspace
 	$(CARGO) build --release -p ringfence --example demo
-	target/release/examples/demo
+	target/release/examples/demo $(DEVICE)
 
 # Offline and on tiny packages: minutes.
 check: system-packages nextest lint programs

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 const FOLDER: &str = "docs";
+/// Those that the questions are about.
+const FEW: [&str; 2] = ["ARCHITECTURE.md", "docs/security.md"];
 /// A document is never this long.
 const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -17,8 +19,20 @@ const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// # Errors
 /// [`CliError::Failed`] where a document can't be read, or none is there.
 pub(crate) fn read(root: &Path) -> Result<Vec<Passage>, CliError> {
+    passages(root, files(root).map_err(|source| CliError::io(root.display().to_string(), source))?)
+}
+
+/// The passages of the documents that the questions are about.
+///
+/// # Errors
+/// As for [`read`].
+pub(crate) fn read_few(root: &Path) -> Result<Vec<Passage>, CliError> {
+    passages(root, FEW.iter().map(PathBuf::from).collect())
+}
+
+fn passages(root: &Path, files: Vec<PathBuf>) -> Result<Vec<Passage>, CliError> {
     let mut passages = Vec::new();
-    for file in files(root).map_err(|source| CliError::io(root.display().to_string(), source))? {
+    for file in files {
         let text =
             text(&root.join(&file)).map_err(|source| CliError::io(file.display().to_string(), source))?;
         let is_rust = file.extension().is_some_and(|extension| extension == "rs");

@@ -1,5 +1,6 @@
 //! The whole way on real input: keys, a signed model, a sandboxed worker, and answers about this repository's own
-//! documents. Run it from the repository's root, after `cargo build --release`, as `make demo` does.
+//! documents. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
+//! as `make demo DEVICE=wgpu` does, the model runs on Vulkan.
 
 mod answers;
 mod documents;
@@ -33,9 +34,29 @@ const SCORE_MIN: f32 = 0.4;
 /// Passages that are shown for a question.
 const SHOWN: usize = 3;
 
+/// Where the model runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Device {
+    Cpu,
+    Wgpu,
+}
+
+impl Device {
+    fn from_arguments() -> Result<Self, CliError> {
+        match std::env::args().nth(1).as_deref() {
+            None | Some("" | "cpu") => Ok(Self::Cpu),
+            Some("wgpu") => Ok(Self::Wgpu),
+            Some(other) => Err(CliError::Usage {
+                what: format!("there is no device {other:?}"),
+                advice: "make demo DEVICE=cpu, or DEVICE=wgpu".to_owned(),
+            }),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let output = Output::new(false);
-    match demonstrate(&output) {
+    match Device::from_arguments().and_then(|device| demonstrate(device, &output)) {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
             output.error(&error);
@@ -44,7 +65,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn demonstrate(output: &Output) -> Result<(), CliError> {
+fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
     let mut stages = Stages::new();
     let programs = Programs::find()?;
     let folder = folder()?;
@@ -59,7 +80,7 @@ fn demonstrate(output: &Output) -> Result<(), CliError> {
 
     let server = programs.serve(&home, folder.path())?;
     stages.ended("start the server (sandbox probes included)");
-    use_server(&programs, &home, &server, &mut stages, output)
+    use_server((&programs, device), &home, &server, &mut stages, output)
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
     server.stop()?;
     stages.ended("stop the server");
@@ -79,7 +100,7 @@ fn folder() -> Result<TempDir, CliError> {
 }
 
 fn use_server(
-    programs: &Programs,
+    (programs, device): (&Programs, Device),
     home: &Home,
     server: &RunningServer,
     stages: &mut Stages,
@@ -90,7 +111,15 @@ fn use_server(
     list_models(&server.url, key)?;
     stages.ended("add a client and a key");
 
-    let passages = documents::read(Path::new("."))?;
+    if device == Device::Wgpu {
+        programs.use_gpu(home)?;
+        stages.ended("give the model a GPU (its sandbox proven first)");
+    }
+    // A driver in software takes half a second for a passage.
+    let passages = match device {
+        Device::Cpu => documents::read(Path::new("."))?,
+        Device::Wgpu => documents::read_few(Path::new("."))?,
+    };
     let socket = Address::Unix(home.client_socket(programs::CLIENT));
     let (embedded, batches, tokens) = embed(&socket, passages, output)?;
     println!("\nembedded {} passages, {tokens} tokens, in {batches} requests", embedded.len());

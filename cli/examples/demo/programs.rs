@@ -78,6 +78,12 @@ impl Programs {
         run(command).map(drop)
     }
 
+    /// `ringfence quota set`: memory of a GPU, and the model on it.
+    pub(crate) fn use_gpu(&self, home: &Home) -> Result<(), CliError> {
+        let values = ["devices.wgpu.memory_mib=2048", "models.minilm.device=wgpu"];
+        run(self.command(home, &[&["quota", "set"][..], &values].concat())).map(drop)
+    }
+
     /// `ringfence client add`.
     pub(crate) fn add_client(&self, home: &Home) -> Result<(), CliError> {
         run(self.command(home, &["client", "add", CLIENT])).map(drop)

@@ -75,7 +75,7 @@ impl<'a> Ground<'a> {
         }
         put(server, original, &base, &[]).await?;
         let greedy = server.client("stress-greedy").await?;
-        server.ask(&Ask::plain(Method::POST, &format!("/models/{}/unload", server.model))).await?;
+        server.ask(&Ask::plain(Method::POST, format!("/models/{}/unload", server.model))).await?;
         let probe = load::jobs(server, &greedy, OTHERS_TEXTS).await?.swap_remove(0);
         let status = server.status().await?;
         let worker = worker(&status, &server.model);
@@ -120,25 +120,25 @@ impl<'a> Ground<'a> {
 
     /// Ends the workers of the model after their jobs.
     pub(super) async fn unload(&self) -> Result<(), CliError> {
-        let unload = Ask::plain(Method::POST, &format!("/models/{}/unload", self.server.model));
+        let unload = Ask::plain(Method::POST, format!("/models/{}/unload", self.server.model));
         self.server.ask(&unload).await.map(drop)
     }
 
     /// Lets the next worker find no memory for the package.
     pub(super) async fn starve_next_load(&self) -> Result<(), CliError> {
-        self.server.ask(&Ask::plain(Method::POST, &format!("/models/{}/drill", self.server.model))).await?;
+        self.server.ask(&Ask::plain(Method::POST, format!("/models/{}/drill", self.server.model))).await?;
         self.unload().await
     }
 
     /// Clears what a load that failed has left behind, and loads the model.
     pub(super) async fn load(&self) -> Result<(), CliError> {
-        let load = Ask::plain(Method::POST, &format!("/models/{}/load", self.server.model));
+        let load = Ask::plain(Method::POST, format!("/models/{}/load", self.server.model));
         self.server.ask(&load).await.map(drop)
     }
 
     /// Lets a worker want for memory.
     pub(super) async fn drill(&self, worker: &Value, drill: &Value) -> Result<(), CliError> {
-        self.server.ask(&Ask::post(&format!("/workers/{}/drill", worker["id"]), drill)).await.map(drop)
+        self.server.ask(&Ask::post(format!("/workers/{}/drill", worker["id"]), drill)).await.map(drop)
     }
 
     /// A worker that is ready.
