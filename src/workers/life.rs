@@ -156,7 +156,7 @@ enum Over {
     DeviceFailed(String),
     Illegal(Illegal),
     SandboxFalse(String),
-    OverLease(Overshoot),
+    AboveLease(Overshoot),
     Killed,
 }
 
@@ -176,7 +176,7 @@ pub(crate) async fn live(spawner: &Spawner, plan: Plan, audience: &dyn Audience)
         | Over::DeviceFailed(_)
         | Over::Illegal(_)
         | Over::SandboxFalse(_)
-        | Over::OverLease(_)
+        | Over::AboveLease(_)
         | Over::Killed => end(&child).await,
     };
     if !ended {
@@ -229,7 +229,7 @@ async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audienc
             tracing::warn!(pid, used = overshoot.used, limit, "a worker has more memory than it may, it is killed");
             metrics::counter!("ringfence_worker_kills_total", "why" => "over_lease").increment(1);
             metrics::histogram!("ringfence_overshoot_bytes").record((overshoot.used - limit) as f64);
-            Over::OverLease(overshoot)
+            Over::AboveLease(overshoot)
         }
     }
 }
@@ -451,7 +451,7 @@ async fn timeout<T>(within: Duration, future: impl Future<Output = T>) -> Option
 fn verdict(over: Over, plan: &Plan) -> Ending {
     let status = plan.page.read();
     match over {
-        Over::OverLease(overshoot) => Ending::OverLease(overshoot),
+        Over::AboveLease(overshoot) => Ending::OverLease(overshoot),
         Over::Killed => Ending::Killed,
         Over::Illegal(illegal) => Ending::Illegal(illegal),
         Over::SandboxFalse(what) => Ending::SandboxFalse(what),
