@@ -9,6 +9,7 @@
 //!
 //! `start` puts them together; the other files are what they say.
 
+mod alerts;
 mod api;
 mod clients;
 mod clock;

@@ -1,5 +1,6 @@
 //! Want of memory as a contract: whatever asks for too much is stopped on one of these rungs, and it is said on which.
 
+use crate::alerts::{Alerts, Kind, News};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -28,11 +29,12 @@ impl Rung {
         }
     }
 
-    /// Counts one job, load or worker that was stopped here.
-    pub(crate) fn count(self, model: &str, device: &'static str) {
+    /// Counts one job, load or worker that was stopped here, and tells the operator.
+    pub(crate) fn stopped(self, alerts: &Alerts, model: &str, device: &str, message: String) {
         let labels =
             [("rung", self.code().to_owned()), ("model", model.to_owned()), ("device", device.to_owned())];
         metrics::counter!("ringfence_oom_total", &labels).increment(1);
+        alerts.raise(News { kind: Kind::OutOfMemory, model, device, rung: Some(self), message });
     }
 }
 

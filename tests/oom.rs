@@ -87,6 +87,17 @@ fn a_worker_that_takes_memory_past_its_allocator_is_stopped_by_the_kernel_and_th
     server.await_status("the hoarding worker's end", |_| !support::is_alive(pid));
     ask(&server, "tiny-bert", &json!("a")).ok();
     assert_eq!(counted(&server, "killed-by-kernel", "tiny-bert"), 1, "{}", server.log());
+    let alerts = server.admin().get("/alerts?after=0&wait_ms=1000").ok();
+    let alert = &alerts["alerts"][0];
+    assert_eq!(
+        (&alert["kind"], &alert["rung"]),
+        (&json!("out_of_memory"), &json!("killed-by-kernel")),
+        "{alerts}"
+    );
+    assert_eq!((&alert["model"], &alert["device"]), (&json!("tiny-bert"), &json!("cpu")));
+    let shown = home.cli_ok(&["alert", "list"]);
+    assert!(shown.contains("killed-by-kernel"), "{shown}");
+    assert_eq!(server.api().get("/alerts").status, 403, "clients hear nothing of it");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::commands::alert::AlertArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
 use crate::commands::doctor::DoctorArgs;
@@ -85,6 +86,8 @@ pub enum Command {
     Top(TopArgs),
     /// Show what each client has had, has left and was refused
     Usage(UsageArgs),
+    /// Show what went wrong, and have a command told of it
+    Alert(AlertArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
     /// Record what comes to the server, and replay it under other quotas

@@ -1,6 +1,7 @@
 //! HTTP: the table of routes, and what stands before every one of them.
 
 mod admin;
+mod alerts;
 mod body;
 mod error;
 mod health;
@@ -84,11 +85,12 @@ enum Route {
     QuotasGet,
     QuotasPut,
     Trace,
+    Alerts,
     Metrics,
 }
 
 impl Route {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 28] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -115,6 +117,7 @@ impl Route {
         Self::QuotasGet,
         Self::QuotasPut,
         Self::Trace,
+        Self::Alerts,
         Self::Metrics,
     ];
 
@@ -146,6 +149,7 @@ impl Route {
             Self::QuotasGet => (Method::GET, "/quotas", Surface::Admin),
             Self::QuotasPut => (Method::PUT, "/quotas", Surface::Admin),
             Self::Trace => (Method::GET, "/trace", Surface::Admin),
+            Self::Alerts => (Method::GET, "/alerts", Surface::Admin),
             Self::Metrics => (Method::GET, "/metrics", Surface::Metrics),
         }
     }
@@ -175,6 +179,7 @@ impl Route {
             Self::QuotasGet => get(quotas::show),
             Self::QuotasPut => put(quotas::replace),
             Self::Trace => get(trace::record),
+            Self::Alerts => get(alerts::alerts),
             Self::Metrics => get(admin::metrics),
         }
     }

@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, health, jobs, openai, quotas, trace};
+use super::{admin, alerts, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -30,6 +30,7 @@ use utoipa::OpenApi;
         quotas::show,
         quotas::replace,
         trace::record,
+        alerts::alerts,
         admin::metrics
     )
 )]

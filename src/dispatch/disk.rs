@@ -5,6 +5,7 @@
 
 use super::Dispatcher;
 use super::models::Source;
+use crate::alerts::{Kind, News};
 use crate::clock;
 use crate::packages::{Change, Found, Package, PackagesError};
 use ringfence_models::Stamps;
@@ -95,6 +96,7 @@ impl ChangeView {
 impl super::models::Models {
     /// Takes the verdict over the files of a loaded package: an alert, or its end.
     fn changed(&mut self, id: ModelId, change: Option<Change>) {
+        let (alerts, device) = (self.alerts.clone(), self.device_name(id));
         let Some(model) = self.get_mut(id) else { return };
         match (change.map(ChangeView::new), &model.change) {
             (None, None) => {}
@@ -110,6 +112,9 @@ impl super::models::Models {
                     tracing::warn!(model = model.name, reason, file, running, found, "model changed on disk");
                     metrics::counter!("ringfence_package_changes_total", "model" => model.name.clone())
                         .increment(1);
+                    let message = format!("{reason}: {}", file.as_deref().unwrap_or("the package"));
+                    let kind = Kind::PackageChanged;
+                    alerts.raise(News { kind, model: &model.name, device, rung: None, message });
                 }
                 model.change = Some(new);
             }

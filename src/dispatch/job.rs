@@ -118,6 +118,16 @@ impl Job {
         }
     }
 
+    /// Why it is over, for the operator: numbers, and nothing of its input.
+    pub(super) fn in_words(&self, outcome: &Outcome) -> String {
+        match (outcome, &self.result) {
+            (Outcome::Failed(Failure::OutOfMemory), Some(End::Failed(error))) => error.to_string(),
+            (Outcome::Refused(refusal), _) => refusal.to_string(),
+            (Outcome::Failed(failure), _) => failure.to_string(),
+            (Outcome::Done, _) => String::new(),
+        }
+    }
+
     /// The same, or what ended the worker or the load that it needed.
     fn stopped_on(&self, outcome: &Outcome) -> Option<Rung> {
         let with_worker = matches!(

@@ -21,6 +21,7 @@ pub(crate) use models::{ModelView, SYSTEM};
 pub(crate) use quotas::{Machine, QuotasView, Replaced, Replacement};
 pub(crate) use trace::TraceLines;
 
+use crate::alerts::Alerts;
 use crate::api::ApiError;
 use crate::clock;
 use crate::packages::Packages;
@@ -55,6 +56,7 @@ pub(crate) struct Dispatcher {
     machine: Machine,
     /// The acts that were tried to prove the sandbox of workers on a GPU, once that was needed.
     gpu_probes: OnceCell<Vec<String>>,
+    alerts: Alerts,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
@@ -93,11 +95,12 @@ impl Dispatcher {
         machine: Machine,
         (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
+        let alerts = Alerts::default();
         let state = State {
             scheduler,
             jobs: HashMap::new(),
             workers: BTreeMap::new(),
-            models: Models::default(),
+            models: Models::new(alerts.clone()),
             clients: HashMap::new(),
             client_names: Vec::new(),
             quotas: Applied::new(quotas, &text),
@@ -113,6 +116,7 @@ impl Dispatcher {
             packages: Arc::new(packages),
             machine,
             gpu_probes: OnceCell::new(),
+            alerts,
             reading: tokio::sync::Mutex::new(()),
         })
     }
@@ -125,6 +129,11 @@ impl Dispatcher {
     /// Sees to it that the sandbox of workers on a GPU is proven; once is enough.
     pub(crate) async fn prove_gpu(&self) -> Result<(), ProbeError> {
         self.gpu_probes.get_or_try_init(|| workers::prove_gpu(&self.spawner)).await.map(drop)
+    }
+
+    /// What the operator wants to be told of.
+    pub(crate) fn alerts(&self) -> &Alerts {
+        &self.alerts
     }
 
     /// The acts that were tried for it.
@@ -203,7 +212,9 @@ impl Dispatcher {
             Action::End { job, outcome } => {
                 if let Some(job) = state.jobs.remove(&job) {
                     if let Some(rung) = job.refused_on(&outcome) {
-                        rung.count(&state.models.name(job.model), state.models.device_name(job.model));
+                        let (model, device) =
+                            (state.models.name(job.model), state.models.device_name(job.model));
+                        rung.stopped(&self.alerts, &model, device, job.in_words(&outcome));
                     }
                     state.record_end(&job, &outcome);
                     state.models.answered(job.model, &outcome);

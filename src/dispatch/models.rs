@@ -4,6 +4,7 @@ use super::disk::ChangeView;
 use super::quotas::Machine;
 use super::worker::Leases;
 use super::{Dispatcher, State};
+use crate::alerts::{Alerts, Kind, News};
 use crate::api::ApiError;
 use crate::clock;
 use crate::oom::Rung;
@@ -90,8 +91,8 @@ pub(super) struct Found {
 }
 
 /// All models by number; numbers are never used twice.
-#[derive(Default)]
 pub(super) struct Models {
+    pub(super) alerts: Alerts,
     known: BTreeMap<ModelId, Model>,
     /// Packages that can't be used, by name.
     refused: BTreeMap<String, Refused>,
@@ -243,6 +244,11 @@ impl Terms {
 }
 
 impl Models {
+    /// None yet.
+    pub(super) fn new(alerts: Alerts) -> Self {
+        Self { alerts, known: BTreeMap::new(), refused: BTreeMap::new(), last: 0 }
+    }
+
     /// Takes a survey in, and says what the scheduler must hear.
     fn merge(&mut self, survey: Vec<Survey>, quotas: &Quotas, machine: Machine) -> Vec<Event> {
         let mut events = Vec::new();
@@ -271,8 +277,12 @@ impl Models {
 
     fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>, quotas: &Quotas) {
         tracing::warn!(model = name, reason, "package refused");
+        let device = quotas.model(&name).device.name();
         if surveyed.is_some() {
-            Rung::RefusedByProfile.count(&name, quotas.model(&name).device.name());
+            Rung::RefusedByProfile.stopped(&self.alerts, &name, device, reason.clone());
+        } else {
+            let (kind, message) = (Kind::PackageRefused, reason.clone());
+            self.alerts.raise(News { kind, model: &name, device, rung: None, message });
         }
         self.refused.insert(name, Refused { reason, surveyed });
     }

@@ -2,6 +2,7 @@
 
 use super::job::Job;
 use super::{Dispatcher, State};
+use crate::alerts::News;
 use crate::api::ApiError;
 use crate::clock;
 use crate::oom::Rung;
@@ -260,8 +261,12 @@ impl Dispatcher {
         tracing::info!(worker = worker.0, pid = gone.pid, model, ending = %ending, "worker ended");
         metrics::counter!("ringfence_worker_ends_total", "how" => ending.code()).increment(1);
         state.models.ended(gone.model, ending, log.last_line());
+        if let Some(kind) = ending.alert() {
+            let (device, message) = (gone.leases.device_name(), ending.to_string());
+            self.alerts.raise(News { kind, model: &model, device, rung: None, message });
+        }
         if let Some(rung) = ending.rung() {
-            rung.count(&model, gone.leases.device_name());
+            rung.stopped(&self.alerts, &model, gone.leases.device_name(), ending.to_string());
             state.stopped_on(rung, &gone);
         }
         match ending {

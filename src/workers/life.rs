@@ -7,6 +7,7 @@ use super::readiness::watch;
 use super::reconcile::{self, Overshoot};
 use super::slots::{Illegal, Shape};
 use super::spawner::{self, Spawner, StartError};
+use crate::alerts::Kind;
 use crate::clock;
 use crate::oom::Rung;
 use crate::packages::Package;
@@ -124,6 +125,23 @@ impl Ending {
             | Self::Stopped
             | Self::Illegal(_)
             | Self::SandboxFalse(_)
+            | Self::Killed
+            | Self::Died(_)
+            | Self::Vanished => None,
+        }
+    }
+
+    /// What the operator must be told of, beside want of memory.
+    pub(crate) fn alert(&self) -> Option<Kind> {
+        match self {
+            Self::DeviceFailed(_) => Some(Kind::DeviceFailed),
+            Self::Illegal(_) | Self::SandboxFalse(_) => Some(Kind::WorkerIllegal),
+            Self::PackageRefused(_) => Some(Kind::PackageRefused),
+            Self::NotStarted(_)
+            | Self::LoadFailed(_)
+            | Self::Stopped
+            | Self::OutOfMemory { .. }
+            | Self::OverLease(_)
             | Self::Killed
             | Self::Died(_)
             | Self::Vanished => None,

@@ -1,5 +1,6 @@
 //! What each command does.
 
+pub mod alert;
 pub mod bench;
 pub mod client;
 pub mod doctor;
@@ -43,6 +44,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Status(args) => status::run(args, home, output),
         Command::Top(args) => top::run(args, home, output),
         Command::Usage(args) => usage::run(args, home, output),
+        Command::Alert(args) => alert::run(args, home, output),
         Command::Why(args) => why::run(&args, home, output),
         Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
