@@ -87,7 +87,8 @@ pub(crate) enum Ending {
     NotStarted(String),
     #[error("it could not run the package: {0}")]
     LoadFailed(LoadError),
-    #[error("its device failed: {0}")]
+    /// What it says of that may hold a client's contents: it is for the operator, and stays out of the log.
+    #[error("its device failed")]
     DeviceFailed(String),
     #[error("it stopped as it was told")]
     Stopped,
@@ -231,12 +232,7 @@ async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audienc
     }
 }
 
-async fn serve(
-    connection: &Arc<Connection>,
-    plan: &Plan,
-    sealed: Sealed,
-    audience: &dyn Audience,
-) -> Over {
+async fn serve(connection: &Arc<Connection>, plan: &Plan, sealed: Sealed, audience: &dyn Audience) -> Over {
     let ready = match load(connection, plan, sealed).await {
         Ok(ready) => ready,
         Err(over) => return over,
@@ -244,7 +240,9 @@ async fn serve(
     audience.ready(ready, connection.clone());
     loop {
         match next(connection).await {
-            Ok(Received { message: FromWorker::DeviceFailed { reason }, .. }) => return device_failed(reason),
+            Ok(Received { message: FromWorker::DeviceFailed { reason }, .. }) => {
+                return device_failed(reason);
+            }
             Ok(received) => {
                 if let Err(illegal) = audience.message(received.message) {
                     return Over::Illegal(illegal);
@@ -363,8 +361,7 @@ fn set_backstop(pid: i32, start: &protocol::Start) -> Result<Tier, Over> {
         protocol::Device::Cpu => (0, Tier::Kernel),
         protocol::Device::Wgpu { .. } => (SOFTWARE_DRIVER_BYTES, Tier::PolledKill),
     };
-    let bytes =
-        leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
+    let bytes = leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;
@@ -458,8 +455,7 @@ fn verdict(over: Over, plan: &Plan) -> Ending {
         Over::Closed => match (status.denial, status.wait_status) {
             (_, Some(0)) => Ending::Stopped,
             (Some(Denial { wanted, used, limit }), _) => {
-                let rung =
-                    if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
+                let rung = if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
                 Ending::OutOfMemory { wanted, used, limit, rung }
             }
             (None, Some(status)) => Ending::Died(status),

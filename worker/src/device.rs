@@ -10,7 +10,7 @@ mod wgpu;
 pub use cpu::Cpu;
 pub use ringfence_kernels::{Activation, OutOfMemory};
 #[cfg(feature = "wgpu")]
-pub use wgpu::{GpuFault, Wgpu};
+pub use wgpu::{HOST_BYTES, Wgpu};
 
 use crate::memory::Memory;
 use crate::package::FileBytes;

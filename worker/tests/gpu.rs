@@ -7,16 +7,60 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
 use ringfence_gpu::{Adapter, Adapters, Gpu};
-use ringfence_protocol::{Architecture, LoadError};
-use ringfence_worker::device::{Stored, Wgpu};
-use ringfence_worker::memory::{Lease, Refusal};
+use ringfence_protocol::{
+    Architecture, Data, EmbedInput, FromWorker, Item, LinkError, LoadError, ToWorker, WorkerLink,
+    WorkerSideLink, connected_pair,
+};
+use ringfence_worker::device::{DeviceFailure, Stored, Usage, Wgpu};
+use ringfence_worker::memory::{Lease, Memory, Refusal};
 use ringfence_worker::models::bert::Bert;
 use ringfence_worker::models::{Batch, Embedder, Loaded, RandomWeights, load_on};
 use ringfence_worker::package::config::BertConfig;
 use ringfence_worker::package::modules::{Head, Pooling};
-use support::{Package, cosine, embed};
+use ringfence_worker::serve::{End, serve_jobs};
+use support::{Package, START, cosine, embed};
 
 const LEASE: u64 = 64 << 20;
+
+/// A model that gives its device up before the second step.
+struct LosesDevice {
+    model: Bert<Wgpu>,
+    steps: u32,
+}
+
+impl Embedder for LosesDevice {
+    fn dimensions(&self) -> usize {
+        self.model.dimensions()
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        self.model.bytes_per_token()
+    }
+
+    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Refusal> {
+        self.model.reserve(tokens, memory)
+    }
+
+    fn release(&mut self) {
+        self.model.release();
+    }
+
+    fn usage(&self, memory: &dyn Memory) -> Usage {
+        self.model.usage(memory)
+    }
+
+    fn restart_peak(&self, memory: &dyn Memory) {
+        self.model.restart_peak(memory);
+    }
+
+    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+        self.steps += 1;
+        if self.steps == 2 {
+            self.model.device().gpu().destroy();
+        }
+        self.model.embed(batch)
+    }
+}
 
 fn adapter() -> Adapter {
     let adapters =
@@ -132,6 +176,38 @@ fn a_step_takes_no_more_than_bytes_per_token_says() {
         device = model.into_device();
     }
     assert_eq!(device.gpu().numbers().used, device.gpu().numbers().headroom, "all is given back");
+}
+
+#[test]
+fn a_worker_whose_device_is_lost_says_so_and_ends() {
+    let (ours, theirs) = connected_pair().unwrap();
+    let thread = std::thread::spawn(move || {
+        let text = Package::tiny().load().unwrap().text;
+        let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
+        let config = BertConfig { vocabulary: 246, ..small() };
+        let device = Wgpu::new(gpu(LEASE), Stored::F32);
+        let model = Bert::new(device, &config, head, 64, &RandomWeights, &Lease).unwrap();
+        let loaded = Loaded { model: Box::new(LosesDevice { model, steps: 0 }), text };
+        serve_jobs(&WorkerSideLink::new(theirs), loaded, &START, &Lease)
+    });
+    let link = WorkerLink::new(ours);
+    let hear = || link.receive().unwrap().message;
+    let run = |slot| {
+        let input = EmbedInput { items: vec![Item::Tokens(vec![1, 2, 3])], truncate: false };
+        link.send(&ToWorker::Run { slot, domain: 1, weight: 1, input: Data::Inline(input) }, &[]).unwrap();
+    };
+    assert!(matches!(hear(), FromWorker::Ready { .. }));
+    run(0);
+    assert!(matches!(hear(), FromWorker::Step { .. }));
+    assert!(matches!(hear(), FromWorker::Chunk { .. }));
+    let FromWorker::Done { used_bytes, peak_bytes, .. } = hear() else { panic!("a job's end") };
+    // The ring of uploads alone takes more than that.
+    assert!((4 << 20..=LEASE).contains(&used_bytes) && (used_bytes..=LEASE).contains(&peak_bytes));
+    run(1);
+    let FromWorker::DeviceFailed { reason } = hear() else { panic!("what is lost is lost") };
+    assert!(reason.contains("given up"), "{reason}");
+    assert!(matches!(thread.join().unwrap(), Err(End::Device(_))));
+    assert!(matches!(link.receive().unwrap_err(), LinkError::Closed));
 }
 
 #[test]
