@@ -98,7 +98,7 @@ impl Gpu {
         }
         let mut matrix = self.matrix(1, 1)?;
         self.upload(&matrix, &[1.0]);
-        matrix.clear_for(self, u64::MAX);
+        self.clear(&mut matrix, 1);
         self.read(&matrix, 1, &mut Vec::new())
     }
 
@@ -198,9 +198,16 @@ impl Gpu {
         self.recorder.borrow_mut().upload(&self.gate, to.raw(), offset, bytes);
     }
 
-    /// Records zeros over a whole buffer.
-    pub(crate) fn clear(&self, buffer: &Buffer) {
-        self.recorder.borrow_mut().encoder(&self.gate).clear_buffer(buffer.raw(), 0, None);
+    /// Records zeros over the first bytes of a buffer.
+    pub(crate) fn clear_bytes(&self, buffer: &Buffer, bytes: u64) {
+        if bytes > 0 {
+            self.recorder.borrow_mut().encoder(&self.gate).clear_buffer(buffer.raw(), 0, Some(bytes));
+        }
+    }
+
+    /// Records zeros over what was read back. What was uploaded is overwritten when its place is used again.
+    pub fn clear_staging(&self) {
+        self.recorder.borrow_mut().clear_read(&self.gate);
     }
 
     /// Records a kernel.

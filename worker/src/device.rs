@@ -170,6 +170,10 @@ pub trait Device {
     /// Scales the first `rows` rows to length 1.
     fn normalize(&self, x: &mut Self::Tensor, rows: usize);
 
+    /// Overwrites the first `rows` rows, before a tensor holds what is another domain's. Memory that only this process can
+    /// reach may stay as it is.
+    fn clear(&self, x: &mut Self::Tensor, rows: usize);
+
     /// Appends the first `rows` rows to a vector with room for them, after all operations so far.
     fn read(&self, x: &Self::Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure>;
 }

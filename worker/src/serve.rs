@@ -3,7 +3,7 @@
 #[cfg(feature = "wgpu")]
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
-use crate::jobs::{Jobs, Share, SlotFault};
+use crate::jobs::{Jobs, Owner, Share, SlotFault};
 use crate::memory::{Memory, Refusal, job_error, load_refused};
 use crate::models::{self, Batch, Loaded};
 use crate::pace::Pace;
@@ -89,7 +89,15 @@ pub fn serve_jobs(
     memory: &dyn Memory,
 ) -> Result<(), End> {
     let pace = Pace::new(start.step_tokens, start.step_us);
-    let server = Server { link, memory, loaded, pace, calibrate: start.calibrate, jobs: Jobs::default() };
+    let server = Server {
+        link,
+        memory,
+        loaded,
+        pace,
+        calibrate: start.calibrate,
+        jobs: Jobs::default(),
+        owner: Owner::default(),
+    };
     told(link, server.run())
 }
 
@@ -230,6 +238,8 @@ struct Server<'a> {
     pace: Pace,
     calibrate: bool,
     jobs: Jobs,
+    /// Of the model's buffers.
+    owner: Owner,
 }
 
 /// Whether to go on.
@@ -366,8 +376,13 @@ impl Server<'_> {
         if let Err((slot, denial)) = self.reserve(&mut chosen)? {
             return self.fail(slot, job_error(denial));
         }
+        let domains = chosen.iter().map(|(slot, _)| self.jobs.domain_of(*slot));
+        let passes = self.owner.passes_to(domains);
         let (batch, tokens) = self.take(&chosen);
         let watch = Stopwatch::start();
+        if passes {
+            self.loaded.model.forget();
+        }
         let output = self.loaded.model.embed(&batch)?.to_vec();
         let busy_us = watch.micros();
         self.pace.measured(batch.tokens(), busy_us);

@@ -214,6 +214,12 @@ impl Device for Wgpu {
         self.gpu.normalize(&mut x.floats, rows);
     }
 
+    fn clear(&self, x: &mut Tensor, rows: usize) {
+        self.gpu.clear(&mut x.floats, rows);
+        self.gpu.clear_numbers(&mut x.words, WORDS_PER_ROW * rows);
+        self.gpu.clear_staging();
+    }
+
     fn read(&self, x: &Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure> {
         self.gpu.read(&x.floats, rows, to).map_err(|error| failure(&error))
     }
