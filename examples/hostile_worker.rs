@@ -10,7 +10,7 @@
 
 use ringfence_protocol::{
     self as protocol, CHUNK_BYTES_MAX, ChunkBytes, Data, EmbedInput, FromWorker, Item, JobError, Layer, Link,
-    Received, ToWorker, WorkerSideLink,
+    REASON_BYTES_MAX, Received, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Act, CountingAllocator, Outcome, Policy};
 use rustix::net::{SendFlags, send};
@@ -153,6 +153,10 @@ impl Worker {
                 self.illegal(name, slot);
                 self.answer(slot, items, 0.0);
             }
+            Some(("do", "lose-device")) => {
+                self.say(&FromWorker::DeviceFailed { reason: "it fell off the bus".to_owned() });
+                std::process::exit(1);
+            }
             Some(("do", name)) => {
                 misbehave(name);
                 self.answer(slot, items, 0.0);
@@ -218,6 +222,10 @@ impl Worker {
             }
             "failed-free-slot" => {
                 self.say(&FromWorker::Failed { slot: slot + 7, error: JobError::InputEmpty { item: 0 } });
+            }
+            "device-failed-at-length" => {
+                let reason = "x".repeat(REASON_BYTES_MAX + 1);
+                self.say(&FromWorker::DeviceFailed { reason });
             }
             "cancelled-unasked" => self.say(&FromWorker::Failed { slot, error: JobError::Cancelled }),
             other => panic!("no illegal message {other}"),

@@ -107,6 +107,7 @@ fn every_illegal_message_kills_the_worker() {
         "failed-other-item",
         "failed-free-slot",
         "cancelled-unasked",
+        "device-failed-at-length",
     ];
     for message in messages {
         assert_recovers(&server, "the one before");
@@ -128,6 +129,7 @@ fn a_worker_that_hangs_dies_or_takes_memory_costs_its_own_job_only() {
         ("abort", vec!["worker_died", "model_broken"]),
         ("panic", vec!["worker_died", "model_broken"]),
         ("exit", vec!["worker_died", "model_broken"]),
+        ("lose-device", vec!["worker_died", "model_broken"]),
         ("take-memory", vec!["out_of_memory"]),
         // Past the lease: the kernel's limit ends it.
         ("take-memory-uncounted", vec!["out_of_memory"]),
@@ -146,6 +148,22 @@ fn a_worker_that_hangs_dies_or_takes_memory_costs_its_own_job_only() {
         assert_recovers(&server, what);
     }
     assert_eq!(ask(&server, "do:log-bomb").status, 200);
+}
+
+#[test]
+fn a_device_that_fails_is_counted_by_that_name_and_its_word_stays_out_of_the_log() {
+    let home = hostile("", QUOTAS);
+    let server = home.start();
+    assert_recovers(&server, "the start");
+    let before = server.worker_pid();
+    assert!(ask(&server, "do:lose-device").status >= 500);
+    assert!(!support::is_alive(before));
+    let metrics = String::from_utf8(server.admin().get("/metrics").body).unwrap();
+    // The job was run again alone, as after a crash, so two workers ended.
+    assert!(metrics.contains("ringfence_worker_ends_total{how=\"device_failed\"} 2"), "{metrics}");
+    let log = server.log();
+    assert!(log.contains("a worker's device failed") && !log.contains("fell off the bus"), "{log}");
+    assert_recovers(&server, "the loss");
 }
 
 #[test]

@@ -13,7 +13,6 @@ pub struct Matrix {
     pub(crate) buffer: Buffer,
     rows: usize,
     columns: usize,
-    domain: u64,
 }
 
 /// A list of 32-bit numbers: token ids, positions, spans.
@@ -38,14 +37,6 @@ impl Matrix {
     pub fn bytes(rows: usize, columns: usize) -> u64 {
         (rows as u64).saturating_mul(columns as u64).saturating_mul(4)
     }
-
-    /// Hands the matrix to a domain: what another one left is overwritten with zeros first.
-    pub fn clear_for(&mut self, gpu: &Gpu, domain: u64) {
-        if self.domain != domain {
-            gpu.clear(&self.buffer);
-            self.domain = domain;
-        }
-    }
 }
 
 impl Words {
@@ -62,7 +53,7 @@ impl Gpu {
     /// They don't fit into the lease, the driver has no room, or a shader can't reach so much at once.
     pub fn matrix(&self, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
         let bytes = self.bindable(Matrix::bytes(rows, columns))?;
-        Ok(Matrix { buffer: self.buffer(bytes)?, rows, columns, domain: 0 })
+        Ok(Matrix { buffer: self.buffer(bytes)?, rows, columns })
     }
 
     /// Zeros.
@@ -83,6 +74,24 @@ impl Gpu {
     pub(crate) fn bindable(&self, bytes: u64) -> Result<u64, GpuError> {
         let limit = self.bindable_max();
         if bytes <= limit { Ok(bytes) } else { Err(GpuError::TooLarge { bytes, limit }) }
+    }
+
+    /// Records zeros over the first `rows` rows: what is done before a matrix changes hands.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn clear(&self, matrix: &mut Matrix, rows: usize) {
+        assert!(rows <= matrix.rows, "{rows} of {} rows", matrix.rows);
+        self.clear_bytes(&matrix.buffer, Matrix::bytes(rows, matrix.columns));
+    }
+
+    /// Records zeros over the first `count` numbers.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn clear_numbers(&self, words: &mut Words, count: usize) {
+        assert!(count <= words.count, "{count} of {} words", words.count);
+        self.clear_bytes(&words.buffer, 4 * count as u64);
     }
 
     /// Records a copy of floats to the first rows of a matrix. A failure is the device's loss; the next read says so.

@@ -3,7 +3,7 @@
 use crate::adapter::Adapter;
 use crate::buffers::{Matrix, Words};
 use crate::error::{GpuError, Health};
-use crate::gate::{Buffer, Gate, GateNumbers};
+use crate::gate::{Buffer, Counted, Gate, GateNumbers};
 use crate::pipelines::{BINDINGS_MAX, Kernel, Parameters, Pipelines};
 use crate::staging::Recorder;
 use std::cell::RefCell;
@@ -98,13 +98,18 @@ impl Gpu {
         }
         let mut matrix = self.matrix(1, 1)?;
         self.upload(&matrix, &[1.0]);
-        matrix.clear_for(self, u64::MAX);
+        self.clear(&mut matrix, 1);
         self.read(&matrix, 1, &mut Vec::new())
     }
 
     /// The gate's numbers. Buffers that were let go while commands wait count until those are done.
     pub fn numbers(&self) -> GateNumbers {
         self.gate.numbers()
+    }
+
+    /// What the gate counts of them, without a question to the driver: cheap enough for every step.
+    pub fn counted(&self) -> Counted {
+        self.gate.counted()
     }
 
     /// Counts the peak anew from what is handed out now.
@@ -193,9 +198,16 @@ impl Gpu {
         self.recorder.borrow_mut().upload(&self.gate, to.raw(), offset, bytes);
     }
 
-    /// Records zeros over a whole buffer.
-    pub(crate) fn clear(&self, buffer: &Buffer) {
-        self.recorder.borrow_mut().encoder(&self.gate).clear_buffer(buffer.raw(), 0, None);
+    /// Records zeros over the first bytes of a buffer.
+    pub(crate) fn clear_bytes(&self, buffer: &Buffer, bytes: u64) {
+        if bytes > 0 {
+            self.recorder.borrow_mut().encoder(&self.gate).clear_buffer(buffer.raw(), 0, Some(bytes));
+        }
+    }
+
+    /// Records zeros over what was read back. What was uploaded is overwritten when its place is used again.
+    pub fn clear_staging(&self) {
+        self.recorder.borrow_mut().clear_read(&self.gate);
     }
 
     /// Records a kernel.

@@ -29,6 +29,15 @@ pub struct GateNumbers {
     pub allocated: u64,
 }
 
+/// What the gate itself counts, in bytes; nobody is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// As in [`GateNumbers`].
+    pub used: u64,
+    /// As in [`GateNumbers`].
+    pub peak: u64,
+}
+
 /// Counts, shared with every buffer.
 #[derive(Debug, Default)]
 struct Ledger {
@@ -101,8 +110,13 @@ impl Gate {
 
     pub(crate) fn numbers(&self) -> GateNumbers {
         let (allocated, reserved) = self.report();
-        let Ledger { used, peak, .. } = *self.ledger.borrow();
+        let Counted { used, peak } = self.counted();
         GateNumbers { lease: self.lease, headroom: self.headroom, used, peak, reserved, allocated }
+    }
+
+    pub(crate) fn counted(&self) -> Counted {
+        let Ledger { used, peak, .. } = *self.ledger.borrow();
+        Counted { used, peak }
     }
 
     pub(crate) fn restart_peak(&self) {

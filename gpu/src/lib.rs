@@ -45,7 +45,7 @@ pub use adapter::{Adapter, AdapterKind, Adapters, NoAdapters};
 pub use buffers::{Matrix, Words};
 pub use device::{Gpu, OpenError};
 pub use error::{GpuError, RefusedBy};
-pub use gate::{GRAIN_BYTES, GateNumbers};
+pub use gate::{Counted, GRAIN_BYTES, GateNumbers};
 pub use kernels::attention::ATTENTION_WORDS_PER_ROW;
 pub use kernels::conv::{ConvWeights, Convolution};
 pub use kernels::linear::{Activation, LinearWeights};

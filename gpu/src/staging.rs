@@ -14,6 +14,8 @@ pub const SLOT_BYTES: u64 = 1 << 20;
 pub const READ_BYTES_MAX: u64 = 1 << 20;
 /// A device that has not answered by then is given up. Whoever bounds a step does so earlier, from outside.
 const WAIT_MAX: Duration = Duration::from_secs(600);
+/// What a slot is overwritten with.
+static ZEROS: [u8; SLOT_BYTES as usize] = [0; SLOT_BYTES as usize];
 /// Views of mapped buffers start at multiples of this.
 const VIEW_ALIGNMENT: u64 = wgpu::MAP_ALIGNMENT;
 
@@ -23,6 +25,8 @@ struct Slot {
     buffer: Buffer,
     /// Bytes filled since it was mapped.
     filled: u64,
+    /// Bytes that an earlier filling left.
+    left: u64,
     /// Set when the host may write.
     mapped: Arc<AtomicBool>,
     /// The commands that copy from it.
@@ -40,6 +44,8 @@ pub(crate) struct Recorder {
     /// The slot that is filled now.
     current: usize,
     read: Buffer,
+    /// Bytes that earlier reads left in it.
+    read_left: u64,
 }
 
 impl Recorder {
@@ -52,7 +58,7 @@ impl Recorder {
         let slots = (0..UPLOAD_SLOTS).map(|_| Slot::new(gate)).collect::<Result<_, _>>()?;
         let read =
             gate.create(READ_BYTES_MAX, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?;
-        Ok(Self { device, queue, health, encoder: None, slots, current: 0, read })
+        Ok(Self { device, queue, health, encoder: None, slots, current: 0, read, read_left: 0 })
     }
 
     /// The list of commands, begun where there is none.
@@ -72,6 +78,9 @@ impl Recorder {
                 return;
             }
             let slot = &mut self.slots[self.current];
+            if let Err(error) = slot.overwrite() {
+                return self.health.lose(error.to_string());
+            }
             let count = bytes.len().min((SLOT_BYTES - slot.filled) as usize);
             let (now, rest) = bytes.split_at(count);
             let from = slot.filled;
@@ -106,7 +115,7 @@ impl Recorder {
         }
         let index = self.queue.submit([encoder.finish()]);
         if slot.filled > 0 {
-            slot.filled = 0;
+            slot.left = std::mem::take(&mut slot.filled);
             slot.submitted = Some(index);
             slot.map(&self.health);
             self.current = (self.current + 1) % UPLOAD_SLOTS;
@@ -122,6 +131,14 @@ impl Recorder {
         self.wait_for(None);
         gate.idle();
         self.health.settle()
+    }
+
+    /// Records zeros over what reads left.
+    pub(crate) fn clear_read(&mut self, gate: &Gate) {
+        let (read, left) = (self.read.raw().clone(), std::mem::take(&mut self.read_left));
+        if left > 0 {
+            self.encoder(gate).clear_buffer(&read, 0, Some(left));
+        }
     }
 
     fn wait_for(&self, submission_index: Option<wgpu::SubmissionIndex>) {
@@ -148,6 +165,7 @@ impl Recorder {
         for offset in (0..bytes).step_by(READ_BYTES_MAX as usize) {
             let count = READ_BYTES_MAX.min(bytes - offset);
             let read = self.read.raw().clone();
+            self.read_left = self.read_left.max(count);
             self.encoder(gate).copy_buffer_to_buffer(from, offset, &read, 0, count);
             self.submit();
             // A failure shows below: then there is no view.
@@ -169,12 +187,21 @@ impl Recorder {
 impl Slot {
     fn new(gate: &Gate) -> Result<Self, GpuError> {
         let buffer = gate.create(SLOT_BYTES, wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC)?;
-        let slot = Self { buffer, filled: 0, mapped: Arc::default(), submitted: None };
+        let slot = Self { buffer, filled: 0, left: 0, mapped: Arc::default(), submitted: None };
         let mapped = Arc::clone(&slot.mapped);
         slot.buffer.raw().map_async(wgpu::MapMode::Write, .., move |done| {
             mapped.store(done.is_ok(), Ordering::Release);
         });
         Ok(slot)
+    }
+
+    /// Writes zeros over what an earlier filling left, once the slot is the host's again.
+    fn overwrite(&mut self) -> Result<(), wgpu::MapRangeError> {
+        let left = std::mem::take(&mut self.left);
+        if left > 0 {
+            self.buffer.raw().get_mapped_range_mut(..left)?.copy_from_slice(&ZEROS[..left as usize]);
+        }
+        Ok(())
     }
 
     /// Asks for it back once the device has copied from it.

@@ -104,16 +104,20 @@ fn memory_of_a_freed_buffer_reads_as_zeros() {
 }
 
 #[test]
-fn a_matrix_changes_hands_cleared_and_keeps_its_contents_otherwise() {
+fn what_is_cleared_reads_as_zeros_and_the_rest_stays() {
     on_each(|gpu| {
-        let mut matrix = matrix(gpu, 2, 3, &[7.0; 6]);
-        matrix.clear_for(gpu, 1);
-        assert_eq!(read(gpu, &matrix), [0.0; 6]);
-        gpu.upload(&matrix, &[8.0; 6]);
-        matrix.clear_for(gpu, 1);
-        assert_eq!(read(gpu, &matrix), [8.0; 6]);
-        matrix.clear_for(gpu, 2);
-        assert_eq!(read(gpu, &matrix), [0.0; 6]);
+        let mut floats = matrix(gpu, 3, 3, &[7.0; 9]);
+        gpu.clear(&mut floats, 0);
+        assert_eq!(read(gpu, &floats), [7.0; 9]);
+        gpu.clear(&mut floats, 2);
+        gpu.clear_staging();
+        assert_eq!(read(gpu, &floats), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 7.0, 7.0, 7.0]);
+        let mut numbers = gpu.words(4).unwrap();
+        gpu.upload_numbers(&numbers, &[1, 2, 3, 4]);
+        gpu.clear_numbers(&mut numbers, 3);
+        let mut found = Vec::new();
+        gpu.read_numbers(&numbers, 4, &mut found).unwrap();
+        assert_eq!(found, [0, 0, 0, 4]);
     });
 }
 
@@ -127,7 +131,8 @@ fn a_lost_device_is_an_error_everywhere_and_nowhere_a_panic() {
     gpu.upload(&x, &[2.0; 4]);
     gpu.normalize(&mut x, 2);
     gpu.softmax(&mut x, 2, 1.0);
-    x.clear_for(&gpu, 5);
+    gpu.clear(&mut x, 2);
+    gpu.clear_staging();
     assert!(lost(gpu.read(&x, 2, &mut Vec::new()).unwrap_err()));
     assert!(lost(gpu.matrix(1, 1).unwrap_err()));
     assert!(lost(gpu.finish().unwrap_err()));

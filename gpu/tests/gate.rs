@@ -64,7 +64,7 @@ fn run_plan(gpu: &Gpu, lease: u64, steps: &[Step]) -> Result<(), TestCaseError> 
             Step::Give { index } if !held.is_empty() => drop(held.swap_remove(index % held.len())),
             Step::Touch { index } if !held.is_empty() => {
                 let index = index % held.len();
-                held[index].clear_for(gpu, index as u64 + 1);
+                gpu.clear(&mut held[index], 1);
             }
             Step::Wait => gpu.finish().unwrap(),
             Step::Give { .. } | Step::Touch { .. } => {}
@@ -130,10 +130,10 @@ fn memory_that_is_reserved_but_too_scattered_counts_too() {
 #[test]
 fn what_waits_for_the_device_makes_room_when_it_is_needed() {
     let gpu = Gpu::open(&adapter(), 64 << 20).unwrap();
-    for domain in 1..20 {
+    for _ in 1..20 {
         // Recorded and let go: without a wait two of these don't fit.
         let mut matrix = gpu.matrix(MIB, 8).unwrap();
-        matrix.clear_for(&gpu, domain);
+        gpu.clear(&mut matrix, 1);
     }
 }
 

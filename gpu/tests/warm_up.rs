@@ -49,7 +49,7 @@ fn run_everything(gpu: &Gpu) {
     gpu.conv1d(&x, ROWS, &taps, Convolution { stride: 1, padding: 0 }, Activation::None, &mut y);
     gpu.pool_first(&x, &[0, 4, ROWS], &mut words, &mut y);
     gpu.pool_mean(&x, &[0, 4, ROWS], &mut words, &mut y);
-    y.clear_for(gpu, 1);
+    gpu.clear(&mut y, 1);
     read(gpu, &y);
 }
 

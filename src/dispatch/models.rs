@@ -481,9 +481,10 @@ impl Models {
         if *ending == Ending::Stopped {
             return;
         }
-        model.trouble = Some(match printed {
-            Some(line) => format!("{ending}; it printed: {line}"),
-            None => ending.to_string(),
+        model.trouble = Some(match (ending, printed) {
+            (Ending::DeviceFailed(reason), _) => format!("{ending}: {reason}"),
+            (_, Some(line)) => format!("{ending}; it printed: {line}"),
+            (_, None) => ending.to_string(),
         });
     }
 

@@ -299,7 +299,11 @@ impl Dispatcher {
             Ending::Illegal(_) | Ending::SandboxFalse(_) => {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Illegal });
             }
-            Ending::DeviceFailed(_) | Ending::Killed | Ending::Died(_) | Ending::Vanished => {
+            Ending::DeviceFailed(_) => {
+                tracing::error!(worker = worker.0, model, "a worker's device failed");
+                self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Crashed });
+            }
+            Ending::Killed | Ending::Died(_) | Ending::Vanished => {
                 self.step(&mut state, Event::WorkerExited { worker, exit: Exit::Crashed });
             }
         }

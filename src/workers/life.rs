@@ -91,7 +91,8 @@ pub(crate) enum Ending {
     NotStarted(String),
     #[error("it could not run the package: {0}")]
     LoadFailed(LoadError),
-    #[error("its device failed: {0}")]
+    /// What it says of that may hold a client's contents: it is for the operator, and stays out of the log.
+    #[error("its device failed")]
     DeviceFailed(String),
     #[error("it stopped as it was told")]
     Stopped,

@@ -48,6 +48,7 @@ fn main() {
     raise_nofile().unwrap();
     let weights = files[4].len();
     if on_gpu {
+        refuses_to_start_on_gpu(&program);
         refuses_to_load_on_gpu(&program, &files);
     } else {
         refuses_to_load(&program, &files);
@@ -61,6 +62,19 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
 }
 
 fn start_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
+    let worker = starting_on(program, device, lease_bytes);
+    match worker.hear() {
+        FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {
+            println!(
+                "sealed: {layers:?}, Landlock ABI {landlock_abi}, set-up {setup_us} us, warm-up {warm_up_us} us"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    worker
+}
+
+fn starting_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
     let arguments: &[&str] = match device {
         Device::Cpu => &["serve"],
         Device::Wgpu { .. } => &["serve", "vulkan-software"],
@@ -90,14 +104,6 @@ fn start_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
         step_us: 50_000,
         calibrate: false,
     }));
-    match worker.hear() {
-        FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {
-            println!(
-                "sealed: {layers:?}, Landlock ABI {landlock_abi}, set-up {setup_us} us, warm-up {warm_up_us} us"
-            );
-        }
-        other => panic!("{other:?}"),
-    }
     worker
 }
 
@@ -157,6 +163,19 @@ fn refuses_to_load(program: &OwnedFd, files: &[SealedFile]) {
         other => panic!("{other:?}"),
     }
     assert_eq!(worker.child.wait().unwrap(), Exit::Code(1));
+}
+
+/// One of the leases does not hold what opening the device takes.
+fn refuses_to_start_on_gpu(program: &OwnedFd) {
+    for (device_bytes, host_bytes) in [(64 << 20, 4 << 20), (1 << 20, HOST_LEASE_BYTES)] {
+        let worker = starting_on(program, Device::Wgpu { lease_bytes: device_bytes }, host_bytes);
+        let heard = worker.hear();
+        let FromWorker::LoadFailed { error: LoadError::OutOfMemory { limit, .. } } = heard else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(limit, device_bytes.min(host_bytes));
+        assert_eq!(worker.child.wait().unwrap(), Exit::Code(1));
+    }
 }
 
 /// Device memory that holds the warm-up and not the package. A tiny package fits.

@@ -10,7 +10,7 @@ mod wgpu;
 pub use cpu::Cpu;
 pub use ringfence_kernels::{Activation, OutOfMemory};
 #[cfg(feature = "wgpu")]
-pub use wgpu::{GpuFault, Wgpu};
+pub use wgpu::{HOST_BYTES, Wgpu};
 
 use crate::memory::Memory;
 use crate::package::FileBytes;
@@ -169,6 +169,10 @@ pub trait Device {
 
     /// Scales the first `rows` rows to length 1.
     fn normalize(&self, x: &mut Self::Tensor, rows: usize);
+
+    /// Overwrites the first `rows` rows, before a tensor holds what is another domain's. Memory that only this process can
+    /// reach may stay as it is.
+    fn clear(&self, x: &mut Self::Tensor, rows: usize);
 
     /// Appends the first `rows` rows to a vector with room for them, after all operations so far.
     fn read(&self, x: &Self::Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure>;

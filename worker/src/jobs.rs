@@ -86,6 +86,22 @@ fn size(item: &Item) -> usize {
     }
 }
 
+/// Whose the memory is that the last step was computed in.
+#[derive(Debug, Default)]
+pub struct Owner(Option<u64>);
+
+impl Owner {
+    /// Hands it to the jobs of these domains; true if it must be overwritten first. What several domains were computed in
+    /// together is nobody's afterwards.
+    pub fn passes_to(&mut self, mut domains: impl Iterator<Item = u64>) -> bool {
+        let first = domains.next();
+        let next = first.filter(|first| domains.all(|domain| domain == *first));
+        let stays = next.is_some() && next == self.0;
+        self.0 = next;
+        !stays
+    }
+}
+
 /// What the server may not do with slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotFault {
@@ -240,6 +256,14 @@ impl Jobs {
         waiting
     }
 
+    /// The domain of a slot's job.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn domain_of(&self, slot: u32) -> u64 {
+        self.jobs.iter().find(|job| job.slot == slot).expect("the slot has a job").domain
+    }
+
     /// Tokens of the first `items` waiting items of a slot.
     pub fn tokens_of(&self, slot: u32, items: usize) -> usize {
         let job = self.jobs.iter().find(|job| job.slot == slot).expect("the slot has a job");
@@ -280,6 +304,14 @@ mod tests {
         let mut weighted = jobs(&[(1, &[10; 90]), (2, &[10; 90])]);
         weighted.lanes.get_mut(&2).unwrap().weight = 4;
         assert_eq!(weighted.choose(500), [(0, 10), (1, 40)]);
+    }
+
+    #[test]
+    fn memory_stays_with_a_domain_only_while_it_is_alone() {
+        let mut owner = Owner::default();
+        let mut passes = |domains: &[u64]| owner.passes_to(domains.iter().copied());
+        assert_eq!([passes(&[1]), passes(&[1, 1]), passes(&[2])], [true, false, true]);
+        assert_eq!([passes(&[2, 3]), passes(&[2, 3]), passes(&[2]), passes(&[2])], [true, true, true, false]);
     }
 
     #[test]

@@ -76,6 +76,9 @@ pub trait Embedder {
     /// Counts the peak of that anew.
     fn restart_peak(&self, memory: &dyn Memory);
 
+    /// Overwrites what earlier batches left on the device, before a batch of another domain.
+    fn forget(&mut self);
+
     /// The vectors of a batch, one after another; room for it was made.
     ///
     /// # Errors

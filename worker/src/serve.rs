@@ -1,17 +1,15 @@
 //! The worker's side of the link: what it says and takes in which state. Anything else ends the worker.
 
-use crate::device::{Cpu, DeviceFailure};
 #[cfg(feature = "wgpu")]
-use crate::device::{GpuFault, Wgpu};
-use crate::jobs::{Jobs, Share, SlotFault};
-use crate::memory::{Memory, Refusal, job_error};
+use crate::device::Wgpu;
+use crate::device::{Cpu, DeviceFailure};
+use crate::jobs::{Jobs, Owner, Share, SlotFault};
+use crate::memory::{Memory, Refusal, job_error, load_refused};
 use crate::models::{self, Batch, Loaded};
 use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
 use crate::shell::{Shell, layer};
 use crate::stopwatch::Stopwatch;
-#[cfg(feature = "wgpu")]
-use ringfence_gpu::OpenError;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
@@ -51,18 +49,22 @@ pub enum End {
     /// The system starts no more threads.
     #[error("no compute threads: {0}")]
     Threads(#[from] std::io::Error),
-    /// There is no memory for the warm-up.
-    #[error("the warm-up failed: {0}")]
-    WarmUp(LoadError),
-    /// There is no device that could be computed on.
-    #[error("no device: {0}")]
-    NoDevice(String),
-    /// The device failed under a job.
+    /// There is no device, or it failed; the server knows.
     #[error("{0}")]
     Device(#[from] DeviceFailure),
-    /// The package can't be run.
+    /// The package can't be run, or there is no memory to get ready for it; the server knows.
     #[error("the package can't be run: {0}")]
     Load(LoadError),
+}
+
+impl From<LoadError> for End {
+    fn from(error: LoadError) -> Self {
+        match error {
+            // The package may be as it must be.
+            LoadError::Device { reason } => Self::Device(DeviceFailure { reason }),
+            error => Self::Load(error),
+        }
+    }
 }
 
 /// Serves one link from `Hello` to `Stop`.
@@ -70,51 +72,61 @@ pub enum End {
 /// # Errors
 /// Whatever else ends the worker.
 pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
-    let ended = serve_link(link, shell, memory);
-    if let Err(end) = &ended
-        && let Some(last) = last_word(end)
-    {
-        // The link may be gone as well; then there is nobody to tell.
-        let _ = link.send(&last, &[]);
-    }
-    ended
-}
-
-/// What the server must hear of an end that is not its own.
-fn last_word(end: &End) -> Option<FromWorker> {
-    let device = |reason: &str| {
-        let most = reason.floor_char_boundary(REASON_BYTES_MAX);
-        Some(FromWorker::DeviceFailed { reason: reason[..most].to_owned() })
-    };
-    match end {
-        End::NoDevice(reason) | End::Device(DeviceFailure { reason }) => device(reason),
-        End::WarmUp(LoadError::Device { reason }) | End::Load(LoadError::Device { reason }) => device(reason),
-        End::WarmUp(error) | End::Load(error) => Some(FromWorker::LoadFailed { error: error.clone() }),
-        End::Link(_) | End::Illegal(_) | End::Slot(_) | End::Input(_) | End::Seal(_) | End::Threads(_) => {
-            None
-        }
-    }
-}
-
-fn serve_link(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
     send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
     let start = receive_start(link)?;
-    let ready = seal(link, shell, &start, memory)?;
-    let files = receive_files(link)?;
-    let (architecture, max_tokens) = (start.architecture, start.max_tokens as usize);
-    let loaded = files.and_then(|files| match ready {
-        Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory),
-        #[cfg(feature = "wgpu")]
-        Ready::Wgpu(wgpu) => models::load_on(&files, architecture, *wgpu, max_tokens, memory),
-    });
-    match loaded {
-        Ok(loaded) => {
-            let calibrate = start.calibrate;
-            let pace = Pace::new(start.step_tokens, start.step_us);
-            Server { link, memory, loaded, pace, calibrate, jobs: Jobs::default() }.run()
+    let loaded = told(link, load(link, shell, &start, memory))?;
+    serve_jobs(link, loaded, &start, memory)
+}
+
+/// As [`serve`], from `Ready` on.
+///
+/// # Errors
+/// As for [`serve`].
+pub fn serve_jobs(
+    link: &WorkerSideLink,
+    loaded: Loaded,
+    start: &Start,
+    memory: &dyn Memory,
+) -> Result<(), End> {
+    let pace = Pace::new(start.step_tokens, start.step_us);
+    let server = Server {
+        link,
+        memory,
+        loaded,
+        pace,
+        calibrate: start.calibrate,
+        jobs: Jobs::default(),
+        owner: Owner::default(),
+    };
+    told(link, server.run())
+}
+
+/// Says why the worker ends, where the server can't know.
+fn told<T>(link: &WorkerSideLink, outcome: Result<T, End>) -> Result<T, End> {
+    match &outcome {
+        Err(End::Load(error)) => send(link, FromWorker::LoadFailed { error: error.clone() })?,
+        Err(End::Device(DeviceFailure { reason })) => {
+            let bytes = reason.floor_char_boundary(REASON_BYTES_MAX);
+            send(link, FromWorker::DeviceFailed { reason: reason[..bytes].to_owned() })?;
         }
-        Err(error) => Err(End::Load(error)),
+        Ok(_)
+        | Err(
+            End::Link(_) | End::Illegal(_) | End::Slot(_) | End::Input(_) | End::Seal(_) | End::Threads(_),
+        ) => {}
     }
+    outcome
+}
+
+/// From the start to a model that is ready.
+fn load(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Memory) -> Result<Loaded, End> {
+    let ready = seal(link, shell, start, memory)?;
+    let files = receive_files(link)??;
+    let (architecture, max_tokens) = (start.architecture, start.max_tokens as usize);
+    Ok(match ready {
+        Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory)?,
+        #[cfg(feature = "wgpu")]
+        Ready::Wgpu(wgpu) => models::load_on(&files, architecture, *wgpu, max_tokens, memory)?,
+    })
 }
 
 fn send(link: &WorkerSideLink, message: FromWorker) -> Result<(), End> {
@@ -156,29 +168,21 @@ fn warmed_up(start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
     match start.device {
         Device::Cpu => {
             let compute = Compute::new(Isa::detect(), Pool::new(usize::from(start.threads))?);
-            let cpu = models::warm_up(start.architecture, Cpu::new(compute), memory).map_err(End::WarmUp)?;
+            let cpu = models::warm_up(start.architecture, Cpu::new(compute), memory)?;
             cpu.compute().pool().run_on_each_thread(&|_| {});
             Ok(Ready::Cpu(cpu))
         }
         #[cfg(not(feature = "wgpu"))]
-        Device::Wgpu { .. } => Err(End::NoDevice("this program was built without GPUs".to_owned())),
+        Device::Wgpu { .. } => {
+            Err(DeviceFailure { reason: "this program was built without GPUs".to_owned() }.into())
+        }
         #[cfg(feature = "wgpu")]
         Device::Wgpu { lease_bytes } => {
-            let wgpu = Wgpu::first(lease_bytes).map_err(no_device)?;
-            let wgpu = models::warm_up(start.architecture, wgpu, memory).map_err(End::WarmUp)?;
+            let wgpu = Wgpu::first(lease_bytes, memory)
+                .map_err(|error| load_refused(Refusal::new(error, memory)))?;
+            let wgpu = models::warm_up(start.architecture, wgpu, memory)?;
             Ok(Ready::Wgpu(Box::new(wgpu)))
         }
-    }
-}
-
-/// A lease that does not even hold what the device takes for itself is too small, whatever the device is.
-#[cfg(feature = "wgpu")]
-fn no_device(fault: GpuFault) -> End {
-    match fault {
-        GpuFault::Open(OpenError::LeaseTooSmall { lease, headroom }) => {
-            End::WarmUp(LoadError::OutOfMemory { wanted: headroom, used: 0, limit: lease })
-        }
-        GpuFault::None(_) | GpuFault::Open(_) | GpuFault::WarmUp(_) => End::NoDevice(fault.to_string()),
     }
 }
 
@@ -234,6 +238,8 @@ struct Server<'a> {
     pace: Pace,
     calibrate: bool,
     jobs: Jobs,
+    /// Of the model's buffers.
+    owner: Owner,
 }
 
 /// Whether to go on.
@@ -370,8 +376,13 @@ impl Server<'_> {
         if let Err((slot, denial)) = self.reserve(&mut chosen)? {
             return self.fail(slot, job_error(denial));
         }
+        let domains = chosen.iter().map(|(slot, _)| self.jobs.domain_of(*slot));
+        let passes = self.owner.passes_to(domains);
         let (batch, tokens) = self.take(&chosen);
         let watch = Stopwatch::start();
+        if passes {
+            self.loaded.model.forget();
+        }
         let output = self.loaded.model.embed(&batch)?.to_vec();
         let busy_us = watch.micros();
         self.pace.measured(batch.tokens(), busy_us);

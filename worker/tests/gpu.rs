@@ -7,16 +7,71 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
 use ringfence_gpu::{Adapter, Adapters, Gpu};
-use ringfence_protocol::{Architecture, LoadError};
-use ringfence_worker::device::{Stored, Wgpu};
-use ringfence_worker::memory::{Lease, Refusal};
+use ringfence_protocol::{
+    Architecture, Data, EmbedInput, FromWorker, Item, LinkError, LoadError, ToWorker, WorkerLink,
+    WorkerSideLink, connected_pair,
+};
+use ringfence_worker::device::{DeviceFailure, Stored, Usage, Wgpu};
+use ringfence_worker::memory::{Lease, Memory, Refusal};
 use ringfence_worker::models::bert::Bert;
 use ringfence_worker::models::{Batch, Embedder, Loaded, RandomWeights, load_on};
 use ringfence_worker::package::config::BertConfig;
 use ringfence_worker::package::modules::{Head, Pooling};
-use support::{Package, cosine, embed};
+use ringfence_worker::serve::{End, serve_jobs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use support::{Package, START, cosine, embed};
 
 const LEASE: u64 = 64 << 20;
+
+/// A model that gives its device up before a step, and counts.
+struct Watched {
+    model: Bert<Wgpu>,
+    steps: u32,
+    /// The step before which the device is given up.
+    lost_at: u32,
+    forgotten: Arc<AtomicU32>,
+}
+
+impl Embedder for Watched {
+    fn dimensions(&self) -> usize {
+        self.model.dimensions()
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        self.model.bytes_per_token()
+    }
+
+    fn reserve(&mut self, tokens: usize, memory: &dyn Memory) -> Result<(), Refusal> {
+        self.model.reserve(tokens, memory)
+    }
+
+    fn release(&mut self) {
+        self.model.release();
+    }
+
+    fn usage(&self, memory: &dyn Memory) -> Usage {
+        self.model.usage(memory)
+    }
+
+    fn restart_peak(&self, memory: &dyn Memory) {
+        self.model.restart_peak(memory);
+    }
+
+    fn forget(&mut self) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        self.model.forget();
+    }
+
+    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+        self.steps += 1;
+        if self.steps == self.lost_at {
+            self.model.device().gpu().destroy();
+        }
+        self.model.embed(batch)
+    }
+}
 
 fn adapter() -> Adapter {
     let adapters =
@@ -132,6 +187,78 @@ fn a_step_takes_no_more_than_bytes_per_token_says() {
         device = model.into_device();
     }
     assert_eq!(device.gpu().numbers().used, device.gpu().numbers().headroom, "all is given back");
+}
+
+/// A worker with such a model, from `Ready` on.
+struct Serving {
+    link: WorkerLink,
+    thread: JoinHandle<Result<(), End>>,
+    forgotten: Arc<AtomicU32>,
+}
+
+impl Serving {
+    fn start(lost_at: u32) -> Self {
+        let (ours, theirs) = connected_pair().unwrap();
+        let forgotten = Arc::<AtomicU32>::default();
+        let counter = Arc::clone(&forgotten);
+        let thread = std::thread::spawn(move || {
+            let text = Package::tiny().load().unwrap().text;
+            let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
+            let config = BertConfig { vocabulary: 246, ..small() };
+            let device = Wgpu::new(gpu(LEASE), Stored::F32);
+            let model = Bert::new(device, &config, head, 64, &RandomWeights, &Lease).unwrap();
+            let model = Watched { model, steps: 0, lost_at, forgotten: counter };
+            let loaded = Loaded { model: Box::new(model), text };
+            serve_jobs(&WorkerSideLink::new(theirs), loaded, &START, &Lease)
+        });
+        let serving = Self { link: WorkerLink::new(ours), thread, forgotten };
+        assert!(matches!(serving.hear(), FromWorker::Ready { .. }));
+        serving
+    }
+
+    fn hear(&self) -> FromWorker {
+        self.link.receive().unwrap().message
+    }
+
+    fn run(&self, domain: u64) {
+        let input = EmbedInput { items: vec![Item::Tokens(vec![1, 2, 3])], truncate: false };
+        let message = ToWorker::Run { slot: 0, domain, weight: 1, input: Data::Inline(input) };
+        self.link.send(&message, &[]).unwrap();
+    }
+
+    /// Runs a job to its end, and says how much of the lease is in use then, and was at most.
+    fn runs(&self, domain: u64) -> (u64, u64) {
+        self.run(domain);
+        assert!(matches!(self.hear(), FromWorker::Step { .. }));
+        assert!(matches!(self.hear(), FromWorker::Chunk { .. }));
+        let FromWorker::Done { used_bytes, peak_bytes, .. } = self.hear() else { panic!("a job's end") };
+        (used_bytes, peak_bytes)
+    }
+}
+
+#[test]
+fn a_worker_whose_device_is_lost_says_so_and_ends() {
+    let serving = Serving::start(2);
+    let (used, peak) = serving.runs(1);
+    // The ring of uploads alone takes more than that.
+    assert!((4 << 20..=LEASE).contains(&used) && (used..=LEASE).contains(&peak));
+    serving.run(1);
+    let FromWorker::DeviceFailed { reason } = serving.hear() else { panic!("what is lost is lost") };
+    assert!(reason.contains("given up"), "{reason}");
+    assert!(matches!(serving.thread.join().unwrap(), Err(End::Device(_))));
+    assert!(matches!(serving.link.receive().unwrap_err(), LinkError::Closed));
+}
+
+#[test]
+fn memory_of_the_device_is_overwritten_when_the_next_step_is_another_domains() {
+    let serving = Serving::start(u32::MAX);
+    let forgotten = |domain| {
+        serving.runs(domain);
+        serving.forgotten.load(Ordering::SeqCst)
+    };
+    let first = forgotten(1);
+    let after = [1, 1, 2, 2, 1].map(|domain| forgotten(domain) - first);
+    assert_eq!(after, [0, 0, 1, 1, 2]);
 }
 
 #[test]

@@ -211,6 +211,9 @@ impl Device for Cpu {
         }
     }
 
+    /// Its tensors are the process's own memory.
+    fn clear(&self, _: &mut Matrix, _: usize) {}
+
     fn read(&self, x: &Matrix, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure> {
         (0..rows).for_each(|row| to.extend_from_slice(x.row(row)));
         Ok(())

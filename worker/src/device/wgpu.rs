@@ -7,14 +7,17 @@ use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stor
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
 use ringfence_gpu::{
-    ATTENTION_WORDS_PER_ROW, Adapters, GRAIN_BYTES, GateNumbers, Gpu, GpuError, Matrix, NoAdapters,
-    OpenError, Words,
+    ATTENTION_WORDS_PER_ROW, Adapters, Counted, GRAIN_BYTES, Gpu, GpuError, Matrix, NoAdapters, OpenError,
+    Words,
 };
 use ringfence_kernels::Activation;
 use ringfence_sandbox::Denial;
 
 /// Numbers that a tensor has for each of its rows: attention needs most.
 const WORDS_PER_ROW: usize = ATTENTION_WORDS_PER_ROW;
+/// Bytes of the host's memory that must be free before a device is opened. Opening it and compiling its shaders takes a
+/// quarter of that with Mesa's software driver, by allocations that can't fail typed.
+pub const HOST_BYTES: u64 = 8 << 20;
 
 /// A GPU.
 #[derive(Debug)]
@@ -35,26 +38,13 @@ impl Wgpu {
     }
 }
 
-/// Why there is no GPU to compute on.
-#[derive(Debug, thiserror::Error)]
-pub enum GpuFault {
-    /// None is in sight.
-    #[error(transparent)]
-    None(#[from] NoAdapters),
-    /// It can't be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// It failed when its shaders were compiled.
-    #[error(transparent)]
-    WarmUp(#[from] GpuError),
-}
-
 impl Wgpu {
     /// The first device that is in sight, under this lease of its memory, every shader compiled.
     ///
     /// # Errors
-    /// There is none, or it can't be opened or used.
-    pub fn first(lease_bytes: u64) -> Result<Self, GpuFault> {
+    /// There is none, it can't be opened or used, or one of the leases is too small for that.
+    pub fn first(lease_bytes: u64, memory: &dyn Memory) -> Result<Self, DeviceError> {
+        memory.check(HOST_BYTES).map_err(DeviceError::Full)?;
         let adapters = Adapters::list()?;
         let first = adapters.all().first().ok_or(NoAdapters)?;
         let gpu = Gpu::open(first, lease_bytes)?;
@@ -75,6 +65,24 @@ pub struct Tensor {
 pub struct Scratch {
     tokens: usize,
     head: usize,
+}
+
+impl From<NoAdapters> for DeviceError {
+    fn from(error: NoAdapters) -> Self {
+        Self::Failed(DeviceFailure { reason: error.to_string() })
+    }
+}
+
+impl From<OpenError> for DeviceError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::LeaseTooSmall { lease, headroom } => {
+                Self::Full(Denial { wanted: headroom, used: 0, limit: lease })
+            }
+            OpenError::Driver { reason } => Self::Failed(DeviceFailure { reason }),
+            OpenError::Failed(error) => error.into(),
+        }
+    }
 }
 
 impl From<GpuError> for DeviceError {
@@ -110,7 +118,7 @@ impl Device for Wgpu {
     }
 
     fn usage(&self, _: &dyn Memory) -> Usage {
-        let GateNumbers { used, peak, .. } = self.gpu.numbers();
+        let Counted { used, peak } = self.gpu.counted();
         Usage { used, peak }
     }
 
@@ -204,6 +212,12 @@ impl Device for Wgpu {
 
     fn normalize(&self, x: &mut Tensor, rows: usize) {
         self.gpu.normalize(&mut x.floats, rows);
+    }
+
+    fn clear(&self, x: &mut Tensor, rows: usize) {
+        self.gpu.clear(&mut x.floats, rows);
+        self.gpu.clear_numbers(&mut x.words, WORDS_PER_ROW * rows);
+        self.gpu.clear_staging();
     }
 
     fn read(&self, x: &Tensor, rows: usize, to: &mut Vec<f32>) -> Result<(), DeviceFailure> {

@@ -41,6 +41,8 @@ struct Layer<D: Device> {
 struct Buffers<D: Device> {
     /// Tokens that there is room for.
     tokens: usize,
+    /// Rows that batches wrote since the last [`Embedder::forget`].
+    written: usize,
     position_ids: Vec<u32>,
     /// What goes from layer to layer.
     x: D::Tensor,
@@ -116,6 +118,7 @@ impl<D: Device> Bert<D> {
         let tensor = |columns| self.device.tensor(tokens, columns);
         Ok(Buffers {
             tokens,
+            written: 0,
             position_ids: reserve(tokens)?,
             x: tensor(hidden)?,
             y: tensor(hidden)?,
@@ -178,7 +181,17 @@ impl<D: Device> Embedder for Bert<D> {
         self.device.restart_peak(memory);
     }
 
+    fn forget(&mut self) {
+        let Some(b) = &mut self.buffers else { return };
+        for tensor in [&mut b.x, &mut b.y, &mut b.qkv, &mut b.context, &mut b.inner, &mut b.pooled] {
+            self.device.clear(tensor, b.written);
+        }
+        b.written = 0;
+    }
+
     fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+        let b = self.buffers.as_mut().expect("reserved");
+        b.written = b.written.max(batch.tokens());
         self.embed_tokens(batch);
         for index in 0..self.layers.len() {
             self.layer(index, batch);
@@ -259,5 +272,58 @@ impl<D: Device> Source<'_, D> {
         let (weight, bias) = (floats("weight")?, floats("bias")?);
         let weights = NormWeights { weight, bias, epsilon: self.config.epsilon };
         self.device.norm_weights(weights).map_err(self.refused())
+    }
+}
+
+#[cfg(feature = "wgpu")]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Stored, Wgpu};
+    use crate::memory::Lease;
+    use crate::models::RandomWeights;
+    use crate::package::modules::Pooling;
+    use ringfence_gpu::{Adapters, Gpu};
+
+    fn model() -> Bert<Wgpu> {
+        let gpu = Gpu::open(Adapters::list().unwrap().all().last().unwrap(), 64 << 20).unwrap();
+        let config = BertConfig {
+            hidden: 32,
+            intermediate: 64,
+            layers: 2,
+            heads: 4,
+            positions: 64,
+            types: 2,
+            vocabulary: 99,
+            epsilon: 1e-12,
+        };
+        let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
+        Bert::new(Wgpu::new(gpu, Stored::F32), &config, head, 64, &RandomWeights, &Lease).unwrap()
+    }
+
+    /// Floats of each tensor that are not zero.
+    fn residue(model: &Bert<Wgpu>) -> Vec<usize> {
+        let b = model.buffers.as_ref().unwrap();
+        let count = |tensor| {
+            let mut floats = Vec::new();
+            model.device.read(tensor, b.tokens, &mut floats).unwrap();
+            floats.iter().filter(|float| **float != 0.0).count()
+        };
+        [&b.x, &b.y, &b.qkv, &b.context, &b.inner, &b.pooled].map(count).to_vec()
+    }
+
+    #[test]
+    fn nothing_of_one_domain_is_left_on_the_device_for_the_next() {
+        let mut model = model();
+        model.reserve(100, &Lease).unwrap();
+        // The longest in the middle: what it left is below what the last one wrote over.
+        for lengths in [&[5][..], &[40, 33], &[7]] {
+            let mut batch = Batch::default();
+            lengths.iter().for_each(|length| batch.push(&vec![7; *length]));
+            model.embed(&batch).unwrap();
+        }
+        assert!(residue(&model).iter().all(|floats| *floats > 0), "there is something to overwrite");
+        model.forget();
+        assert_eq!(residue(&model), [0; 6]);
     }
 }

@@ -149,6 +149,8 @@ enum Refused {
     Architecture,
     #[error("the package can't be run: {0}")]
     Load(LoadError),
+    #[error("the device failed: {0}")]
+    Device(String),
     #[error("a step of {sequences} sequences of {length} tokens failed: {error}")]
     Step { sequences: u32, length: u32, error: JobError },
 }
@@ -267,6 +269,8 @@ impl<'a> Worker<'a> {
         self.program.send(&ToWorker::Start(start), &[])?;
         match self.program.receive()? {
             FromWorker::Sealed { .. } => check_sealed(pid)?,
+            FromWorker::LoadFailed { error } => return Err(Over::Refused(Refused::Load(error))),
+            FromWorker::DeviceFailed { reason } => return Err(Over::Refused(Refused::Device(reason))),
             _ => return Err(Over::Illegal("something before its seal")),
         }
         let files = self.package.files.iter().map(|file| file.name.to_string()).collect();
@@ -281,6 +285,7 @@ impl<'a> Worker<'a> {
                 Ok(Ready { load, max_tokens, vocabulary })
             }
             FromWorker::LoadFailed { error } => Err(Over::Refused(Refused::Load(error))),
+            FromWorker::DeviceFailed { reason } => Err(Over::Refused(Refused::Device(reason))),
             _ => Err(Over::Illegal("something else than whether the package can be run")),
         }
     }
@@ -305,6 +310,7 @@ impl<'a> Worker<'a> {
                 FromWorker::Failed { slot: SLOT, error } => {
                     return Err(Over::Refused(Refused::Step { sequences, length, error }));
                 }
+                FromWorker::DeviceFailed { reason } => return Err(Over::Refused(Refused::Device(reason))),
                 _ => return Err(Over::Illegal("something that is not about its job")),
             }
         }
@@ -334,6 +340,7 @@ impl Refused {
                 ("out_of_memory", "free memory on this machine; if there is enough, report it")
             }
             Self::Load(_) => ("load_failed", "add the model again, or report it"),
+            Self::Device(_) => ("device_failed", "`ringfence doctor` shows the devices and their drivers"),
             Self::Step { .. } => ("step_failed", "report it"),
         }
     }
