@@ -272,13 +272,8 @@ mod tests {
     #[test]
     fn a_fresh_page_says_nothing() {
         let page = StatusPage::create().unwrap();
-        let nothing = Status {
-            denial: None,
-            denied_by_kernel: false,
-            wait_status: None,
-            used_bytes: 0,
-            peak_bytes: 0,
-        };
+        let nothing =
+            Status { denial: None, denied_by_kernel: false, wait_status: None, used_bytes: 0, peak_bytes: 0 };
         assert_eq!(page.read(), nothing);
     }
 

@@ -372,8 +372,7 @@ fn verdict(over: Over, plan: &Plan) -> Ending {
         Over::Closed => match (status.denial, status.wait_status) {
             (_, Some(0)) => Ending::Stopped,
             (Some(Denial { wanted, used, limit }), _) => {
-                let rung =
-                    if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
+                let rung = if status.denied_by_kernel { Rung::KilledByKernel } else { Rung::RefusedByWorker };
                 Ending::OutOfMemory { wanted, used, limit, rung }
             }
             (None, Some(status)) => Ending::Died(status),

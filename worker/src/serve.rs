@@ -103,9 +103,7 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
         | ToWorker::Run { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
-        | ToWorker::Stop => {
-            Err(End::Illegal("something before the start"))
-        }
+        | ToWorker::Stop => Err(End::Illegal("something before the start")),
     }
 }
 
@@ -173,9 +171,7 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
         | ToWorker::Run { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
-        | ToWorker::Stop => {
-            Err(End::Illegal("something before the package"))
-        }
+        | ToWorker::Stop => Err(End::Illegal("something before the package")),
     }
 }
 
@@ -266,10 +262,7 @@ impl Server<'_> {
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Drill { bytes }, 0) => hoard(bytes),
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
-            (
-                ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Drill { .. } | ToWorker::Stop,
-                _,
-            ) => {
+            (ToWorker::Run { .. } | ToWorker::Cancel { .. } | ToWorker::Drill { .. } | ToWorker::Stop, _) => {
                 return Err(End::Illegal("descriptors that don't belong to the message"));
             }
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {

@@ -6,10 +6,10 @@ use crate::bench::words;
 use crate::clock;
 use crate::error::CliError;
 use crate::http::{Address, Ask, Connection};
+use crate::stress::Extent;
 use crate::stress::load::{self, Ending, Job, Running, Traffic};
 use crate::stress::quotas::{self, Original};
 use crate::stress::server::Server;
-use crate::stress::Extent;
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
@@ -144,7 +144,9 @@ impl<'a> Ground<'a> {
             let heard = self.probe.send(&self.greedy).await;
             match heard.ending {
                 Ending::Right => return Ok(heard.ended.saturating_duration_since(since)),
-                Ending::Wrong => return Err(failed("wrong_answer", "the model answers otherwise than before")),
+                Ending::Wrong => {
+                    return Err(failed("wrong_answer", "the model answers otherwise than before"));
+                }
                 Ending::Refused { .. } | Ending::Lost(_) if clock::now() < until => {
                     tokio::time::sleep(ASK_EVERY).await;
                 }

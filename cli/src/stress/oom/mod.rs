@@ -163,7 +163,11 @@ pub fn panels(report: &OomReport) -> Vec<Panel> {
     let series = |path: &PathReport| Series::by_number(path.path.name(), &path.recoveries);
     let title = format!("from the stop to the next answer, on {}", report.device.name());
     let series: Vec<Series> = recovered.map(series).collect();
-    if series.is_empty() { Vec::new() } else { vec![Panel { title, across: "try", up: "ms", series, bound: None }] }
+    if series.is_empty() {
+        Vec::new()
+    } else {
+        vec![Panel { title, across: "try", up: "ms", series, bound: None }]
+    }
 }
 
 fn failed(code: &'static str, what: &str) -> CliError {

@@ -237,7 +237,8 @@ async fn most_promised(ground: &Ground<'_>) -> Result<bool, CliError> {
 }
 
 async fn host_memory(ground: &Ground<'_>) -> Result<PathReport, CliError> {
-    let done = "the kernel's limit (RLIMIT_DATA) of a worker at work is set to what it has, then it needs 64 MiB";
+    let done =
+        "the kernel's limit (RLIMIT_DATA) of a worker at work is set to what it has, then it needs 64 MiB";
     let path = Path::HostMemory;
     ground.set(&[]).await?;
     ground.fresh_worker().await?;
@@ -256,7 +257,8 @@ async fn hostile_worker(ground: &Ground<'_>) -> Result<PathReport, CliError> {
 }
 
 async fn hostile_within_limits(ground: &Ground<'_>) -> Result<PathReport, CliError> {
-    let done = "a worker at work takes more than its leases past its own count, but less than the kernel's limit";
+    let done =
+        "a worker at work takes more than its leases past its own count, but less than the kernel's limit";
     let Measured { lease, .. } = ground.measured;
     let host = 256;
     let take = lease.div_ceil(MIB) + host + BEYOND_MIB;
@@ -383,7 +385,11 @@ fn size(text: &str) -> Option<u64> {
 }
 
 fn pid(worker: &Value) -> Option<Pid> {
-    worker["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1).and_then(Pid::from_raw)
+    worker["pid"]
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .filter(|pid| *pid > 1)
+        .and_then(Pid::from_raw)
 }
 
 async fn ended(others: Option<Running>) -> Option<Others> {

@@ -149,7 +149,8 @@ impl PathReport {
             wrong.push("nothing was tried".to_owned());
         }
         if let Some(others) = others.as_ref().filter(|others| others.lost > 0 || others.wrong > 0) {
-            wrong.push(format!("others lost {} ({}), wrong {}", others.lost, others.lost_codes, others.wrong));
+            wrong
+                .push(format!("others lost {} ({}), wrong {}", others.lost, others.lost_codes, others.wrong));
         }
         let recovery = |fraction| percentile(&tries.recoveries, fraction);
         Self {
@@ -219,13 +220,20 @@ impl OomReport {
             ["PATH", "TRIES", "STOPPED BY", "NEXT P50 MS", "P99 MS", "OTHERS", "LOST", "VERDICT"];
         let rows: Vec<Vec<String>> = self.paths.iter().map(PathReport::row).collect();
         let mut parts = vec![table(style, &HEADING, &rows)];
-        let notes: Vec<String> = self.paths.iter().filter(|path| !path.note.is_empty()).map(|path| {
-            style.red(&format!("{}: {}", path.path.name(), path.note))
-        }).collect();
+        let notes: Vec<String> = self
+            .paths
+            .iter()
+            .filter(|path| !path.note.is_empty())
+            .map(|path| style.red(&format!("{}: {}", path.path.name(), path.note)))
+            .collect();
         parts.extend((!notes.is_empty()).then(|| notes.join("\n")));
         let count = |verdict| self.paths.iter().filter(|path| path.verdict == verdict).count();
         let [held, broken, skipped] = [Verdict::Held, Verdict::Broken, Verdict::Skipped].map(count);
-        let summary = format!("{held} held, {broken} broken, {skipped} skipped, {} on {}", self.model, self.device.name());
+        let summary = format!(
+            "{held} held, {broken} broken, {skipped} skipped, {} on {}",
+            self.model,
+            self.device.name()
+        );
         parts.push(if broken > 0 { style.red(&summary) } else { style.green(&summary) });
         parts.join("\n\n")
     }
@@ -262,15 +270,20 @@ mod tests {
 
     #[test]
     fn a_job_of_others_that_is_lost_breaks_the_path() {
-        let others = Others { answered: 9, refused: 0, lost: 1, wrong: 0, lost_codes: "1 worker_died".into() };
+        let others =
+            Others { answered: 9, refused: 0, lost: 1, wrong: 0, lost_codes: "1 worker_died".into() };
         let stops = tries(&[rung(BY_KERNEL)]);
         let report = PathReport::judged(Path::HostileWorker, "d", stops, &[BY_KERNEL], Some(others));
-        assert_eq!((report.verdict, report.note.as_str()), (Verdict::Broken, "others lost 1 (1 worker_died), wrong 0"));
+        assert_eq!(
+            (report.verdict, report.note.as_str()),
+            (Verdict::Broken, "others lost 1 (1 worker_died), wrong 0")
+        );
     }
 
     #[test]
     fn the_page_and_the_json_say_what_stopped_what() {
-        let held = PathReport::judged(Path::HostileWorker, "d", tries(&[rung(BY_KERNEL)]), &[BY_KERNEL], None);
+        let held =
+            PathReport::judged(Path::HostileWorker, "d", tries(&[rung(BY_KERNEL)]), &[BY_KERNEL], None);
         let skipped = PathReport::skipped(Path::HostMemory, "d", "no right".to_owned());
         let report = OomReport::new("minilm", Device::Cpu, 1, vec![held, skipped]);
         let expected = "\
