@@ -27,6 +27,12 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
     let outcome = match words[..] {
         ["probe", act] => return probe(&Policy::worker_cpu(), act.parse().expect("the test names an act")),
+        ["probe-mesa", act] => {
+            return on_a_card(include_str!("../policies/worker-vulkan-mesa.policy"), act);
+        }
+        ["probe-nvidia", act] => {
+            return on_a_card(include_str!("../policies/worker-vulkan-nvidia.policy"), act);
+        }
         ["again-with-variable", name] => Err(again(Command::new("/proc/self/exe").env(name, "1"))),
         ["again-with-leaks"] => again_with_leaks(),
         ["again-without", number] => again_without(number),
@@ -106,6 +112,16 @@ fn serve() -> Result<u8, Box<dyn Error>> {
     }
 }
 
+/// A probe under the calls that a driver of hardware needs beside those of the CPU, with a harmless node for the card.
+fn on_a_card(driver: &str, act: &str) -> ExitCode {
+    let (_, calls) = driver.split_once("[syscalls]").expect("a policy has this section");
+    let (calls, _) = calls.split_once("[rlimits]").expect("and this one after it");
+    let cpu = include_str!("../policies/worker-cpu.policy");
+    let text = cpu.replace("[rlimits]", &format!("{calls}[rlimits]"));
+    let policy = Policy::parse(&format!("{text}\ndevice 1:3 /dev/null # no card")).expect("both files parse");
+    probe(&policy, act.parse().expect("the test names an act"))
+}
+
 /// What a policy that names these paths lets the program do with them, and with others.
 fn look(paths: &str) -> Result<u8, Box<dyn Error>> {
     let policy = include_str!("../policies/worker-cpu.policy");
@@ -113,7 +129,7 @@ fn look(paths: &str) -> Result<u8, Box<dyn Error>> {
     let read = |path: &str| std::fs::read(path).is_ok_and(|bytes| !bytes.is_empty());
     let opens = |path: &str| std::fs::OpenOptions::new().write(true).open(path).is_ok();
     let seen = format!(
-        "file={} listed={} others={} root={} written={} made={} run={} null={} zero={}",
+        "file={} listed={} others={} root={} written={} made={} run={} null={} zero={} kernel={}",
         read("/usr/lib/os-release"),
         std::fs::read_dir("/usr/bin").is_ok_and(|names| names.count() > 9),
         read("/etc/passwd") || read("/usr/lib/os-release/../../../etc/passwd") || read("/usr/share/doc"),
@@ -123,6 +139,7 @@ fn look(paths: &str) -> Result<u8, Box<dyn Error>> {
         Command::new("/usr/bin/env").output().is_ok(),
         std::fs::write("/dev/null", "x").is_ok(),
         opens("/dev/zero"),
+        read("/proc/version") && read("/sys/dev/char/1:3/uevent") && !read("/proc/cpuinfo"),
     );
     say(&entered.link(), &seen)?;
     Ok(0)

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "one half of a test: what is not as it must be ends it")]
 
 use ringfence_sandbox::{
-    Act, Child, Environment, Exit, Layer, Policy, SealedFile, SpawnRequest, StatusPage, drop_to_user, judge,
-    preflight, process_facts, raise_nofile, spawn,
+    Act, Child, Environment, Exit, Layer, Policy, SealedFile, SpawnRequest, StatusPage, VulkanDriver,
+    drop_to_user, judge, preflight, process_facts, raise_nofile, spawn,
 };
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::net::{
@@ -115,13 +115,20 @@ fn served(program: &OwnedFd) -> (Running, String, i32) {
     (running, report, pid.expect("credentials were asked for"))
 }
 
+/// The last two stand for a worker on a card: its filter, with a node in its root that is no card's.
 fn probes(program: &OwnedFd) {
-    let policy = Policy::worker_cpu();
+    let policies = [
+        ("probe", Policy::worker_cpu()),
+        ("probe-mesa", Policy::worker_vulkan(&VulkanDriver::Mesa { node: 128 })),
+        ("probe-nvidia", Policy::worker_vulkan(&VulkanDriver::Nvidia { minor: 0 })),
+    ];
     let mut failures = Vec::new();
-    for act in Act::ALL {
-        let probe = start(program, &["probe", act.name()], None);
-        if let Err(failure) = judge(&policy, *act, probe.end()) {
-            failures.push(format!("{failure}: {}", probe.errors()));
+    for (word, policy) in policies {
+        for act in Act::ALL {
+            let probe = start(program, &[word, act.name()], None);
+            if let Err(failure) = judge(&policy, *act, probe.end()) {
+                failures.push(format!("{word}: {failure}: {}", probe.errors()));
+            }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -161,18 +168,38 @@ fn serves(program: &OwnedFd) {
 }
 
 fn looks(program: &OwnedFd) {
-    let paths = "read /no/such/file | /usr/lib/os-release # a file\nread /usr/bin # a folder\ndevice /dev/null # a node";
+    let paths = "read /no/such/file | /usr/lib/os-release # a file\nread /usr/bin # a folder\n\
+                 device 1:3 /dev/null # a node\nread /proc/version & /not/there & /sys/dev/char/1:3 # of the kernel";
     let running = start(program, &["look", paths], None);
     let expected = "file=true listed=true others=false root=false written=false made=false run=false null=true \
-                    zero=false";
+                    zero=false kernel=true";
     let seen = running.hear().0;
     assert_eq!(seen, expected, "{}", running.errors());
     assert_eq!(running.end(), Exit::Code(0));
-    let running =
-        start(program, &["look", "read /no/such/file | /nor/this # a driver that is not there"], None);
-    assert_eq!(running.end(), Exit::Code(251));
-    let said = running.errors();
-    assert!(said.contains("/no/such/file or /nor/this, which this machine does not have: install"), "{said}");
+    let refusals = [
+        (
+            "read /no/such/file | /nor/this # none",
+            "/no/such/file or /nor/this, which this machine does not have",
+        ),
+        (
+            "read /no/such/file & /nor/this # none",
+            "/no/such/file or /nor/this, which this machine does not have",
+        ),
+        ("device 226:128 /dev/no-card # none", "/dev/no-card, which this machine does not have: install"),
+        ("device 226:128 /dev/null # another", "it is device 1:3, and 226:128 was meant"),
+        ("device 1:3 /usr/bin/env # a file", "it is no character device"),
+        ("device nvidia-uvm:0 /dev/null # no driver", "is not loaded: load it"),
+    ];
+    for (paths, expected) in refusals {
+        // A machine that has this driver has another answer to the last.
+        if paths.contains("nvidia-uvm") && std::fs::metadata("/dev/nvidia-uvm").is_ok() {
+            continue;
+        }
+        let running = start(program, &["look", paths], None);
+        assert_eq!(running.end(), Exit::Code(251), "{paths}");
+        let said = running.errors();
+        assert!(said.contains(expected), "{paths}: {said}");
+    }
 }
 
 fn maps(program: &OwnedFd) {
@@ -248,6 +275,7 @@ fn refuses(program: &OwnedFd) {
         (vec!["again-with-variable", "CUDA_VISIBLE_DEVICES"], "`CUDA_VISIBLE_DEVICES`"),
         (vec!["again-with-variable", "VK_ICD_FILENAMES"], "`VK_ICD_FILENAMES`"),
         (vec!["again-with-variable", "HOME"], "`HOME`"),
+        (vec!["again-with-variable", "MESA_SHADER_CACHE_DIR"], "`MESA_SHADER_CACHE_DIR`"),
         (vec!["again-without", "1"], "descriptor 1 must be a pipe"),
         (vec!["again-without", "3"], "descriptor 3 must be"),
         (vec!["again-without", "4"], "descriptor 4 must be"),

@@ -1,6 +1,7 @@
 //! How an exec'd program locks itself in: every layer but the last in `enter`, the system call filter in `seal`.
 
 mod descriptors;
+mod devices;
 mod landlock;
 mod namespaces;
 mod privileges;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use descriptors::{LINK, STATUS_PAGE};
+pub use devices::DeviceFault;
 pub(crate) use landlock::{ABI_MIN, abi, missing};
 pub(crate) use namespaces::{INNER_ID, try_in_child};
 
@@ -72,7 +74,9 @@ impl Missing {
         match self {
             Missing::LandlockTruncate => "the root is empty and read-only, and the filter denies truncate",
             Missing::LandlockTcp => "the network namespace is empty, and the filter denies socket",
-            Missing::LandlockIoctlDevice => "the root has no devices, and the filter denies ioctl",
+            Missing::LandlockIoctlDevice => {
+                "the root has no device but the policy's own, and the filter denies ioctl, or all but its driver's"
+            }
             Missing::LandlockScopes => {
                 "the pid and network namespaces, and the filter denies socket and kill"
             }
@@ -123,6 +127,14 @@ pub enum EnterError {
     /// The host has none of the places that the policy names for something.
     #[error("this program needs {}, which this machine does not have: {advice}", paths(.0), advice = PATHS_ADVICE)]
     NoPath(Vec<PathBuf>),
+    /// A device node is not what it must be.
+    #[error("{} is not given to the program: {fault}", path.display())]
+    Device {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        fault: DeviceFault,
+    },
     /// A path can't be made visible.
     #[error("Namespaces: {call} of {} failed", path.display())]
     Path {

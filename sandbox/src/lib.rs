@@ -25,9 +25,10 @@ mod sealed_file;
 mod spawn;
 mod status_page;
 mod user;
+mod vulkan;
 
 pub use allocator::{CountingAllocator, check_headroom, clear_denial, keep_freed_memory};
-pub use enter::{EnterError, Entered, Layer, Missing, Sealed, enter};
+pub use enter::{DeviceFault, EnterError, Entered, Layer, Missing, Sealed, enter};
 pub use hoard::hoard;
 pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
@@ -37,3 +38,4 @@ pub use sealed_file::{Map, Place, SealedFile, SealedFileError};
 pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, User, spawn};
 pub use status_page::{Denial, Status, StatusPage};
 pub use user::{DropError, drop_to_user, raise_nofile};
+pub use vulkan::{UnknownDriver, VulkanDriver};

@@ -27,6 +27,7 @@ pub(crate) const CALLS: &[Call] = &[
     plain("getpid", libc::SYS_getpid),
     plain("getrandom", libc::SYS_getrandom),
     plain("gettid", libc::SYS_gettid),
+    Call { name: "ioctl", number: libc::SYS_ioctl, arguments: &["descriptor", "request"] },
     Call { name: "madvise", number: libc::SYS_madvise, arguments: &["address", "length", "advice"] },
     Call { name: "mmap", number: libc::SYS_mmap, arguments: &["address", "length", "protection", "flags"] },
     Call { name: "mprotect", number: libc::SYS_mprotect, arguments: &["address", "length", "protection"] },
@@ -54,6 +55,11 @@ pub(crate) const CALLS: &[Call] = &[
 pub(crate) const NUMBERS: &[(&str, u64)] = &[
     ("F_GETFD", libc::F_GETFD as u64),
     ("F_GET_SEALS", libc::F_GET_SEALS as u64),
+    // The byte of an ioctl's request that says whose it is (`linux/ioctl.h`), and its values for drivers of cards.
+    ("IOC_TYPE", 0xff00),
+    ("IOC_DRM", (b'd' as u64) << 8),
+    ("IOC_NVIDIA", (b'F' as u64) << 8),
+    ("MAP_ANONYMOUS", libc::MAP_ANONYMOUS as u64),
     ("MAP_PRIVATE", libc::MAP_PRIVATE as u64),
     ("MAP_SHARED", libc::MAP_SHARED as u64),
     ("MAP_TYPE", libc::MAP_TYPE as u64),
@@ -62,6 +68,9 @@ pub(crate) const NUMBERS: &[(&str, u64)] = &[
     ("SIGABRT", libc::SIGABRT as u64),
     ("SIGKILL", libc::SIGKILL as u64),
 ];
+
+/// Drivers whose character devices have another major number on each host.
+pub(crate) const DRIVERS: &[&str] = &["nvidia-uvm"];
 
 /// Limits that a policy may set.
 pub(crate) const LIMITS: &[(&str, Resource)] = &[

@@ -1,6 +1,6 @@
 //! What a sandboxed program may do, parsed from a reviewed data file with one right and its reason a line.
 
-use crate::names::{CALLS, Call, LIMITS, NUMBERS};
+use crate::names::{CALLS, Call, DRIVERS, LIMITS, NUMBERS};
 use rustix::process::Resource;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -22,8 +22,24 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PathRight {
     pub(crate) access: PathAccess,
-    /// The first of these that the host has.
-    pub(crate) alternatives: Vec<PathBuf>,
+    pub(crate) paths: Paths,
+}
+
+/// Which of the named paths are meant. The host must have at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Paths {
+    /// The first that the host has.
+    First(Vec<PathBuf>),
+    /// Each that the host has.
+    Each(Vec<PathBuf>),
+}
+
+impl Paths {
+    pub(crate) fn all(&self) -> &[PathBuf] {
+        match self {
+            Self::First(paths) | Self::Each(paths) => paths,
+        }
+    }
 }
 
 /// What may be done with a path.
@@ -31,8 +47,24 @@ pub(crate) struct PathRight {
 pub(crate) enum PathAccess {
     /// Files are read, folders listed.
     Read,
-    /// A device node is read, written and asked by ioctl.
-    Device,
+    /// A device node is read, written and asked by ioctl; only if it is this one.
+    Device(DeviceNumber),
+}
+
+/// What a device node must be a name of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceNumber {
+    pub(crate) major: Major,
+    pub(crate) minor: u32,
+}
+
+/// A character device's driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Major {
+    /// By a number that is the same on every host.
+    Number(u32),
+    /// By its name in `/proc/devices`.
+    Named(&'static str),
 }
 
 /// Conditions that hold together; none means always.
@@ -92,7 +124,7 @@ pub enum PolicyFault {
     /// Not in the closed list of limits.
     #[error("the limit is unknown")]
     UnknownLimit,
-    /// Not `read` or `device` with absolute paths that name one place.
+    /// Not `read` or `device MAJOR:MINOR` with absolute paths that name one place.
     #[error("the path is none that a policy may name")]
     Path,
 }
@@ -108,12 +140,6 @@ impl Policy {
     /// The policy of `ringfence-worker` on the CPU device.
     pub fn worker_cpu() -> Policy {
         Policy::parse(include_str!("../policies/worker-cpu.policy")).expect("a test parses this file")
-    }
-
-    /// The policy of `ringfence-worker` on Vulkan by Mesa's software driver: that of the CPU, and the driver's paths.
-    pub fn worker_vulkan_software() -> Policy {
-        let seen = Policy::parse(include_str!("../policies/worker-vulkan-software.policy"));
-        Policy { paths: seen.expect("a test parses this file").paths, ..Policy::worker_cpu() }
     }
 
     /// The policy of `ringfence-worker convert`.
@@ -141,6 +167,17 @@ impl Policy {
             return Err(PolicyError { line, fault: PolicyFault::MissingSection });
         }
         Ok(parser.policy)
+    }
+
+    /// What this policy allows, and what the other does. Of a limit that both name, the other's value counts.
+    pub(crate) fn and(mut self, other: Policy) -> Policy {
+        for (number, rules) in other.calls {
+            self.calls.entry(number).or_default().extend(rules);
+        }
+        self.limits.retain(|(resource, _)| !other.limits.iter().any(|(named, _)| named == resource));
+        self.limits.extend(other.limits);
+        self.paths.extend(other.paths);
+        self
     }
 
     /// Whether the filter lets a call through.
@@ -213,21 +250,21 @@ impl Parser {
 
     fn path(&mut self, right: &str) -> Result<(), PolicyFault> {
         let (access, paths) = right.split_once(char::is_whitespace).ok_or(PolicyFault::Path)?;
-        let access = match access {
-            "read" => PathAccess::Read,
-            "device" => PathAccess::Device,
+        let (access, paths) = match access {
+            "read" => (PathAccess::Read, paths),
+            "device" => parse_device(paths.trim()).ok_or(PolicyFault::Path)?,
             _ => return Err(PolicyFault::Path),
         };
-        let alternatives: Vec<PathBuf> = paths.split('|').map(|path| PathBuf::from(path.trim())).collect();
-        if !alternatives.iter().all(|path| is_plain(path)) {
+        let paths = parse_paths(paths);
+        if !paths.all().iter().all(|path| is_plain(path)) {
             return Err(PolicyFault::Path);
         }
-        let others = self.policy.paths.iter().flat_map(|right| &right.alternatives);
+        let others = self.policy.paths.iter().flat_map(|right| right.paths.all());
         let within = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
-        if others.clone().any(|other| alternatives.iter().any(|path| within(path, other))) {
+        if others.clone().any(|other| paths.all().iter().any(|path| within(path, other))) {
             return Err(PolicyFault::Redundant);
         }
-        self.policy.paths.push(PathRight { access, alternatives });
+        self.policy.paths.push(PathRight { access, paths });
         Ok(())
     }
 
@@ -270,12 +307,26 @@ impl Parser {
     }
 }
 
+/// `MAJOR:MINOR`, and the paths behind it.
+fn parse_device(text: &str) -> Option<(PathAccess, &str)> {
+    let (number, paths) = text.split_once(char::is_whitespace)?;
+    let (major, minor) = number.split_once(':')?;
+    let named = DRIVERS.iter().find(|name| **name == major).map(|name| Major::Named(name));
+    let major = named.or_else(|| Some(Major::Number(major.parse().ok()?)))?;
+    Some((PathAccess::Device(DeviceNumber { major, minor: minor.parse().ok()? }), paths))
+}
+
+fn parse_paths(text: &str) -> Paths {
+    let split = |by| text.split(by).map(|path| PathBuf::from(path.trim())).collect();
+    if text.contains('&') { Paths::Each(split('&')) } else { Paths::First(split('|')) }
+}
+
 /// Absolute, below the root, without a step back or a character that could mean something else.
 fn is_plain(path: &Path) -> bool {
     let mut components = path.components();
     let rest = |component| matches!(component, Component::Normal(_));
     let text = path.to_str().unwrap_or_default();
-    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._:-".contains(&byte);
     components.next() == Some(Component::RootDir)
         && components.clone().next().is_some()
         && components.all(rest)
@@ -376,7 +427,8 @@ mod tests {
             assert_eq!(Policy::parse(&text).err().map(|error| error.fault), expected, "{text}");
         };
         path("read /usr/lib # a", None);
-        path("read /usr/lib/a.so.1 | /usr/lib64/a.so.1 # a\ndevice /dev/dri/renderD128 # b", None);
+        path("read /usr/lib/a.so.1 | /usr/lib64/a.so.1 # a\ndevice 226:128 /dev/dri/renderD128 # b", None);
+        path("read /a & /b # a\ndevice nvidia-uvm:0 /dev/nvidia-uvm # b\nread /sys/dev/char/1:3 # c", None);
         for wrong in [
             "/etc # a",
             "write /etc # a",
@@ -389,6 +441,12 @@ mod tests {
             "read /a | # a",
             "read /a b # a",
             "read /proc/$x # a",
+            "read /a | /b & /c # a",
+            "device /dev/null # a",
+            "device 1 /dev/null # a",
+            "device 1:3 # a",
+            "device mem:3 /dev/null # a",
+            "device 1:-3 /dev/null # a",
         ] {
             path(wrong, Some(PolicyFault::Path));
         }
@@ -402,9 +460,7 @@ mod tests {
 
     #[test]
     fn the_files_parse_and_compile() {
-        for policy in
-            [Policy::worker_cpu(), Policy::worker_vulkan_software(), Policy::converter(), Policy::waiter()]
-        {
+        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::waiter()] {
             assert!(!policy.filter().unwrap().is_empty());
         }
     }

@@ -47,7 +47,8 @@ pub struct User {
     pub gid: u32,
 }
 
-/// The closed list of variables that a program gets; `RUST_BACKTRACE=0` is always set, since a backtrace opens files.
+/// The closed list of variables that a program gets. Three are always set: no backtrace, which would open files, and no
+/// files of compiled shaders, which a driver would look for and keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Environment {
     /// Compute threads, as `RAYON_NUM_THREADS` and `CANDLE_NUM_THREADS`. `None` sets neither.
@@ -150,11 +151,16 @@ fn words(arguments: &[&str]) -> Result<Vec<CString>, NulError> {
     std::iter::once("ringfence").chain(arguments.iter().copied()).map(CString::new).collect()
 }
 
+/// For every program: the last two are Mesa's and NVIDIA's.
+const ALWAYS: [&str; 3] = ["RUST_BACKTRACE=0", "MESA_SHADER_CACHE_DISABLE=1", "__GL_SHADER_DISK_CACHE=0"];
+
 fn variables(environment: Environment) -> Vec<CString> {
     let threads = environment.threads.into_iter().flat_map(|threads| {
         [format!("CANDLE_NUM_THREADS={threads}"), format!("RAYON_NUM_THREADS={threads}")]
     });
-    std::iter::once("RUST_BACKTRACE=0".to_owned())
+    ALWAYS
+        .map(str::to_owned)
+        .into_iter()
         .chain(threads)
         .map(|variable| CString::new(variable).expect("names and numbers hold no zero byte"))
         .collect()

@@ -4,7 +4,7 @@
 use super::readiness::watch;
 use super::spawner::{Spawner, Start, StartError};
 use crate::status::SandboxView;
-use ringfence_sandbox::{Act, Child, Exit, Host, Policy, ProbeFailure, StatusPage, judge};
+use ringfence_sandbox::{Act, Child, Exit, Host, Policy, ProbeFailure, StatusPage, VulkanDriver, judge};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -50,7 +50,10 @@ pub(crate) async fn prove_cpu(spawner: &Spawner, host: &Host) -> Result<SandboxV
 
 /// Proves the sandbox of workers on a GPU; what is returned is for `/status`.
 pub(crate) async fn prove_gpu(spawner: &Spawner) -> Result<Vec<String>, ProbeError> {
-    probe_all(spawner, &["vulkan-software"], &Policy::worker_vulkan_software()).await
+    let driver = VulkanDriver::Software;
+    let words = driver.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    probe_all(spawner, &words, &Policy::worker_vulkan(&driver)).await
 }
 
 /// Tries every act under a policy, and names what was tried.

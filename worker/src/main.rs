@@ -1,7 +1,7 @@
 //! `ringfence-worker`: the program around [`ringfence_worker`]. The server starts it to serve a model, the command line to convert one.
 
 use ringfence_protocol::{ConverterSideLink, WorkerSideLink};
-use ringfence_sandbox::{Act, CountingAllocator, Policy, keep_freed_memory, probe};
+use ringfence_sandbox::{Act, CountingAllocator, Policy, VulkanDriver, keep_freed_memory, probe};
 use ringfence_worker::convert;
 use ringfence_worker::memory::Lease;
 use ringfence_worker::serve::serve;
@@ -22,18 +22,24 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["serve"] => run(&Policy::worker_cpu(), serve_link),
-        ["serve", "vulkan-software"] => run(&Policy::worker_vulkan_software(), serve_link),
+        ["serve", ref driver @ ..] => match VulkanDriver::parse(driver) {
+            Ok(driver) => run(&Policy::worker_vulkan(&driver), serve_link),
+            Err(error) => say(&error, USAGE),
+        },
         ["convert"] => run(&Policy::converter(), convert_link),
         ["probe", act] => probe_under(&Policy::worker_cpu(), act),
-        ["probe", "vulkan-software", act] => probe_under(&Policy::worker_vulkan_software(), act),
         ["probe", "convert", act] => probe_under(&Policy::converter(), act),
+        ["probe", ref driver @ .., act] => match VulkanDriver::parse(driver) {
+            Ok(driver) => probe_under(&Policy::worker_vulkan(&driver), act),
+            Err(error) => say(&error, USAGE),
+        },
         ["--version"] => {
             println!("ringfence-worker {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
         _ => say(
-            &"usage: ringfence-worker serve [vulkan-software] | convert | probe [convert | vulkan-software] ACT | \
-                  --version (started by ringfence-server and ringfence)",
+            &"usage: ringfence-worker serve [DRIVER] | convert | probe [convert | DRIVER] ACT | --version, where DRIVER is \
+              vulkan-software, vulkan-mesa NODE or vulkan-nvidia MINOR (started by ringfence-server and ringfence)",
             USAGE,
         ),
     }

@@ -12,7 +12,13 @@ pub(crate) const LINK: RawFd = 3;
 pub(crate) const STATUS_PAGE: RawFd = 4;
 
 /// The only variables that a program may find; all have small numbers as values.
-const VARIABLES: [&str; 3] = ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS", "RUST_BACKTRACE"];
+const VARIABLES: [&str; 5] = [
+    "CANDLE_NUM_THREADS",
+    "MESA_SHADER_CACHE_DISABLE",
+    "RAYON_NUM_THREADS",
+    "RUST_BACKTRACE",
+    "__GL_SHADER_DISK_CACHE",
+];
 const DIGITS_MAX: usize = 5;
 
 pub(super) fn check_environment() -> Result<(), EnterError> {

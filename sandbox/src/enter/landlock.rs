@@ -57,7 +57,7 @@ pub(super) fn restrict(paths: &[Visible]) -> Result<u32, EnterError> {
     for path in paths {
         created = created.add_rule(PathBeneath::new(opened(&path.path)?, rights(path, abi)))?;
         // Who looks for a file lists its folder first. In the new root it holds what the policy names and nothing else.
-        if let Some(parent) = path.path.parent().filter(|_| path.access == PathAccess::Read && !path.folder) {
+        if let Some(parent) = path.path.parent().filter(|_| !path.folder) {
             created = created.add_rule(PathBeneath::new(opened(parent)?, AccessFs::ReadDir))?;
         }
     }
@@ -74,7 +74,7 @@ fn rights(path: &Visible, abi: ABI) -> BitFlags<AccessFs> {
     let wanted = match (path.access, path.folder) {
         (PathAccess::Read, true) => AccessFs::ReadFile | AccessFs::ReadDir,
         (PathAccess::Read, false) => AccessFs::ReadFile.into(),
-        (PathAccess::Device, _) => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
+        (PathAccess::Device(_), _) => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
     };
     wanted & AccessFs::from_all(abi)
 }

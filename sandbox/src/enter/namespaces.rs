@@ -1,16 +1,18 @@
 //! Namespaces of its own, and a root folder with nothing in it.
 
 use super::privileges::last_errno;
-use super::{EnterError, Layer};
-use crate::policy::{PathAccess, PathRight};
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags, open};
+use super::{EnterError, Layer, devices};
+use crate::policy::{PathAccess, PathRight, Paths};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, open};
 use rustix::io::{Errno, write};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
+    mount_remount, move_mount, open_tree, unmount,
 };
 use rustix::process::{chdir, getgid, getuid, pivot_root};
 use std::ffi::CStr;
+use std::fs::Metadata;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// What the program's uid and gid are inside: nobody's.
@@ -36,7 +38,7 @@ pub(super) fn enter(rights: &[PathRight]) -> Result<Vec<Visible>, EnterError> {
     if rights.is_empty() {
         return separate().map(|()| Vec::new()).map_err(os);
     }
-    let paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?;
+    let paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?.concat();
     separate_ids().map_err(os)?;
     root_with(&paths)?;
     Ok(paths)
@@ -112,11 +114,13 @@ fn root_with(paths: &[Visible]) -> Result<(), EnterError> {
     let os = |call| move |source| EnterError::Os { layer: Layer::Namespaces, call, source };
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(os("mount (private)"))?;
+    // Before the new root covers a folder of the old one that some of them are in.
+    let trees = paths.iter().map(Visible::tree).collect::<Result<Vec<_>, _>>()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(c"ringfence", STEPPING_STONE, c"tmpfs", flags, Some(c"size=256k,nr_inodes=128,mode=755"))
         .map_err(os("mount (tmpfs)"))?;
-    for path in paths {
-        path.show()?;
+    for (path, tree) in paths.iter().zip(&trees) {
+        path.show(tree)?;
     }
     mount_remount(STEPPING_STONE, flags | MountFlags::RDONLY, c"").map_err(os("mount (read-only)"))?;
     chdir(STEPPING_STONE).map_err(os("chdir"))?;
@@ -126,7 +130,7 @@ fn root_with(paths: &[Visible]) -> Result<(), EnterError> {
 }
 
 /// A path of the host that the program sees.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Visible {
     pub(super) path: PathBuf,
     pub(super) access: PathAccess,
@@ -134,30 +138,57 @@ pub(super) struct Visible {
 }
 
 impl Visible {
-    fn of(right: &PathRight) -> Result<Self, EnterError> {
-        let here = right.alternatives.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-        let (path, metadata) = here.ok_or_else(|| EnterError::NoPath(right.alternatives.clone()))?;
-        Ok(Self { path: path.clone(), access: right.access, folder: metadata.is_dir() })
+    /// Those of a right that are there.
+    fn of(right: &PathRight) -> Result<Vec<Self>, EnterError> {
+        let there = |path: &PathBuf| Some((path.clone(), std::fs::metadata(path).ok()?));
+        let mut found: Vec<_> = right.paths.all().iter().filter_map(there).collect();
+        if found.is_empty() {
+            return Err(EnterError::NoPath(right.paths.all().to_vec()));
+        }
+        if matches!(right.paths, Paths::First(_)) {
+            found.truncate(1);
+        }
+        found.into_iter().map(|(path, metadata)| Self::checked(path, &metadata, right.access)).collect()
     }
 
-    /// Mounts it below the stepping stone.
-    fn show(&self) -> Result<(), EnterError> {
-        let failed = |call| move |source| EnterError::Path { path: self.path.clone(), call, source };
+    fn checked(path: PathBuf, metadata: &Metadata, access: PathAccess) -> Result<Self, EnterError> {
+        if let PathAccess::Device(number) = access {
+            devices::check(&path, metadata, number)?;
+        }
+        Ok(Self { path, access, folder: metadata.is_dir() })
+    }
+
+    /// A mount of it that is at no place yet.
+    fn tree(&self) -> Result<OwnedFd, EnterError> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        open_tree(CWD, &self.path, flags).map_err(self.failed("open_tree"))
+    }
+
+    /// Puts it below the stepping stone.
+    fn show(&self, tree: &OwnedFd) -> Result<(), EnterError> {
         let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
         let below = self.path.strip_prefix("/").expect("a policy's paths are absolute");
         let place = Path::new("/proc").join(below);
         let parent = if self.folder { Some(place.as_path()) } else { place.parent() };
         std::fs::create_dir_all(parent.expect("it is below the root"))
             .map_err(io)
-            .map_err(failed("mkdir"))?;
+            .map_err(self.failed("mkdir"))?;
         if !self.folder {
             let create = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-            drop(open(&place, create, Mode::RUSR).map_err(failed("open"))?);
+            drop(open(&place, create, Mode::RUSR).map_err(self.failed("open"))?);
         }
-        mount_bind_recursive(&self.path, &place).map_err(failed("mount (bind)"))?;
-        let device = if self.access == PathAccess::Device { MountFlags::empty() } else { MountFlags::NODEV };
+        let to = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(tree, c"", CWD, &place, to).map_err(self.failed("move_mount"))?;
+        let is_device = matches!(self.access, PathAccess::Device(_));
+        let device = if is_device { MountFlags::empty() } else { MountFlags::NODEV };
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | device | locked(&place);
-        mount_remount(&place, flags, c"").map_err(failed("mount (read-only)"))
+        mount_remount(&place, flags, c"").map_err(self.failed("mount (read-only)"))?;
+        if is_device { devices::try_open(&self.path, &place) } else { Ok(()) }
+    }
+
+    fn failed(&self, call: &'static str) -> impl Fn(Errno) -> EnterError {
+        move |source| EnterError::Path { path: self.path.clone(), call, source }
     }
 }
 
