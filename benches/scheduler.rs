@@ -29,7 +29,7 @@ impl Loaded {
         let config = Config::new(ConfigValues {
             devices: Devices {
                 cpu: DeviceConfig { budget_bytes: 64 * GIB, cores: 16 },
-                wgpu_budget_bytes: 0,
+                gpu_budgets_bytes: Vec::new(),
             },
             host_budget_bytes: 64 * GIB,
             queue_total_max: 200_000,
@@ -127,6 +127,7 @@ fn model_config() -> ModelConfig {
     ModelConfig::new(ModelValues {
         lease_bytes: GIB,
         device_lease_bytes: 0,
+        gpus: Vec::new(),
         package_bytes: GIB / 2,
         workers_max: 1,
         concurrency: CONCURRENCY,

@@ -14,6 +14,7 @@ mod api;
 mod clients;
 mod clock;
 mod dispatch;
+mod gpus;
 mod home;
 mod keys;
 mod oom;

@@ -3,7 +3,8 @@
 use crate::api::{self, App, ListenError, Listeners};
 use crate::clients::{self, ClientsError};
 use crate::clock;
-use crate::dispatch::{Dispatcher, Machine, ModelsError};
+use crate::dispatch::{Devices, Dispatcher, Machine, ModelsError};
+use crate::gpus::{GpuError, Gpus};
 use crate::home::{Home, HomeError, HomeLock};
 use crate::keys::{self, Keys, KeysError};
 use crate::packages::{Packages, PackagesError};
@@ -84,6 +85,8 @@ pub(crate) enum StartError {
     Quotas(#[from] QuotaError),
     #[error("quotas.toml: {0}")]
     Config(#[from] ConfigError),
+    #[error("quotas.toml: {0}")]
+    Gpu(#[from] GpuError),
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error(transparent)]
@@ -223,11 +226,11 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let spawner = Spawner::new(parts.worker)?;
     let sandbox = prove_cpu(&spawner, host).await?;
-    let needs_gpu = Dispatcher::needs_gpu(&quotas);
+    let gpus = Gpus::of(&quotas)?;
+    let drivers = gpus.drivers_in_use(&quotas);
+    let machine = Devices { machine, gpus };
     let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
-    if needs_gpu {
-        dispatcher.prove_gpu().await?;
-    }
+    dispatcher.prove_gpus(&drivers).await?;
     dispatcher.reload_models().await?;
 
     let (listeners, new_listeners) = Listeners::channel();

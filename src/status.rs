@@ -77,8 +77,10 @@ struct HostView {
 /// A device and what is promised of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct DeviceView {
-    /// `cpu`, `wgpu`, or `host` for the memory that packages lie in.
+    /// `cpu`, the name of a GPU, or `host` for the memory that packages lie in.
     pub(crate) name: String,
+    /// Of a GPU: whose Vulkan driver, and which card, as in `vulkan-mesa /dev/dri/renderD128`.
+    pub(crate) driver: Option<String>,
     /// Sum of what may be promised.
     pub(crate) budget_bytes: u64,
     /// Sum of what is.
@@ -100,8 +102,8 @@ pub(crate) struct WorkerView {
     pub(crate) model: String,
     /// `starting`, `ready`, `stopping` or `killed`.
     pub(crate) state: String,
-    /// Where.
-    pub(crate) device: &'static str,
+    /// Where: `cpu`, or the name of a GPU.
+    pub(crate) device: String,
     /// What backs its lease.
     pub(crate) tier: Tier,
     /// Bytes that it may take of its device's memory.
@@ -159,7 +161,7 @@ pub(crate) fn status(app: &App) -> Status {
         models: app.dispatcher.models(),
         workers: workers(app),
         sandbox: SandboxView {
-            probes: [&facts.sandbox.probes, app.dispatcher.gpu_probes()].concat(),
+            probes: [facts.sandbox.probes.clone(), app.dispatcher.gpu_probes()].concat(),
             ..facts.sandbox.clone()
         },
     }

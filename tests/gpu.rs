@@ -91,3 +91,67 @@ fn the_least_host_lease_that_quotas_take_holds_the_driver() {
     home.quotas(&least(64));
     home.start().api().embed(&json!({"model": "tiny-bert", "input": "a"})).ok();
 }
+
+#[test]
+fn models_are_placed_on_several_gpus_and_one_that_is_named_is_kept_to() {
+    let home = Home::with_tiny();
+    home.add_tiny("tiny-any");
+    home.add_tiny("tiny-second");
+    home.quotas(
+        "[devices.first]\nmemory_mib = 64\n[devices.second]\nmemory_mib = 64\n\
+         [models.tiny-bert]\ndevice = \"wgpu\"\nlease_mib = 64\n[models.tiny-any]\ndevice = \"wgpu\"\nlease_mib = 64\n\
+         [models.tiny-second]\ndevice = \"second\"\nlease_mib = 64\n",
+    );
+    let server = home.start();
+    let ask = |model: &str| server.api().embed(&json!({"model": model, "input": "a"}));
+    let places = || -> Vec<(String, String)> {
+        let workers = server.status()["workers"].as_array().unwrap().clone();
+        let text = |worker: &Value, field: &str| worker[field].as_str().unwrap().to_owned();
+        workers.iter().map(|worker| (text(worker, "model"), text(worker, "device"))).collect()
+    };
+    let on = |model: &str, device: &str| (model.to_owned(), device.to_owned());
+    ask("tiny-bert").ok();
+    assert_eq!(places(), [on("tiny-bert", "first")]);
+    ask("tiny-any").ok();
+    assert_eq!(places(), [on("tiny-bert", "first"), on("tiny-any", "second")]);
+    let answer = ask("tiny-second");
+    answer.ok();
+    assert_eq!(answer.header("ringfence-device"), Some("second"));
+    assert_eq!(places(), [on("tiny-bert", "first"), on("tiny-second", "second")], "who is in the way leaves");
+    let devices = server.status()["devices"].clone();
+    let named =
+        |name: &str| devices.as_array().unwrap().iter().find(|device| device["name"] == name).cloned();
+    assert_eq!(named("second").unwrap()["driver"], "vulkan-software");
+    assert_eq!(named("wgpu"), None);
+    let other = home.cli(&["quota", "set", "devices.third.memory_mib=5", "--json"]);
+    assert!(String::from_utf8_lossy(&other.stdout).contains("quota_needs_restart"), "{other:?}");
+}
+
+#[test]
+fn a_gpu_whose_card_is_not_there_stops_the_start_and_says_which() {
+    let home = Home::with_tiny();
+    home.quotas("[devices.card]\nmemory_mib = 64\ndriver = \"nvidia\"\nnode = \"200\"\n");
+    let log = home.try_start().err().expect("the server must not start");
+    assert!(log.contains("/dev/nvidia"), "{log}");
+}
+
+#[test]
+fn a_model_falls_back_to_the_cpu_where_its_quota_says_so_and_the_answer_says_it() {
+    let home = Home::with_tiny();
+    home.add_tiny("tiny-gpu");
+    let quotas = ON_GPU.replace("lease_mib = 64", "lease_mib = 1");
+    home.quotas(&format!("{quotas}fallback_device = \"cpu\"\n"));
+    let server = home.start();
+    let ask = |model: &str| server.api().embed(&json!({"model": model, "input": "a quick brown fox"}));
+    let (cpu, fallen) = (ask("tiny-bert"), ask("tiny-gpu"));
+    assert_eq!(vector(&cpu.ok()), vector(&fallen.ok()), "{}", server.log());
+    assert_eq!((cpu.header("ringfence-device"), cpu.header("ringfence-fallback-from")), (Some("cpu"), None));
+    let labels = (fallen.header("ringfence-device"), fallen.header("ringfence-fallback-from"));
+    assert_eq!(labels, (Some("cpu"), Some("tiny-gpu")));
+    assert_eq!(fallen.json()["model"], "tiny-gpu");
+    let names = server.api().get("/v1/models").ok();
+    assert!(!names.to_string().contains('@'), "{names}");
+    assert_eq!(ask("tiny-gpu@cpu").code(), "model_unknown");
+    home.cli_ok(&["quota", "set", "models.tiny-gpu.fallback_device=none"]);
+    assert!(ask("tiny-gpu").status >= 500);
+}

@@ -1,7 +1,7 @@
 //! What the scheduler tells the server to do, and how a job can end.
 
 use crate::config::Rate;
-use crate::ids::{JobId, ModelId, WorkerId};
+use crate::ids::{GpuId, JobId, ModelId, WorkerId};
 use std::time::Duration;
 
 /// Something to do now, in the order given.
@@ -17,6 +17,8 @@ pub enum Action {
         lease_bytes: u64,
         /// The same of the GPU's memory; 0 where it computes on the CPU.
         device_lease_bytes: u64,
+        /// Which GPU; none where it computes on the CPU.
+        gpu: Option<GpuId>,
         /// Its compute threads.
         threads: u16,
     },
@@ -81,7 +83,7 @@ pub enum Device {
     Cpu,
     /// Packages in the host's memory.
     Host,
-    /// What workers have of the GPU's memory.
+    /// What workers have of a GPU's memory.
     Wgpu,
 }
 

@@ -1,6 +1,10 @@
 //! What operators set, checked once on the way in.
 
+use crate::ids::GpuId;
 use std::time::Duration;
+
+/// The most GPUs.
+pub const GPUS_MAX: usize = 16;
 
 /// The most jobs at a time in one worker.
 pub const CONCURRENCY_MAX: u16 = 256;
@@ -110,8 +114,9 @@ pub struct Rate {
 pub struct Devices {
     /// The CPU and the memory that all workers may allocate.
     pub cpu: DeviceConfig,
-    /// Memory of the GPU that workers may have reserved, in bytes; 0 where none may.
-    pub wgpu_budget_bytes: u64,
+    /// Of each GPU the memory that workers may have reserved, in bytes, by [`GpuId`]; 0 where none may. At most
+    /// [`GPUS_MAX`].
+    pub gpu_budgets_bytes: Vec<u64>,
 }
 
 /// One device.
@@ -132,8 +137,10 @@ pub struct ModelConfig(ModelValues);
 pub struct ModelValues {
     /// What one worker may allocate on its device, in bytes.
     pub lease_bytes: u64,
-    /// What one worker may have of the GPU's memory beside it, in bytes; 0 where it computes on the CPU.
+    /// What one worker may have of a GPU's memory beside it, in bytes; 0 where it computes on the CPU.
     pub device_lease_bytes: u64,
+    /// The GPUs that its workers may be on; none where they compute on the CPU.
+    pub gpus: Vec<GpuId>,
     /// Host memory of the package's sealed memfds in bytes, counted once however many workers share it.
     pub package_bytes: u64,
     /// Workers at a time.
@@ -180,7 +187,9 @@ impl Config {
         let queue_max = u64::from(QUEUE_MAX);
         within("devices.cpu.budget_bytes", values.devices.cpu.budget_bytes, 1, BYTES_MAX)?;
         within("devices.cpu.cores", u64::from(values.devices.cpu.cores), 1, u64::from(u16::MAX))?;
-        within("devices.wgpu_budget_bytes", values.devices.wgpu_budget_bytes, 0, BYTES_MAX)?;
+        let gpus = &values.devices.gpu_budgets_bytes;
+        within("devices.gpus", gpus.len() as u64, 0, GPUS_MAX as u64)?;
+        gpus.iter().try_for_each(|budget| within("devices.gpu_budgets_bytes", *budget, 0, BYTES_MAX))?;
         within("host_budget_bytes", values.host_budget_bytes, 1, BYTES_MAX)?;
         within("queue_total_max", u64::from(values.queue_total_max), 1, queue_max)?;
         within_time("aging", values.aging)?;
@@ -226,6 +235,8 @@ impl ModelConfig {
     pub fn new(values: ModelValues) -> Result<Self, ConfigError> {
         within("lease_bytes", values.lease_bytes, 1, BYTES_MAX)?;
         within("device_lease_bytes", values.device_lease_bytes, 0, BYTES_MAX)?;
+        let (least, most) = if values.device_lease_bytes > 0 { (1, GPUS_MAX as u64) } else { (0, 0) };
+        within("gpus", values.gpus.len() as u64, least, most)?;
         within("package_bytes", values.package_bytes, 0, BYTES_MAX)?;
         within("workers_max", u64::from(values.workers_max), 1, u64::from(WORKERS_MAX))?;
         within("concurrency", u64::from(values.concurrency), 1, u64::from(CONCURRENCY_MAX))?;

@@ -85,7 +85,9 @@ impl Scheduler {
         let worker = self.workers.remove(&id).expect("only known workers die");
         let stopped = matches!(worker.phase, Phase::Stopping { .. });
         self.cpu.release(worker.lease_bytes);
-        self.wgpu.release(worker.device_lease_bytes);
+        if let Some(gpu) = worker.gpu {
+            self.gpus[usize::from(gpu.0)].release(worker.device_lease_bytes);
+        }
         let model = self.models.get_mut(&worker.model).expect("a worker's model is known");
         model.workers.remove(&id);
         if let Some(package) = &mut model.package {

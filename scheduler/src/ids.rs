@@ -23,6 +23,10 @@ pub struct ModelId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u32);
 
+/// One GPU, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GpuId(pub u16);
+
 impl Time {
     /// How long ago `earlier` was; zero if it is later.
     pub fn since(self, earlier: Time) -> Duration {

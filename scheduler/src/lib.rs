@@ -40,13 +40,13 @@ mod stop;
 pub use action::{Action, BrokenCause, Device, Failure, KillReason, Outcome, RateLimit, Refusal, Resource};
 pub use config::{
     CONCURRENCY_MAX, Class, ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig,
-    Devices, ModelConfig, ModelValues, Order, QUEUE_MAX, RATE_MAX, Rate, STEP_TARGET_MAX, TIME_MAX,
+    Devices, GPUS_MAX, ModelConfig, ModelValues, Order, QUEUE_MAX, RATE_MAX, Rate, STEP_TARGET_MAX, TIME_MAX,
     WEIGHT_MAX, WORKERS_MAX,
 };
 pub use currency::{CLIENTS_MAX, ClientUsage, Usage};
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{AHEAD_MAX, DECISIONS_MAX, Decision, Explanation, JobState, PAST_JOBS_MAX, Rule, WaitsFor};
-pub use ids::{ClientId, JobId, ModelId, Time, WorkerId};
+pub use ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId};
 pub use snapshot::{
     BudgetSnapshot, ClientSnapshot, CoresSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState,
 };

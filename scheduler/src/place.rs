@@ -6,7 +6,7 @@ use crate::config::{ModelValues, Order};
 use crate::cores::Cores;
 use crate::currency::step_budget;
 use crate::explain::Rule;
-use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
+use crate::ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId};
 use crate::state::{Job, Model, Package, Phase, Scheduler, Slot, Worker};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -265,10 +265,13 @@ impl Scheduler {
         self.workers_spawned += 1;
         let worker = WorkerId(self.workers_spawned);
         let threads = self.threads(&self.models[&id].config);
+        let gpu = self.gpus_for(&self.models[&id]).first().copied().flatten();
         let model = self.models.get_mut(&id).expect("only known models get workers");
         let ModelValues { lease_bytes, device_lease_bytes, .. } = model.config;
         self.cpu.promise(lease_bytes);
-        self.wgpu.promise(device_lease_bytes);
+        if let Some(gpu) = gpu {
+            self.gpus[usize::from(gpu.0)].promise(device_lease_bytes);
+        }
         match &mut model.package {
             Some(package) => package.kept = None,
             None => {
@@ -278,8 +281,9 @@ impl Scheduler {
             }
         }
         model.workers.insert(worker);
-        self.workers.insert(worker, new_worker(id, (lease_bytes, device_lease_bytes), threads, self.now));
-        self.emit(Action::Spawn { worker, model: id, lease_bytes, device_lease_bytes, threads }, rule);
+        let leases = (lease_bytes, device_lease_bytes, gpu);
+        self.workers.insert(worker, new_worker(id, leases, threads, self.now));
+        self.emit(Action::Spawn { worker, model: id, lease_bytes, device_lease_bytes, gpu, threads }, rule);
     }
 }
 
@@ -298,7 +302,7 @@ fn held<'a>(slots: impl Iterator<Item = &'a Slot>, budget: u64) -> u64 {
 
 fn new_worker(
     model: ModelId,
-    (lease_bytes, device_lease_bytes): (u64, u64),
+    (lease_bytes, device_lease_bytes, gpu): (u64, u64, Option<GpuId>),
     threads: u16,
     now: Time,
 ) -> Worker {
@@ -306,6 +310,7 @@ fn new_worker(
         model,
         lease_bytes,
         device_lease_bytes,
+        gpu,
         threads,
         phase: Phase::Loading,
         slots: BTreeMap::new(),

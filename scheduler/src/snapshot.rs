@@ -1,7 +1,7 @@
 //! The scheduler's state as plain data, for status pages and metrics.
 
 use crate::action::BrokenCause;
-use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
+use crate::ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId};
 use crate::state::{Ledger, Model, Phase, Scheduler, Worker};
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ pub struct Snapshot {
     pub clients: Vec<ClientSnapshot>,
     /// Leases.
     pub cpu: BudgetSnapshot,
-    /// Leases of the GPU's memory.
-    pub wgpu: BudgetSnapshot,
+    /// Leases of each GPU's memory, by [`GpuId`].
+    pub gpus: Vec<BudgetSnapshot>,
     /// Packages.
     pub host: BudgetSnapshot,
     /// Cores.
@@ -60,8 +60,10 @@ pub struct WorkerSnapshot {
     pub state: WorkerState,
     /// Promised to it, in bytes.
     pub lease_bytes: u64,
-    /// The same of the GPU's memory.
+    /// The same of a GPU's memory.
     pub device_lease_bytes: u64,
+    /// Which GPU.
+    pub gpu: Option<GpuId>,
     /// Jobs in its slots whose clients wait.
     pub jobs: Vec<JobId>,
     /// Slots of ended jobs that it has not given back yet.
@@ -131,7 +133,7 @@ impl Scheduler {
                 })
                 .collect(),
             cpu: budget_snapshot(self.cpu),
-            wgpu: budget_snapshot(self.wgpu),
+            gpus: self.gpus.iter().copied().map(budget_snapshot).collect(),
             host: budget_snapshot(self.host),
             cores: CoresSnapshot { budget: self.config.values().devices.cpu.cores, held: self.cores_held() },
             waiting: self.waiting,
@@ -168,6 +170,7 @@ fn worker_snapshot(id: WorkerId, worker: &Worker) -> WorkerSnapshot {
         },
         lease_bytes: worker.lease_bytes,
         device_lease_bytes: worker.device_lease_bytes,
+        gpu: worker.gpu,
         stale: (worker.slots.len() - jobs.len()) as u32,
         jobs,
         heard: worker.heard,

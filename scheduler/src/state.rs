@@ -4,7 +4,7 @@ use crate::action::{Action, BrokenCause, Outcome};
 use crate::config::{Config, ModelValues};
 use crate::currency::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::explain::{Decision, Decisions, Past, Rule};
-use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId, micros};
+use crate::ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId, micros};
 use crate::queue::Queue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -47,7 +47,8 @@ pub struct Scheduler {
     /// Jobs that wait in all.
     pub(crate) waiting: u32,
     pub(crate) cpu: Ledger,
-    pub(crate) wgpu: Ledger,
+    /// By [`GpuId`].
+    pub(crate) gpus: Vec<Ledger>,
     pub(crate) host: Ledger,
     /// When a model that waits for room may ask others to yield.
     pub(crate) room_wake: Option<Time>,
@@ -133,6 +134,7 @@ pub(crate) struct Worker {
     pub(crate) model: ModelId,
     pub(crate) lease_bytes: u64,
     pub(crate) device_lease_bytes: u64,
+    pub(crate) gpu: Option<GpuId>,
     pub(crate) threads: u16,
     pub(crate) phase: Phase,
     pub(crate) slots: BTreeMap<JobId, Slot>,
@@ -206,7 +208,8 @@ impl Scheduler {
     /// Without models, workers and jobs.
     pub fn new(config: Config) -> Self {
         let cpu = Ledger { budget: config.values().devices.cpu.budget_bytes, promised: 0 };
-        let wgpu = Ledger { budget: config.values().devices.wgpu_budget_bytes, promised: 0 };
+        let budgets = config.values().devices.gpu_budgets_bytes.iter();
+        let gpus = budgets.map(|budget| Ledger { budget: *budget, promised: 0 }).collect();
         let host = Ledger { budget: config.values().host_budget_bytes, promised: 0 };
         Self {
             config,
@@ -228,7 +231,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             waiting: 0,
             cpu,
-            wgpu,
+            gpus,
             host,
             room_wake: None,
             cores_wake: None,
@@ -237,6 +240,12 @@ impl Scheduler {
             draining: false,
             decisions: Decisions::default(),
         }
+    }
+
+    /// What is promised of a GPU; one that there is not has nothing.
+    pub(crate) fn gpu(&self, gpu: GpuId) -> Ledger {
+        let none = Ledger { budget: 0, promised: 0 };
+        self.gpus.get(usize::from(gpu.0)).copied().unwrap_or(none)
     }
 
     /// Decides: the action goes out, and is remembered with its rule.

@@ -5,7 +5,7 @@ use crate::config::{Class, Config, ModelConfig, ModelValues};
 use crate::event::{Event, JobEnd};
 use crate::explain::{Decision, Rule};
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
-use crate::state::{Footprint, Model, Phase, Scheduler, Slot, elapsed_us};
+use crate::state::{Footprint, Ledger, Model, Phase, Scheduler, Slot, elapsed_us};
 
 impl Scheduler {
     /// Takes one event at the time `now` and says what to do. A `now` before an earlier one counts as that one.
@@ -77,6 +77,7 @@ impl Scheduler {
             if package_differs
                 || now.lease_bytes != values.lease_bytes
                 || now.device_lease_bytes != values.device_lease_bytes
+                || now.gpu.is_some_and(|gpu| !values.gpus.contains(&gpu))
                 || now.threads != threads
             {
                 self.retire(worker, Rule::Operator);
@@ -93,7 +94,12 @@ impl Scheduler {
         let clients: Vec<(ClientId, Class)> =
             self.clients.keys().map(|id| (*id, self.client_values(*id).class)).collect();
         self.cpu.budget = config.values().devices.cpu.budget_bytes;
-        self.wgpu.budget = config.values().devices.wgpu_budget_bytes;
+        let budgets = &config.values().devices.gpu_budgets_bytes;
+        // One that is no longer there has nothing more to give; what is promised of it comes back as its workers leave.
+        self.gpus.resize(self.gpus.len().max(budgets.len()), Ledger { budget: 0, promised: 0 });
+        for (place, gpu) in self.gpus.iter_mut().enumerate() {
+            gpu.budget = budgets.get(place).copied().unwrap_or(0);
+        }
         self.host.budget = config.values().host_budget_bytes;
         self.config = config;
         for (id, class) in clients {
@@ -229,7 +235,7 @@ impl Scheduler {
     pub(crate) fn fits_budgets(&self, values: &ModelValues) -> Result<(), Refusal> {
         let needs = [
             (Device::Cpu, values.lease_bytes, self.cpu),
-            (Device::Wgpu, values.device_lease_bytes, self.wgpu),
+            (Device::Wgpu, values.device_lease_bytes, self.largest_gpu(values)),
             (Device::Host, values.package_bytes, self.host),
         ];
         match needs.into_iter().find(|(_, wanted, ledger)| *wanted > ledger.budget) {
@@ -238,6 +244,14 @@ impl Scheduler {
                 Err(Refusal::LeaseTooLargeForDevice { device, wanted, budget: ledger.budget })
             }
         }
+    }
+}
+
+impl Scheduler {
+    /// Of the GPUs that a model may be on, the one that has most to give.
+    fn largest_gpu(&self, values: &ModelValues) -> Ledger {
+        let gpus = values.gpus.iter().map(|gpu| self.gpu(*gpu));
+        gpus.max_by_key(|gpu| gpu.budget).unwrap_or(Ledger { budget: 0, promised: 0 })
     }
 }
 

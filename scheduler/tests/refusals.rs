@@ -42,7 +42,7 @@ fn full() -> Scheduler {
         tokens: None,
     };
     let config = ConfigValues {
-        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, wgpu_budget_bytes: 0 },
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, gpu_budgets_bytes: Vec::new() },
         host_budget_bytes: 100,
         queue_total_max: 1_000,
         order: Order::Fair,
@@ -54,6 +54,7 @@ fn full() -> Scheduler {
     let values = ModelValues {
         lease_bytes: 40,
         device_lease_bytes: 0,
+        gpus: Vec::new(),
         package_bytes: 20,
         workers_max: 1,
         concurrency: 4,

@@ -10,16 +10,23 @@ const MS: u64 = 1_000;
 /// A scheduler with an event at a time, in milliseconds, and its decisions as text.
 struct Script(Scheduler);
 
-fn script(models: &[ModelValues]) -> Script {
-    let config = Config::new(ConfigValues {
-        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, wgpu_budget_bytes: 0 },
+fn config() -> ConfigValues {
+    ConfigValues {
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, gpu_budgets_bytes: Vec::new() },
         host_budget_bytes: 100,
         queue_total_max: 20,
         order: Order::Fair,
         aging: Duration::from_secs(10),
         client: unnamed(10),
-    });
-    let mut script = Script(Scheduler::new(config.unwrap()));
+    }
+}
+
+fn script(models: &[ModelValues]) -> Script {
+    script_with(models, config())
+}
+
+fn script_with(models: &[ModelValues], config: ConfigValues) -> Script {
+    let mut script = Script(Scheduler::new(Config::new(config).unwrap()));
     for (id, values) in models.iter().enumerate() {
         let config = ModelConfig::new(values.clone()).unwrap();
         script.0.step(Time(0), Event::ModelAdded { model: ModelId(id as u32), config });
@@ -37,6 +44,7 @@ fn values() -> ModelValues {
     ModelValues {
         lease_bytes: 40,
         device_lease_bytes: 0,
+        gpus: Vec::new(),
         package_bytes: 20,
         workers_max: 1,
         concurrency: 4,
@@ -72,7 +80,10 @@ impl Script {
 
 fn text(action: &Action) -> String {
     match action {
-        Action::Spawn { worker, model, .. } => format!("spawn {} for {}", worker.0, model.0),
+        Action::Spawn { worker, model, gpu, .. } => {
+            let on = gpu.map_or(String::new(), |gpu| format!(" on gpu {}", gpu.0));
+            format!("spawn {} for {}{on}", worker.0, model.0)
+        }
         Action::Run { job, worker, .. } => format!("run {} in {}", job.0, worker.0),
         Action::CancelJob { job, worker } => format!("cancel {} in {}", job.0, worker.0),
         Action::End { job, outcome } => format!("end {} {}", job.0, outcome.code()),
@@ -537,4 +548,56 @@ fn values_out_of_range_are_refused_by_name() {
     check(ModelValues { queue_max: 0, ..values() }, "queue_max");
     check(ModelValues { timeout: Duration::ZERO, ..values() }, "timeout");
     check(ModelValues { idle_unload: Some(Duration::MAX), ..values() }, "idle_unload");
+}
+
+/// Two GPUs of 100 bytes; models 0 and 1 may be on either, model 2 on the second only.
+fn on_gpus() -> Script {
+    let of = |lease: u64, gpus: &[u16]| ModelValues {
+        device_lease_bytes: lease,
+        gpus: gpus.iter().copied().map(GpuId).collect(),
+        lease_bytes: 1,
+        threads: 1,
+        ..values()
+    };
+    script_with(
+        &[of(60, &[0, 1]), of(60, &[0, 1]), of(100, &[1])],
+        ConfigValues {
+            devices: Devices {
+                cpu: DeviceConfig { budget_bytes: 100, cores: 2 },
+                gpu_budgets_bytes: vec![100, 100],
+            },
+            ..config()
+        },
+    )
+}
+
+#[test]
+fn workers_go_to_the_gpu_with_most_room_and_make_room_on_the_one_that_is_needed() {
+    on_gpus()
+        .at(0, submit(1, 0), "spawn 1 for 0 on gpu 0")
+        .at(0, submit(2, 1), "spawn 2 for 1 on gpu 1")
+        .at(10, ready(1), "run 1 in 1")
+        .at(10, ready(2), "run 2 in 2")
+        .at(20, done(1, 1), "end 1 done")
+        .at(20, done(2, 2), "end 2 done")
+        .at(30, submit(3, 2), "stop 2")
+        .at(40, exit(2, Exit::Finished), "drop 1; spawn 3 for 2 on gpu 1")
+        .at(50, ready(3), "run 3 in 3")
+        .at(60, submit(4, 1), "stop 1")
+        .at(70, exit(1, Exit::Finished), "drop 0; spawn 4 for 1 on gpu 0");
+}
+
+#[test]
+fn what_no_gpu_could_ever_hold_is_refused_and_a_gpu_that_is_gone_holds_nothing() {
+    let mut script = on_gpus();
+    let smaller = ConfigValues {
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, gpu_budgets_bytes: vec![100] },
+        ..config()
+    };
+    script
+        .at(0, submit(1, 2), "spawn 1 for 2 on gpu 1")
+        .at(10, ready(1), "run 1 in 1")
+        .at(20, Event::Configured(Config::new(smaller).unwrap()), "")
+        .at(30, submit(2, 2), "end 2 lease_too_large")
+        .at(40, done(1, 1), "end 1 done; stop 1");
 }

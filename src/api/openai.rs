@@ -157,6 +157,7 @@ fn answer(
         ("content-type", "application/json"),
         ("server-timing", stamps.as_str()),
         ("ringfence-job", job.as_str()),
+        ("ringfence-device", output.device.as_str()),
     ];
     (headers, body).into_response()
 }

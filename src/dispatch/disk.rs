@@ -114,7 +114,7 @@ impl super::models::Models {
                         .increment(1);
                     let message = format!("{reason}: {}", file.as_deref().unwrap_or("the package"));
                     let kind = Kind::PackageChanged;
-                    alerts.raise(News { kind, model: &model.name, device, rung: None, message });
+                    alerts.raise(News { kind, model: &model.name, device: &device, rung: None, message });
                 }
                 model.change = Some(new);
             }

@@ -1,5 +1,6 @@
 //! A model that can't answer now may have another that does, if the operator said so and the client may use it.
 
+use super::models::{package_of_twin, twin};
 use super::{Dispatcher, JobRequest, Output};
 use crate::api::ApiError;
 use std::sync::Arc;
@@ -7,14 +8,15 @@ use std::sync::Arc;
 /// The most models that are tried for one request; circles are refused by `quotas.toml`.
 const TRIES_MAX: usize = 4;
 
-/// Codes of answers that say that a model can't run this job now, whoever asks. Nothing of it has run.
-const UNABLE: [&str; 6] = [
+/// Codes of answers that say that a model can't run this job now, whoever asks. Nothing of it was given out.
+const UNABLE: [&str; 7] = [
     "model_broken",
     "load_failed",
     "package_refused",
     "lease_too_large",
     "job_too_large",
     "model_changed_on_disk",
+    "out_of_memory",
 ];
 
 /// An output with the model that gave it.
@@ -24,48 +26,54 @@ pub(crate) struct Answered {
     pub(crate) output: Output,
     /// The model's name.
     pub(crate) model: String,
-    /// The model that was asked for, if another answered.
+    /// The model that was asked for, if another answered, or the same on another device.
     pub(crate) fallback_from: Option<String>,
 }
 
 impl Dispatcher {
     /// Runs a client's job to its end, in the model that it names or where that one falls back to.
-    pub(crate) async fn answer(self: &Arc<Self>, mut request: JobRequest) -> Result<Answered, ApiError> {
+    pub(crate) async fn answer(self: &Arc<Self>, request: JobRequest) -> Result<Answered, ApiError> {
         let asked = request.model.clone();
-        for _ in 1..TRIES_MAX {
-            let model = request.model.clone();
-            let Some(fallback) = self.fallback(&request.client, &model) else { break };
-            let again = request.clone();
-            match self.run(request).await {
-                Ok(output) => return Ok(Answered::new(output, model, asked)),
-                Err(error) if UNABLE.contains(&error.code()) => {
-                    tracing::info!(model, fallback, code = error.code(), "another model is asked");
+        if package_of_twin(&asked).is_some() {
+            return Err(ApiError::model_unknown(&asked));
+        }
+        let mut chain = self.chain(&request.client, &asked).into_iter().peekable();
+        loop {
+            let model = chain.next().expect("a chain ends with the answer of its last model");
+            let request = JobRequest { model: model.clone(), ..request.clone() };
+            match (self.run(request).await, chain.peek()) {
+                (Ok(output), _) => return Ok(Answered::new(output, &model, asked)),
+                (Err(error), Some(next)) if UNABLE.contains(&error.code()) => {
+                    tracing::info!(model, next, code = error.code(), "another model or device is asked");
                     metrics::counter!("ringfence_fallbacks_total", "from" => model, "code" => error.code())
                         .increment(1);
-                    request = JobRequest { model: fallback, ..again };
                 }
-                Err(error) => return Err(error),
+                (Err(error), _) => return Err(error),
             }
         }
-        let model = request.model.clone();
-        Ok(Answered::new(self.run(request).await?, model, asked))
     }
 
-    fn fallback(&self, client: &str, model: &str) -> Option<String> {
+    /// The models that are tried for a client that asks for one: that, those it falls back to, then the same on the CPU.
+    fn chain(&self, client: &str, asked: &str) -> Vec<String> {
         let state = self.lock();
         let quotas = &state.quotas.quotas;
+        let mut chain = vec![asked.to_owned()];
         // Whoever may not use a model learns nothing of where it falls back to.
-        if !quotas.may_use(client, model) {
-            return None;
+        let mut next = quotas.fallback(asked).filter(|_| quotas.may_use(client, asked));
+        while let Some(model) = next.filter(|model| chain.len() < TRIES_MAX && quotas.may_use(client, model))
+        {
+            chain.push(model.to_owned());
+            next = quotas.fallback(model);
         }
-        let fallback = quotas.fallback(model)?;
-        quotas.may_use(client, fallback).then(|| fallback.to_owned())
+        let twins: Vec<String> = chain.iter().map(|model| twin(model)).collect();
+        chain.extend(twins.into_iter().filter(|twin| state.models.named(twin).is_some()));
+        chain
     }
 }
 
 impl Answered {
-    fn new(output: Output, model: String, asked: String) -> Self {
+    fn new(output: Output, model: &str, asked: String) -> Self {
         let fallback_from = (asked != model).then_some(asked);
-        Self { output, model, fallback_from }
+        Self { output, model: package_of_twin(model).unwrap_or(model).to_owned(), fallback_from }
     }
 }

@@ -1,6 +1,7 @@
 //! One job between the request that brought it and the answer that ends it.
 
 use super::Dispatcher;
+use super::models::package_of_twin;
 use crate::api::ApiError;
 use crate::clock;
 use crate::oom::Rung;
@@ -62,6 +63,8 @@ pub(crate) struct Output {
     pub(crate) in_worker: Duration,
     /// What the worker says of it.
     pub(crate) compute: Duration,
+    /// Where it ran: `cpu`, or the name of a GPU.
+    pub(crate) device: String,
 }
 
 /// A job that has not ended.
@@ -78,6 +81,8 @@ pub(super) struct Job {
     pub(super) started: Option<Instant>,
     /// What the worker said at the end of its slot, until the scheduler says that this is the job's end.
     pub(super) result: Option<End>,
+    /// Where it was last given to a worker.
+    pub(super) device: String,
     /// What stopped its worker for want of memory, or the load that it waits for.
     pub(super) rung: Option<Rung>,
     answer: oneshot::Sender<Result<Output, ApiError>>,
@@ -158,6 +163,7 @@ impl Job {
             queued: started.duration_since(self.received),
             in_worker: clock::instant().duration_since(started),
             compute: Duration::from_micros(compute_us),
+            device: self.device.clone(),
         })
     }
 }
@@ -265,7 +271,9 @@ impl Dispatcher {
             request;
         let (model, max_tokens, step_tokens) = {
             let state = self.lock();
-            if purpose == Purpose::Client && !state.quotas.quotas.may_use(&client, &model) {
+            if purpose == Purpose::Client
+                && !state.quotas.quotas.may_use(&client, package_of_twin(&model).unwrap_or(&model))
+            {
                 return Err(ApiError::model_unknown(&model));
             }
             let found = state.models.named(&model).ok_or_else(|| state.unusable(&model))?;
@@ -313,6 +321,7 @@ impl Dispatcher {
             started: None,
             result: None,
             rung: None,
+            device: String::new(),
             answer,
             submit: submit.clone(),
             asked,

@@ -18,25 +18,27 @@ pub(crate) use explain::{JobView, UsageView};
 pub(crate) use job::{JobRequest, Output, Purpose};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
-pub(crate) use quotas::{Machine, QuotasView, Replaced, Replacement};
+pub(crate) use quotas::{Devices, Machine, QuotasView, Replaced, Replacement};
 pub(crate) use trace::TraceLines;
 
 use crate::alerts::Alerts;
 use crate::api::ApiError;
 use crate::clock;
+use crate::gpus::Gpus;
 use crate::packages::Packages;
 use crate::workers::{self, ProbeError, Spawner};
 use axum::http::StatusCode;
 use job::Job;
 use models::Models;
 use quotas::Applied;
+use ringfence_sandbox::VulkanDriver;
 use ringfence_scheduler::quotas::Quotas;
 use ringfence_scheduler::replay::Stop;
-use ringfence_scheduler::{Action, ClientId, Event, JobId, Scheduler, WorkerId};
+use ringfence_scheduler::{Action, ClientId, Event, GpuId, JobId, Scheduler, WorkerId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use trace::Recording;
 use worker::{Leases, Worker};
 
@@ -54,8 +56,9 @@ pub(crate) struct Dispatcher {
     spawner: Spawner,
     packages: Arc<Packages>,
     machine: Machine,
-    /// The acts that were tried to prove the sandbox of workers on a GPU, once that was needed.
-    gpu_probes: OnceCell<Vec<String>>,
+    gpus: Gpus,
+    /// The acts that were tried to prove the sandbox of workers on GPUs, by driver, once that was needed.
+    gpu_probes: Mutex<BTreeMap<String, Vec<String>>>,
     alerts: Alerts,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
@@ -92,7 +95,7 @@ impl Dispatcher {
         scheduler: Scheduler,
         spawner: Spawner,
         packages: Packages,
-        machine: Machine,
+        Devices { machine, gpus }: Devices,
         (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
         let alerts = Alerts::default();
@@ -115,30 +118,42 @@ impl Dispatcher {
             spawner,
             packages: Arc::new(packages),
             machine,
-            gpu_probes: OnceCell::new(),
+            gpus,
+            gpu_probes: Mutex::default(),
             alerts,
             reading: tokio::sync::Mutex::new(()),
         })
     }
 
-    /// Whether these quotas give away memory of a GPU.
-    pub(crate) fn needs_gpu(quotas: &Quotas) -> bool {
-        quotas.wgpu.memory_mib > 0
+    /// Sees to it that the sandbox of workers on GPUs by these drivers is proven; once is enough.
+    pub(crate) async fn prove_gpus(&self, drivers: &[VulkanDriver]) -> Result<(), ProbeError> {
+        for driver in drivers {
+            if self.proofs().contains_key(&driver.to_string()) {
+                continue;
+            }
+            let probes = workers::prove_gpu(&self.spawner, *driver).await?;
+            self.proofs().insert(driver.to_string(), probes);
+        }
+        Ok(())
     }
 
-    /// Sees to it that the sandbox of workers on a GPU is proven; once is enough.
-    pub(crate) async fn prove_gpu(&self) -> Result<(), ProbeError> {
-        self.gpu_probes.get_or_try_init(|| workers::prove_gpu(&self.spawner)).await.map(drop)
+    /// The acts that were tried for it.
+    pub(crate) fn gpu_probes(&self) -> Vec<String> {
+        self.proofs().values().flatten().cloned().collect()
+    }
+
+    fn proofs(&self) -> MutexGuard<'_, BTreeMap<String, Vec<String>>> {
+        self.gpu_probes.lock().expect("no thread panics with this lock")
+    }
+
+    /// The name of the device that a lease is of.
+    fn device_name(&self, gpu: Option<GpuId>) -> &str {
+        gpu.and_then(|gpu| self.gpus.get(gpu)).map_or("cpu", |gpu| &gpu.name)
     }
 
     /// What the operator wants to be told of.
     pub(crate) fn alerts(&self) -> &Alerts {
         &self.alerts
-    }
-
-    /// The acts that were tried for it.
-    pub(crate) fn gpu_probes(&self) -> &[String] {
-        self.gpu_probes.get().map_or(&[], Vec::as_slice)
     }
 
     /// Wakes the scheduler whenever it asked to be woken. Runs as long as the server.
@@ -198,12 +213,12 @@ impl Dispatcher {
 
     fn act(self: &Arc<Self>, state: &mut State, action: Action) {
         match action {
-            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, threads } => {
+            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, gpu, threads } => {
                 self.spawn(
                     state,
                     worker,
                     model,
-                    Leases { host: lease_bytes, device: device_lease_bytes },
+                    Leases { host: lease_bytes, device: device_lease_bytes, gpu },
                     threads,
                 );
             }
@@ -214,7 +229,7 @@ impl Dispatcher {
                     if let Some(rung) = job.refused_on(&outcome) {
                         let (model, device) =
                             (state.models.name(job.model), state.models.device_name(job.model));
-                        rung.stopped(&self.alerts, &model, device, job.in_words(&outcome));
+                        rung.stopped(&self.alerts, &model, &device, job.in_words(&outcome));
                     }
                     state.record_end(&job, &outcome);
                     state.models.answered(job.model, &outcome);

@@ -14,7 +14,7 @@ use crate::workers::Ending;
 use axum::http::StatusCode;
 use ringfence_models::{FileName, TrustError};
 use ringfence_protocol as protocol;
-use ringfence_scheduler::quotas::{DeviceKind, ModelQuota, OnDiskChange, Quotas};
+use ringfence_scheduler::quotas::{ModelDevice, ModelQuota, OnDiskChange, Quotas};
 use ringfence_scheduler::replay::{Stop, TracedModel};
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, Outcome};
 use serde::Serialize;
@@ -81,6 +81,19 @@ pub(crate) struct ModelView {
     pub(crate) queued: usize,
     /// Jobs in workers.
     pub(crate) running: usize,
+}
+
+/// Ends the name of a package's second model, which runs on the CPU. No package has it in its name.
+const ON_CPU: &str = "@cpu";
+
+/// The name of the model that a package has beside its own.
+pub(super) fn twin(package: &str) -> String {
+    format!("{package}{ON_CPU}")
+}
+
+/// The package whose twin this is.
+pub(super) fn package_of_twin(name: &str) -> Option<&str> {
+    name.strip_suffix(ON_CPU)
 }
 
 /// What a submission needs to know.
@@ -194,6 +207,12 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// What of a model and its twin is there.
+    fn model_and_twin(state: &State, name: &str) -> Result<Vec<ModelId>, ApiError> {
+        let twin = state.models.named(&twin(name)).map(|found| found.id);
+        Ok([state.models.id(name)?].into_iter().chain(twin).collect())
+    }
+
     /// Starts a worker for a model.
     pub(crate) fn load(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
         let mut state = self.lock();
@@ -216,8 +235,9 @@ impl Dispatcher {
     /// Stops the workers of a model after their jobs.
     pub(crate) fn unload(self: &Arc<Self>, name: &str) -> Result<(), ApiError> {
         let mut state = self.lock();
-        let model = state.models.id(name)?;
-        self.step(&mut state, Event::Unload { model });
+        for model in Self::model_and_twin(&state, name)? {
+            self.step(&mut state, Event::Unload { model });
+        }
         Ok(())
     }
 }
@@ -231,13 +251,25 @@ impl State {
 impl Terms {
     /// What is wrong with the quotas for this package, if they are.
     fn new(name: &str, surveyed: &Surveyed, quotas: &Quotas, machine: Machine) -> Result<Self, String> {
-        let quota = quotas.model(name);
+        let (name, quota) = match package_of_twin(name) {
+            None => (name, quotas.model(name)),
+            // The lease that the file names is of the GPU's memory.
+            Some(package) => {
+                let quota = quotas.model(package);
+                (package, ModelQuota { device: ModelDevice::Cpu, lease_mib: None, ..quota })
+            }
+        };
         let threads = quotas.threads(name, machine.cores);
         // A profile was measured on the CPU and says nothing about another device.
         let predicted =
-            surveyed.predicted(threads, quota.step_tokens).filter(|_| quota.device == DeviceKind::Cpu);
+            surveyed.predicted(threads, quota.step_tokens).filter(|_| quota.device == ModelDevice::Cpu);
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
-        let config = quotas.model_config(name, machine.cores, lease_bytes, surveyed.package_bytes);
+        let config = match quota.device {
+            ModelDevice::Cpu => quotas.cpu_config(name, machine.cores, lease_bytes, surveyed.package_bytes),
+            ModelDevice::AnyGpu | ModelDevice::Gpu(_) => {
+                quotas.model_config(name, machine.cores, lease_bytes, surveyed.package_bytes)
+            }
+        };
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
         Ok(Self { quota, predicted_peak_bytes: predicted.map(|predicted| predicted.peak_bytes), config })
     }
@@ -264,12 +296,16 @@ impl Models {
             events.push(Event::ModelRemoved { model: id });
         }
         for Survey { name, verdict } in survey {
-            if self.known.values().any(|model| model.name == name) {
-                continue;
-            }
+            let known = self.named(&name).is_some();
             match verdict {
+                Err(_) if known => {}
                 Err(reason) => self.refuse(name, reason, None, quotas),
-                Ok(surveyed) => events.extend(self.add(name, surveyed, quotas, machine)),
+                Ok(surveyed) => {
+                    events.extend(self.add_twin(&name, &surveyed, quotas, machine));
+                    if !known {
+                        events.extend(self.add(name, surveyed, quotas, machine));
+                    }
+                }
             }
         }
         events
@@ -277,7 +313,8 @@ impl Models {
 
     fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>, quotas: &Quotas) {
         tracing::warn!(model = name, reason, "package refused");
-        let device = quotas.model(&name).device.name();
+        let quota = quotas.model(&name);
+        let device = quota.device.name();
         if surveyed.is_some() {
             Rung::RefusedByProfile.stopped(&self.alerts, &name, device, reason.clone());
         } else {
@@ -285,6 +322,21 @@ impl Models {
             self.alerts.raise(News { kind, model: &name, device, rung: None, message });
         }
         self.refused.insert(name, Refused { reason, surveyed });
+    }
+
+    /// Adds a package a second time, to run on the CPU where its GPU can't run it.
+    fn add_twin(
+        &mut self,
+        package: &str,
+        surveyed: &Surveyed,
+        quotas: &Quotas,
+        machine: Machine,
+    ) -> Option<Event> {
+        let name = twin(package);
+        if !quotas.falls_back_to_cpu(package) || self.named(&name).is_some() {
+            return None;
+        }
+        self.add(name, surveyed.clone(), quotas, machine)
     }
 
     /// Adds a model, unless its quotas are in the way.
@@ -299,7 +351,7 @@ impl Models {
         self.last += 1;
         let id = ModelId(self.last);
         let source = Arc::new(Source {
-            name: name.clone(),
+            name: package_of_twin(&name).unwrap_or(&name).to_owned(),
             digest: surveyed.digest.clone(),
             files: surveyed.files.clone(),
             held: tokio::sync::Mutex::new(None),
@@ -355,7 +407,27 @@ impl Models {
         self.refused = refused;
         for (name, refused) in again {
             let surveyed = refused.surveyed.expect("parted by it");
+            events.extend(self.add_twin(&name, &surveyed, quotas, machine));
             events.extend(self.add(name, surveyed, quotas, machine));
+        }
+        events.extend(self.fit_twins(quotas, machine));
+        events
+    }
+
+    /// Removes twins that the quotas want no longer, and adds those that they want now.
+    fn fit_twins(&mut self, quotas: &Quotas, machine: Machine) -> Vec<Event> {
+        let unwanted = |(id, model): (&ModelId, &Model)| {
+            let package = package_of_twin(&model.name)?;
+            (!quotas.falls_back_to_cpu(package)).then_some(*id)
+        };
+        let unwanted: Vec<ModelId> = self.known.iter().filter_map(unwanted).collect();
+        let mut events: Vec<Event> = unwanted.iter().map(|id| Event::ModelRemoved { model: *id }).collect();
+        self.known.retain(|id, _| !unwanted.contains(id));
+        let packages = self.known.values().filter(|model| package_of_twin(&model.name).is_none());
+        let packages: Vec<(String, Surveyed)> =
+            packages.map(|model| (model.name.clone(), model.surveyed.clone())).collect();
+        for (name, surveyed) in packages {
+            events.extend(self.add_twin(&name, &surveyed, quotas, machine));
         }
         events
     }
@@ -388,8 +460,8 @@ impl Models {
     }
 
     /// The name of the device that its workers compute on.
-    pub(super) fn device_name(&self, model: ModelId) -> &'static str {
-        self.known.get(&model).map_or(DeviceKind::Cpu, |model| model.terms.quota.device).name()
+    pub(super) fn device_name(&self, model: ModelId) -> String {
+        self.known.get(&model).map_or("cpu", |model| model.terms.quota.device.name()).to_owned()
     }
 
     /// What a trace tells of a model, but for what the scheduler measured.
@@ -549,7 +621,7 @@ impl Models {
 impl Model {
     /// Whether this is still what lies on the disk.
     fn is(&self, found: &Survey) -> bool {
-        self.name == found.name && found.verdict.as_ref().is_ok_and(|now| *now == self.surveyed)
+        self.source.name == found.name && found.verdict.as_ref().is_ok_and(|now| *now == self.surveyed)
     }
 
     pub(super) fn view(

@@ -1,8 +1,9 @@
 //! A change of the quotas while jobs run: checked whole, saved, then taken under the lock in one go.
 
-use super::models::TermsError;
+use super::models::{TermsError, package_of_twin};
 use super::{Dispatcher, ModelView, State};
 use crate::api::ApiError;
+use crate::gpus::Gpus;
 use crate::home::{Home, HomeError};
 use crate::quota_file;
 use crate::workers::ProbeError;
@@ -19,6 +20,13 @@ use utoipa::ToSchema;
 pub(crate) struct Machine {
     pub(crate) memory_bytes: u64,
     pub(crate) cores: u16,
+}
+
+/// What workers compute on.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    pub(crate) machine: Machine,
+    pub(crate) gpus: Gpus,
 }
 
 /// The quotas that count, their text and its revision.
@@ -107,9 +115,12 @@ impl Dispatcher {
             return Err(changed(&found));
         }
         let quotas = Quotas::parse_bytes(&text).map_err(|error| invalid(&error))?;
-        if Self::needs_gpu(&quotas) {
-            self.prove_gpu().await.map_err(|error| gpu_not_proven(&error))?;
+        let gpus = Gpus::of(&quotas)
+            .map_err(|error| ApiError::invalid("quota_invalid", &error.name, error.to_string()))?;
+        if gpus != self.gpus {
+            return Err(other_gpus());
         }
+        self.prove_gpus(&gpus.drivers_in_use(&quotas)).await.map_err(|error| gpu_not_proven(&error))?;
         let config = quotas.config(self.machine.memory_bytes, self.machine.cores);
         let config =
             config.map_err(|error| ApiError::invalid("quota_invalid", error.field, error.to_string()))?;
@@ -140,7 +151,9 @@ impl Dispatcher {
     pub(crate) fn models_for(&self, client: &str) -> Vec<ModelView> {
         let mut models = self.models();
         let state = self.lock();
-        models.retain(|model| state.quotas.quotas.may_use(client, &model.name));
+        models.retain(|model| {
+            package_of_twin(&model.name).is_none() && state.quotas.quotas.may_use(client, &model.name)
+        });
         models
     }
 }
@@ -169,6 +182,13 @@ fn invalid(error: &QuotaError) -> ApiError {
 fn unfit(TermsError { model, reason }: &TermsError) -> ApiError {
     let message = format!("the model {model} would be refused: {reason}");
     ApiError::invalid("quota_invalid", &format!("models.{model}"), message)
+}
+
+/// Workers and their sandboxes are those of the GPUs that were there at the start.
+fn other_gpus() -> ApiError {
+    let message = "which GPUs there are, and their driver and node, counts from the server's start: stop it, set this in \
+                   quotas.toml and start it again; memory_mib can be changed at any time";
+    ApiError::invalid("quota_needs_restart", "devices", message.to_owned())
 }
 
 /// No worker on a GPU is started where its sandbox does not hold.

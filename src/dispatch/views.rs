@@ -36,6 +36,7 @@ impl Dispatcher {
         let snapshot = self.lock().scheduler.snapshot();
         let device = |name: &str, budget: BudgetSnapshot| DeviceView {
             name: name.to_owned(),
+            driver: None,
             budget_bytes: budget.budget_bytes,
             promised_bytes: budget.promised_bytes,
             cores: None,
@@ -43,8 +44,12 @@ impl Dispatcher {
         };
         let (cores, cores_held) = (Some(snapshot.cores.budget), Some(snapshot.cores.held));
         let cpu = DeviceView { cores, cores_held, ..device("cpu", snapshot.cpu) };
-        let wgpu = (snapshot.wgpu.budget_bytes > 0).then(|| device("wgpu", snapshot.wgpu));
-        [cpu].into_iter().chain(wgpu).chain([device("host", snapshot.host)]).collect()
+        let gpus = self.gpus.iter().zip(snapshot.gpus).filter(|(_, budget)| budget.budget_bytes > 0);
+        let gpus = gpus.map(|(gpu, budget)| DeviceView {
+            driver: Some(gpu.driver.to_string()),
+            ..device(&gpu.name, budget)
+        });
+        [cpu].into_iter().chain(gpus).chain([device("host", snapshot.host)]).collect()
     }
 
     /// What the last answers say; touches no model.
@@ -92,7 +97,7 @@ fn view(state: &State, snapshot: &Snapshot, id: WorkerId, worker: &Worker) -> Wo
         pid: worker.pid,
         model: state.models.name(worker.model),
         state: worker.phase.name().to_owned(),
-        device: if worker.leases.device > 0 { "wgpu" } else { "cpu" },
+        device: worker.device.clone(),
         tier: ready.map_or(Tier::InProcess, |ready| ready.tier),
         lease_bytes: worker.leases.of_tensors(),
         used_bytes: usage.used_bytes,

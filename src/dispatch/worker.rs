@@ -13,8 +13,8 @@ use crate::workers::{
 };
 use axum::http::StatusCode;
 use ringfence_protocol::{self as protocol, FromWorker, JobError, LinkError, ToWorker};
-use ringfence_sandbox::StatusPage;
-use ringfence_scheduler::{Event, Exit, JobEnd, JobId, KillReason, ModelId, SpawnFault, WorkerId};
+use ringfence_sandbox::{StatusPage, VulkanDriver};
+use ringfence_scheduler::{Event, Exit, GpuId, JobEnd, JobId, KillReason, ModelId, SpawnFault, WorkerId};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,24 +27,30 @@ pub(super) struct Leases {
     pub(super) host: u64,
     /// Of the GPU's; 0 where it computes on the CPU.
     pub(super) device: u64,
+    /// Which one.
+    pub(super) gpu: Option<GpuId>,
 }
 
 impl Leases {
-    /// The device's name.
-    pub(super) fn device_name(self) -> &'static str {
-        if self.device > 0 { "wgpu" } else { "cpu" }
-    }
-
     /// The one that weights and activations count against.
     pub(super) fn of_tensors(self) -> u64 {
         if self.device > 0 { self.device } else { self.host }
     }
 }
 
+/// What a worker is started with, but for its package.
+struct Started {
+    start: protocol::Start,
+    starve_load: bool,
+    driver: Option<VulkanDriver>,
+}
+
 /// One worker from the decision to start it until the kernel has confirmed its end.
 pub(super) struct Worker {
     pub(super) model: ModelId,
     pub(super) leases: Leases,
+    /// The name of its device.
+    pub(super) device: String,
     pub(super) cold: bool,
     pub(super) ready_after: Option<Duration>,
     pub(super) phase: Phase,
@@ -119,6 +125,7 @@ impl Dispatcher {
         let entry = Worker {
             model,
             leases,
+            device: self.device_name(leases.gpu).to_owned(),
             cold: false,
             ready_after: None,
             phase: Phase::Starting,
@@ -131,7 +138,9 @@ impl Dispatcher {
         state.workers.insert(worker, entry);
         let start = state.models.start(model, leases, threads);
         let starve_load = state.models.take_drill(model);
-        tokio::spawn(self.clone().run_worker(worker, model, (start, starve_load), kill));
+        let driver = leases.gpu.and_then(|gpu| self.gpus.get(gpu)).map(|gpu| gpu.driver);
+        let started = Started { start, starve_load, driver };
+        tokio::spawn(self.clone().run_worker(worker, model, started, kill));
     }
 
     /// The whole life of one worker, from its package to its end.
@@ -139,14 +148,14 @@ impl Dispatcher {
         self: Arc<Self>,
         worker: WorkerId,
         model: ModelId,
-        (start, starve_load): (protocol::Start, bool),
+        Started { start, starve_load, driver }: Started,
         kill: Arc<Notify>,
     ) {
         let log = Log::default();
         let ending = match self.prepare(worker, model).await {
             Err(ending) => ending,
             Ok((package, page)) => {
-                let plan = Plan { start, package, kill, starve_load, log: log.clone(), page };
+                let plan = Plan { start, driver, package, kill, starve_load, log: log.clone(), page };
                 live(&self.spawner, plan, &Watched { dispatcher: self.clone(), worker }).await
             }
         };
@@ -262,11 +271,11 @@ impl Dispatcher {
         metrics::counter!("ringfence_worker_ends_total", "how" => ending.code()).increment(1);
         state.models.ended(gone.model, ending, log.last_line());
         if let Some(kind) = ending.alert() {
-            let (device, message) = (gone.leases.device_name(), ending.to_string());
+            let (device, message) = (&gone.device, ending.to_string());
             self.alerts.raise(News { kind, model: &model, device, rung: None, message });
         }
         if let Some(rung) = ending.rung() {
-            rung.stopped(&self.alerts, &model, gone.leases.device_name(), ending.to_string());
+            rung.stopped(&self.alerts, &model, &gone.device, ending.to_string());
             state.stopped_on(rung, &gone);
         }
         match ending {
@@ -344,7 +353,10 @@ impl State {
     pub(super) fn run(&mut self, job: JobId, worker: WorkerId, weight: u16) {
         let now = clock::instant();
         let waiting = self.jobs.get_mut(&job).expect("the scheduler runs jobs that have not ended");
-        let serving = self.workers.get_mut(&worker).and_then(|worker| worker.serving.as_mut());
+        let worker_entry = self.workers.get_mut(&worker);
+        let (serving, device) =
+            worker_entry.map(|entry| (entry.serving.as_mut(), entry.device.clone())).unzip();
+        let (serving, device) = (serving.flatten(), device.unwrap_or_default());
         let serving = serving.expect("the scheduler runs jobs in workers that are ready");
         if serving.slots.is_empty() {
             serving.busy_since = now;
@@ -353,6 +365,7 @@ impl State {
         waiting.started = Some(now);
         waiting.result = None;
         waiting.rung = None;
+        waiting.device.clone_from(&device);
         let (input, descriptors) = waiting.input.message();
         let message = ToWorker::Run { slot, domain: waiting.domain, weight, input };
         tracing::debug!(

@@ -13,7 +13,7 @@ use crate::oom::Rung;
 use crate::packages::Package;
 use crate::status::Tier;
 use ringfence_protocol::{self as protocol, FromWorker, Layer, LinkError, LoadError, Received, ToWorker};
-use ringfence_sandbox::{Child, Denial, StatusPage};
+use ringfence_sandbox::{Child, Denial, StatusPage, VulkanDriver};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,14 +27,16 @@ const REAP_MAX: Duration = Duration::from_secs(5);
 /// Memory beside the lease that the kernel's limit leaves a worker: stacks, the allocator's slack, code.
 const BACKSTOP_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Memory that the limit leaves a software driver for itself: its compiler, compiled shaders, stacks.
-const SOFTWARE_DRIVER_BYTES: u64 = 512 * 1024 * 1024;
+/// Memory that the limit leaves a driver for itself: its compiler, compiled shaders, stacks.
+const DRIVER_BYTES: u64 = 512 * 1024 * 1024;
 
 /// What a worker is started for.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Sent as it is.
     pub(crate) start: protocol::Start,
+    /// Whose Vulkan driver it uses; none on the CPU.
+    pub(crate) driver: Option<VulkanDriver>,
     /// The verified files.
     pub(crate) package: Arc<Package>,
     /// Tells the task to end the worker.
@@ -50,11 +52,8 @@ pub(crate) struct Plan {
 impl Plan {
     /// The program's words: which sandbox it enters.
     fn arguments(&self) -> Vec<String> {
-        let words: &[&str] = match self.start.device {
-            protocol::Device::Cpu => &["serve"],
-            protocol::Device::Wgpu { .. } => &["serve", "vulkan-software"],
-        };
-        words.iter().map(|word| (*word).to_owned()).collect()
+        let driver = self.driver.map(VulkanDriver::words).unwrap_or_default();
+        ["serve".to_owned()].into_iter().chain(driver).collect()
     }
 }
 
@@ -294,7 +293,7 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
     }
     let pid = hello.pid.ok_or(Over::Illegal(Illegal::State))?;
     audience.hello(pid);
-    let tier = set_backstop(pid, &plan.start)?;
+    let tier = set_backstop(pid, plan)?;
     send(connection, ToWorker::Start(plan.start.clone()), Vec::new())?;
 
     let (layers, landlock_abi, setup_us, warm_up_us) = match next(connection).await?.message {
@@ -308,7 +307,7 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
         drill::starve_load(pid).map_err(|_| Over::Closed)?;
     }
     let has = reconcile::own_bytes(pid).ok_or(Over::Closed)?;
-    let may_have = has.saturating_add(leased_bytes(&plan.start)).saturating_add(BACKSTOP_SLACK_BYTES);
+    let may_have = has.saturating_add(leased_bytes(plan)).saturating_add(BACKSTOP_SLACK_BYTES);
     Ok(Sealed { pid, layers, landlock_abi, setup_us, warm_up_us, tier, may_have })
 }
 
@@ -370,22 +369,24 @@ fn check_shape(shape: Shape, start: &protocol::Start) -> Result<Shape, Over> {
 }
 
 /// What the leases give a worker of the host's memory. A software driver's device memory is the process's own.
-fn leased_bytes(start: &protocol::Start) -> u64 {
-    let of_device = match start.device {
-        protocol::Device::Cpu => 0,
-        protocol::Device::Wgpu { lease_bytes } => lease_bytes,
+fn leased_bytes(plan: &Plan) -> u64 {
+    let of_device = match (plan.start.device, plan.driver) {
+        (protocol::Device::Wgpu { lease_bytes }, Some(VulkanDriver::Software)) => lease_bytes,
+        (protocol::Device::Cpu | protocol::Device::Wgpu { .. }, _) => 0,
     };
-    start.lease_bytes.saturating_add(of_device)
+    plan.start.lease_bytes.saturating_add(of_device)
 }
 
 /// Sets RLIMIT_DATA from outside, where the worker can't raise it, and reads it back.
-fn set_backstop(pid: i32, start: &protocol::Start) -> Result<Tier, Over> {
+fn set_backstop(pid: i32, plan: &Plan) -> Result<Tier, Over> {
     // With the room that a driver needs, the kernel's limit is no bound of the lease any more.
-    let (driver_bytes, tier) = match start.device {
-        protocol::Device::Cpu => (0, Tier::Kernel),
-        protocol::Device::Wgpu { .. } => (SOFTWARE_DRIVER_BYTES, Tier::PolledKill),
+    let (driver_bytes, tier) = match plan.driver {
+        None => (0, Tier::Kernel),
+        Some(VulkanDriver::Software) => (DRIVER_BYTES, Tier::PolledKill),
+        // The memory of a card is not the process's own: only the worker itself keeps count of it.
+        Some(VulkanDriver::Mesa { .. } | VulkanDriver::Nvidia { .. }) => (DRIVER_BYTES, Tier::InProcess),
     };
-    let bytes = leased_bytes(start).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
+    let bytes = leased_bytes(plan).saturating_add(driver_bytes).saturating_add(BACKSTOP_SLACK_BYTES);
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     let failed = |error: rustix::io::Errno| Over::SandboxFalse(format!("RLIMIT_DATA can't be set: {error}"));
     let process = Pid::from_raw(pid).ok_or(Over::Illegal(Illegal::State))?;

@@ -48,9 +48,8 @@ pub(crate) async fn prove_cpu(spawner: &Spawner, host: &Host) -> Result<SandboxV
     Ok(SandboxView { layers, landlock_abi: host.landlock_abi, missing, probes })
 }
 
-/// Proves the sandbox of workers on a GPU; what is returned is for `/status`.
-pub(crate) async fn prove_gpu(spawner: &Spawner) -> Result<Vec<String>, ProbeError> {
-    let driver = VulkanDriver::Software;
+/// Proves the sandbox of workers on a GPU by this driver; what is returned is for `/status`.
+pub(crate) async fn prove_gpu(spawner: &Spawner, driver: VulkanDriver) -> Result<Vec<String>, ProbeError> {
     let words = driver.words();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     probe_all(spawner, &words, &Policy::worker_vulkan(&driver)).await

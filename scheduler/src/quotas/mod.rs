@@ -8,14 +8,15 @@ mod text;
 
 pub use pattern::Pattern;
 pub use read::QuotaError;
-pub use rule::{DeviceKind, Key, OnDiskChange, Shown};
-pub use sections::{ClientQuota, Cpu, Host, ModelQuota, Queues, Wgpu};
+pub use rule::{FallbackDevice, GpuDriver, Key, ModelDevice, OnDiskChange, Shown};
+pub use sections::{ClientQuota, Cpu, Gpu, Host, ModelQuota, Queues};
 pub use text::{Change, Effective, documented, sections};
 
 use crate::config::{
     ClientConfig, ClientValues, Config, ConfigError, ConfigValues, DeviceConfig, Devices, ModelConfig,
     ModelValues, Rate,
 };
+use crate::ids::GpuId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -25,24 +26,41 @@ pub const FILE_BYTES_MAX: usize = 256 * 1024;
 /// The longest deadline where nobody set one.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The GPU that is there where the file names none.
+const GPU: &str = "wgpu";
+
 /// The section for whoever has none.
 const DEFAULT: &str = "default";
 
 const MIB: u64 = 1024 * 1024;
 
 /// The whole file. Every value has a default; an unknown name is an error.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// The CPU and its memory, from which workers get leases.
     pub cpu: Cpu,
-    /// The GPU, from which workers of models that name it get leases.
-    pub wgpu: Wgpu,
+    /// The GPUs by name, from which workers of models that name them get leases; at least one, which may have nothing
+    /// to give.
+    pub gpus: BTreeMap<String, Gpu>,
     /// Memory of the host for weights, which all workers of a model share.
     pub host: Host,
     /// How much may wait, and in which order it runs.
     pub queues: Queues,
     models: BTreeMap<String, ModelQuota>,
     clients: BTreeMap<String, ClientQuota>,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            cpu: Cpu::default(),
+            gpus: BTreeMap::from([(GPU.to_owned(), Gpu::default())]),
+            host: Host::default(),
+            queues: Queues::default(),
+            models: BTreeMap::new(),
+            clients: BTreeMap::new(),
+        }
+    }
 }
 
 impl Quotas {
@@ -87,7 +105,7 @@ impl Quotas {
         Config::new(ConfigValues {
             devices: Devices {
                 cpu: DeviceConfig { budget_bytes, cores },
-                wgpu_budget_bytes: self.wgpu.memory_mib * MIB,
+                gpu_budgets_bytes: self.gpus.values().map(|gpu| gpu.memory_mib * MIB).collect(),
             },
             host_budget_bytes: self.host.memory_mib.map_or(machine_bytes / 4, |mib| mib * MIB),
             queue_total_max: self.queues.total,
@@ -127,14 +145,46 @@ impl Quotas {
         lease_bytes: u64,
         package_bytes: u64,
     ) -> Result<ModelConfig, ConfigError> {
+        self.config_of(&self.model(name), self.threads(name, machine_cores), lease_bytes, package_bytes)
+    }
+
+    /// What the model of this name may take on the CPU, where it falls back to that.
+    ///
+    /// # Errors
+    /// A value that the scheduler does not take.
+    pub fn cpu_config(
+        &self,
+        name: &str,
+        machine_cores: u16,
+        lease_bytes: u64,
+        package_bytes: u64,
+    ) -> Result<ModelConfig, ConfigError> {
+        let quota = ModelQuota { device: ModelDevice::Cpu, ..self.model(name) };
+        self.config_of(&quota, self.threads(name, machine_cores), lease_bytes, package_bytes)
+    }
+
+    /// Whether the model of this name falls back from its GPU to the CPU.
+    pub fn falls_back_to_cpu(&self, name: &str) -> bool {
         let quota = self.model(name);
+        quota.device != ModelDevice::Cpu && quota.fallback_device == FallbackDevice::Cpu
+    }
+
+    fn config_of(
+        &self,
+        quota: &ModelQuota,
+        threads: u16,
+        lease_bytes: u64,
+        package_bytes: u64,
+    ) -> Result<ModelConfig, ConfigError> {
+        let gpus = self.gpu_ids(&quota.device);
         let (lease_bytes, device_lease_bytes) = match quota.device {
-            DeviceKind::Cpu => (lease_bytes, 0),
-            DeviceKind::Wgpu => (quota.host_lease_mib * MIB, lease_bytes),
+            ModelDevice::Cpu => (lease_bytes, 0),
+            ModelDevice::AnyGpu | ModelDevice::Gpu(_) => (quota.host_lease_mib * MIB, lease_bytes),
         };
         ModelConfig::new(ModelValues {
             lease_bytes,
             device_lease_bytes,
+            gpus,
             package_bytes,
             workers_max: quota.workers,
             concurrency: quota.concurrency,
@@ -145,9 +195,20 @@ impl Quotas {
             step_limit: Duration::from_millis(quota.step_limit_ms),
             load_limit: Duration::from_millis(quota.load_limit_ms),
             idle_unload: (quota.idle_unload_s > 0).then(|| Duration::from_secs(quota.idle_unload_s)),
-            threads: self.threads(name, machine_cores),
+            threads,
             keep_loaded: false,
         })
+    }
+
+    /// The numbers of the GPUs that a device means: their places in order of name.
+    fn gpu_ids(&self, device: &ModelDevice) -> Vec<GpuId> {
+        let means = |name: &str| match device {
+            ModelDevice::Cpu => false,
+            ModelDevice::AnyGpu => true,
+            ModelDevice::Gpu(wanted) => wanted == name,
+        };
+        let ids = (0..).map(GpuId).zip(self.gpus.keys());
+        ids.filter(|(_, name)| means(name)).map(|(id, _)| id).collect()
     }
 
     /// Compute threads of a worker of this model.

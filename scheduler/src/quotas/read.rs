@@ -1,7 +1,9 @@
 //! From the text to the values, with the line of what is wrong.
 
-use super::rule::Section;
+use super::rule::{GpuDriver, ModelDevice, Section, is_gpu_name};
+use super::sections::Gpu;
 use super::{DEFAULT, Quotas, join};
+use crate::config::GPUS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -43,6 +45,8 @@ pub(super) fn read(text: &str) -> Result<Quotas, QuotaError> {
     if reader.errors.is_empty() {
         reader.reserve(&quotas);
         reader.bursts(&quotas);
+        reader.cards(&quotas);
+        reader.model_devices(&quotas);
         reader.fallbacks(&quotas);
     }
     reader.errors.sort_by_key(|error| error.line);
@@ -89,14 +93,24 @@ impl<'t> Reader<'t> {
 
     fn devices(&mut self, quotas: &mut Quotas, entry: Entry<'_, 't>) {
         let Some(table) = self.table("devices", entry) else { return };
+        let mut gpus = BTreeMap::new();
         for (key, value) in table {
             let field = join("devices", key.get_ref());
             match key.get_ref().as_ref() {
                 "cpu" => quotas.cpu = self.section(&field, (key, value)),
-                "wgpu" => quotas.wgpu = self.section(&field, (key, value)),
                 "host" => quotas.host = self.section(&field, (key, value)),
-                _ => self.unknown(key, &field, &["cpu", "wgpu", "host"]),
+                name if is_gpu_name(name) => {
+                    gpus.insert(name.to_owned(), self.section::<Gpu>(&field, (key, value)));
+                }
+                _ => self.unknown(key, &field, &["cpu", "host", "a GPU's name of a-z 0-9 -"]),
             }
+            if gpus.len() > GPUS_MAX {
+                let line = self.line(key.span().start);
+                return self.wrong(Some(line), &field, format!("is one GPU more than {GPUS_MAX}"));
+            }
+        }
+        if !gpus.is_empty() {
+            quotas.gpus = gpus;
         }
     }
 
@@ -161,6 +175,46 @@ impl<'t> Reader<'t> {
             let reason =
                 format!("is {reserve}; it must be less than devices.cpu.memory_mib, which is {memory}");
             self.contradiction("devices.cpu.reserve_mib", reason);
+        }
+    }
+
+    /// Each driver of hardware has a card of its own.
+    fn cards(&mut self, quotas: &Quotas) {
+        let mut taken = BTreeMap::new();
+        for (name, gpu) in &quotas.gpus {
+            let field = join("devices", name);
+            match (gpu.driver, &gpu.node) {
+                (GpuDriver::Software, None) => {}
+                (GpuDriver::Software, Some(_)) => {
+                    self.contradiction(
+                        &format!("{field}.node"),
+                        "is set, but the driver is in software".to_owned(),
+                    );
+                }
+                (GpuDriver::Mesa | GpuDriver::Nvidia, None) => {
+                    let reason = format!("needs {field}.node, the card");
+                    self.contradiction(&format!("{field}.driver"), reason);
+                }
+                (GpuDriver::Mesa | GpuDriver::Nvidia, Some(node)) => {
+                    if let Some(other) = taken.insert(node, name) {
+                        let reason = format!("is that of devices.{other} already");
+                        self.contradiction(&format!("{field}.node"), reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A model's device is one that there is.
+    fn model_devices(&mut self, quotas: &Quotas) {
+        for (name, model) in &quotas.models {
+            if let ModelDevice::Gpu(gpu) = &model.device
+                && !quotas.gpus.contains_key(gpu)
+            {
+                let known: Vec<&str> = quotas.gpus.keys().map(String::as_str).collect();
+                let reason = format!("is {gpu:?}; there are cpu, wgpu for any GPU, and {}", known.join(", "));
+                self.contradiction(&format!("{}.device", join("models", name)), reason);
+            }
         }
     }
 

@@ -34,6 +34,10 @@ pub(super) enum Legal {
     Patterns,
     /// The name of a model.
     Model,
+    /// Where a model computes.
+    Device,
+    /// The card of a GPU's driver.
+    Node,
 }
 
 /// A key of a section, for people.
@@ -114,6 +118,17 @@ pub(super) const fn model(default: &'static str, example: &'static str) -> Rule<
     Rule { default: None, words: Some(Words { default, example }), legal: Legal::Model, unit: "" }
 }
 
+/// Where a model computes.
+pub(super) const fn device() -> Rule<ModelDevice> {
+    Rule { default: ModelDevice::Cpu, words: None, legal: Legal::Device, unit: "" }
+}
+
+/// The card of a GPU's driver.
+pub(super) const fn node() -> Rule<Option<String>> {
+    let words = Some(Words { default: "none", example: "\"/dev/dri/renderD128\"" });
+    Rule { default: None, words, legal: Legal::Node, unit: "" }
+}
+
 impl<T: Value> Rule<T> {
     pub(super) fn default(self) -> T {
         self.default
@@ -166,6 +181,12 @@ impl fmt::Display for Legal {
             }
             Self::Patterns => f.write_str("a list of names of models, with * for any part"),
             Self::Model => f.write_str("the name of a model"),
+            Self::Device => {
+                f.write_str("\"cpu\" or \"wgpu\" or the name of a section of devices that is a GPU")
+            }
+            Self::Node => f.write_str(
+                "a render node, as in \"/dev/dri/renderD128\", or the number of a card, as in \"0\"",
+            ),
         }
     }
 }
@@ -193,7 +214,7 @@ macro_rules! numbers {
                 });
                 let within = |number: &u64| match legal {
                     Legal::Number { least, most } => (least..=most).contains(number),
-                    Legal::Word(_) | Legal::Patterns | Legal::Model => false,
+                    Legal::Word(_) | Legal::Patterns | Legal::Model | Legal::Device | Legal::Node => false,
                 };
                 let number = number.filter(within).and_then(|number| Self::try_from(number).ok());
                 number.ok_or_else(|| wrong(value, legal))
@@ -226,6 +247,21 @@ impl Value for String {
 
     fn shown(&self) -> Option<Shown> {
         Some(Shown::Text(self.clone()))
+    }
+}
+
+impl Value for ModelDevice {
+    fn read(value: &DeValue<'_>, legal: Legal) -> Result<Self, String> {
+        match value.as_str() {
+            Some("cpu") => Ok(Self::Cpu),
+            Some("wgpu") => Ok(Self::AnyGpu),
+            Some(name) if is_gpu_name(name) => Ok(Self::Gpu(name.to_owned())),
+            Some(_) | None => Err(wrong(value, legal)),
+        }
+    }
+
+    fn shown(&self) -> Option<Shown> {
+        Some(Shown::Text(self.name().to_owned()))
     }
 }
 
@@ -265,26 +301,59 @@ macro_rules! words {
 
 words!(Order { "fair" => Order::Fair, "arrival" => Order::Arrival });
 words!(Class { "realtime" => Class::Realtime, "interactive" => Class::Interactive, "batch" => Class::Batch });
-words!(DeviceKind { "cpu" => DeviceKind::Cpu, "wgpu" => DeviceKind::Wgpu });
+words!(GpuDriver { "software" => GpuDriver::Software, "mesa" => GpuDriver::Mesa, "nvidia" => GpuDriver::Nvidia });
+words!(FallbackDevice { "none" => FallbackDevice::None, "cpu" => FallbackDevice::Cpu });
 words!(OnDiskChange { "refuse_new" => OnDiskChange::RefuseNew, "ignore" => OnDiskChange::Ignore });
 
 /// Where a model's workers compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelDevice {
     /// On the processor.
     Cpu,
-    /// On the first Vulkan device.
-    Wgpu,
+    /// On any GPU.
+    AnyGpu,
+    /// On the GPU of this name.
+    Gpu(String),
 }
 
-impl DeviceKind {
+impl ModelDevice {
     /// As in the file.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Cpu => "cpu",
-            Self::Wgpu => "wgpu",
+            Self::AnyGpu => "wgpu",
+            Self::Gpu(name) => name,
         }
     }
+}
+
+/// Where a model runs that its own device can't run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallbackDevice {
+    /// Nowhere.
+    None,
+    /// On the processor.
+    Cpu,
+}
+
+/// Whose Vulkan driver a GPU's workers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuDriver {
+    /// Mesa's in software, which needs no card.
+    Software,
+    /// One of Mesa's for a card.
+    Mesa,
+    /// NVIDIA's.
+    Nvidia,
+}
+
+/// The longest name of a GPU, in bytes.
+const GPU_NAME_MAX: usize = 32;
+
+/// Whether a section of `devices` of this name is a GPU.
+pub(super) fn is_gpu_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !["cpu", "host"].contains(&name) && (1..=GPU_NAME_MAX).contains(&name.len()) && name.bytes().all(legal)
 }
 
 /// What happens to new jobs while the files of a loaded package are not the running ones.

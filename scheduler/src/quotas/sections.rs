@@ -2,7 +2,8 @@
 
 use super::pattern::Pattern;
 use super::rule::{
-    DeviceKind, Key, OnDiskChange, Rule, Section, Shown, model, number, optional, patterns, section, word,
+    FallbackDevice, GpuDriver, Key, ModelDevice, OnDiskChange, Rule, Section, Shown, device, model, node,
+    number, optional, patterns, section, word,
 };
 use crate::config::{
     CONCURRENCY_MAX, Class, Order, QUEUE_MAX, RATE_MAX, STEP_TARGET_MAX, WEIGHT_MAX, WORKERS_MAX,
@@ -31,10 +32,14 @@ section! {
 }
 
 section! {
-    /// Section `devices.wgpu`.
-    Wgpu {
-        /// Memory of the GPU for all leases of models whose device is "wgpu"; 0: no model may have any.
+    /// Section `devices.NAME` of a GPU.
+    Gpu {
+        /// Memory of the GPU for all leases of models on it; 0: no model may have any.
         memory_mib: u64 = number(0, 0, MIB_MAX, "MiB");
+        /// Whose Vulkan driver: "software" is Mesa's, which needs no card, "mesa" one of Mesa's for a card, "nvidia" NVIDIA's.
+        driver: GpuDriver = word(GpuDriver::Software, &["software", "mesa", "nvidia"]);
+        /// The card: for "mesa" its render node, for "nvidia" its number; none for "software".
+        node: Option<String> = node();
     }
 }
 
@@ -71,8 +76,8 @@ section! {
             (1, MIB_MAX),
             "MiB",
         );
-        /// "cpu", or "wgpu": the first Vulkan device, whose memory devices.wgpu gives. There lease_mib is of the device's memory.
-        device: DeviceKind = word(DeviceKind::Cpu, &["cpu", "wgpu"]);
+        /// "cpu", "wgpu" for any GPU, or the NAME of one [devices.NAME]. On a GPU lease_mib is of its memory.
+        device: ModelDevice = device();
         /// Memory of the host that a worker on a GPU may allocate beside its lease there.
         host_lease_mib: u64 = number(256, 64, MIB_MAX, "MiB");
         /// Workers at a time; another starts only if its threads and those of the others together have cores.
@@ -97,6 +102,8 @@ section! {
         threads: Option<u16> = optional("devices.cpu.cores", "2", CORES, "threads");
         /// The model that answers where this one can't.
         fallback: Option<String> = model("none", "\"minilm\"");
+        /// "cpu": where its GPU can't run it, nor a model that it falls back to, it runs on the CPU. "none": nowhere else.
+        fallback_device: FallbackDevice = word(FallbackDevice::None, &["none", "cpu"]);
         /// "refuse_new": no new jobs while the files of the loaded package are not the running ones. "ignore": the
         /// verified bytes go on answering.
         on_disk_change: OnDiskChange = word(OnDiskChange::RefuseNew, &["refuse_new", "ignore"]);

@@ -33,6 +33,7 @@ fn every_key_is_documented_with_a_legal_example() {
             assert!(text.contains(&format!("{} = ", key.name)), "{section}.{}", key.name);
             let value = default.or(example).unwrap();
             let rate = key.name.strip_suffix("_burst").map(|name| format!("{name}_per_minute = 6\n"));
+            let rate = rate.or((key.name == "node").then(|| "driver = \"mesa\"\n".to_owned()));
             parse(&format!("[{section}]\n{}{} = {value}", rate.unwrap_or_default(), key.name));
         }
     }
@@ -171,7 +172,23 @@ fn every_wrong_file_is_refused_with_its_line_and_field() {
     check("[device]", 1, "device is unknown");
     check("queues = 5", 1, "queues must be a section: [queues]");
     check("[[models.a]]", 1, "models.a must be a section");
-    check("[devices.gpu]", 1, "devices.gpu is unknown; there are cpu, wgpu, host");
+    check("[devices.GPU]", 1, "devices.GPU is unknown; there are cpu, host, a GPU's name");
+    check(
+        "[devices.a]\nnode = \"/dev/dri/renderD128\"",
+        2,
+        "devices.a.node is set, but the driver is in software",
+    );
+    check("[devices.a]\ndriver = \"mesa\"", 2, "devices.a.driver needs devices.a.node");
+    check("[devices.a]\ndriver = \"cuda\"", 2, "it must be \"software\" or \"mesa\" or \"nvidia\"");
+    let twice =
+        "[devices.a]\ndriver = \"nvidia\"\nnode = \"0\"\n[devices.b]\ndriver = \"nvidia\"\nnode = \"0\"";
+    check(twice, 6, "devices.b.node is that of devices.a already");
+    check(
+        "[models.m]\ndevice = \"b\"\n[devices.a]",
+        2,
+        "models.m.device is \"b\"; there are cpu, wgpu for any GPU, and a",
+    );
+    check("[models.m]\ndevice = \"host\"", 2, "models.m.device is \"host\"");
     check("\n[models.a]\nworkers = 0", 3, "line 3: models.a.workers is 0; it must be from 1 to 64");
     check("[models.a]\nconcurrency = 257", 2, "models.a.concurrency is 257");
     check("[models.a]\nworkers = 1\nlease_gib = 1", 3, "models.a.lease_gib is unknown");
@@ -258,4 +275,21 @@ fn what_counts_is_listed_with_units() {
     assert_eq!(of("clients.default.queue").value, Shown::Number(256));
     assert_eq!(of("clients.default.class").value, Shown::Text("interactive".to_owned()));
     assert_eq!(of("clients.default.models").value, Shown::List(vec!["*".to_owned()]));
+}
+
+#[test]
+fn gpus_are_numbered_by_name_and_a_model_is_on_any_or_on_one() {
+    let quotas = parse(
+        "[devices.b]\nmemory_mib = 2\n[devices.a]\nmemory_mib = 1\ndriver = \"mesa\"\nnode = \"/dev/dri/renderD128\"\n\
+         [models.any]\ndevice = \"wgpu\"\n[models.one]\ndevice = \"b\"",
+    );
+    let values = quotas.config(1_000 * MIB, 8).unwrap().values().clone();
+    assert_eq!(values.devices.gpu_budgets_bytes, [MIB, 2 * MIB]);
+    let of = |model: &str| quotas.model_config(model, 8, 5, 0).unwrap().values().clone();
+    assert_eq!((of("any").gpus, of("any").device_lease_bytes), (vec![GpuId(0), GpuId(1)], 5));
+    assert_eq!((of("one").gpus, of("other").gpus), (vec![GpuId(1)], vec![]));
+    let live = parse("[devices.wgpu]\nmemory_mib = 7");
+    let changes: Vec<String> =
+        Quotas::default().changes(&live).into_iter().map(|change| change.field).collect();
+    assert_eq!(changes, ["devices.wgpu.memory_mib"]);
 }

@@ -1,7 +1,7 @@
 //! The file for people: all of it with its documentation, what counts, and what a change changes.
 
 use super::rule::{Key, Section, Shown};
-use super::sections::{ClientQuota, Cpu, Host, ModelQuota, Queues, Wgpu};
+use super::sections::{ClientQuota, Cpu, Gpu, Host, ModelQuota, Queues};
 use super::{DEFAULT, Quotas, join};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ pub struct Change {
 pub fn sections() -> [(&'static str, Vec<Key>); 6] {
     [
         ("devices.cpu", Cpu::keys()),
-        ("devices.wgpu", Wgpu::keys()),
+        ("devices.wgpu", Gpu::keys()),
         ("devices.host", Host::keys()),
         ("queues", Queues::keys()),
         ("models.default", ModelQuota::keys()),
@@ -76,27 +76,39 @@ fn documented_key(key: &Key) -> String {
 impl Quotas {
     /// Every value that counts, section by section.
     pub fn effective(&self) -> Vec<Effective> {
-        let models = self.models.keys().map(String::as_str).collect();
-        let clients = self.clients.keys().map(String::as_str).collect();
-        self.effective_for(&models, &clients)
+        self.effective_for(&self.names())
     }
 
     /// What changes when `new` takes the place of this.
     pub fn changes(&self, new: &Self) -> Vec<Change> {
-        let models = self.models.keys().chain(new.models.keys()).map(String::as_str).collect();
-        let clients = self.clients.keys().chain(new.clients.keys()).map(String::as_str).collect();
-        let (before, after) = (self.effective_for(&models, &clients), new.effective_for(&models, &clients));
+        let (old, new_names) = (self.names(), new.names());
+        let names = Names {
+            gpus: &old.gpus | &new_names.gpus,
+            models: &old.models | &new_names.models,
+            clients: &old.clients | &new_names.clients,
+        };
+        let (before, after) = (self.effective_for(&names), new.effective_for(&names));
         let pairs = before.into_iter().zip(after).filter(|(before, after)| before.value != after.value);
         pairs
             .map(|(before, after)| Change { field: before.field, from: before.value, to: after.value })
             .collect()
     }
 
-    /// For `default` and these models and clients, in an order that depends on them alone.
-    fn effective_for(&self, models: &BTreeSet<&str>, clients: &BTreeSet<&str>) -> Vec<Effective> {
+    fn names(&self) -> Names<'_> {
+        Names {
+            gpus: self.gpus.keys().map(String::as_str).collect(),
+            models: self.models.keys().map(String::as_str).collect(),
+            clients: self.clients.keys().map(String::as_str).collect(),
+        }
+    }
+
+    /// For `default` and these names, in an order that depends on them alone.
+    fn effective_for(&self, Names { gpus, models, clients }: &Names<'_>) -> Vec<Effective> {
         let mut all = Vec::new();
         list(&mut all, "devices.cpu", &self.cpu);
-        list(&mut all, "devices.wgpu", &self.wgpu);
+        for name in gpus {
+            list(&mut all, &join("devices", name), &self.gpus.get(*name).cloned().unwrap_or_default());
+        }
         list(&mut all, "devices.host", &self.host);
         list(&mut all, "queues", &self.queues);
         for name in with_default(models) {
@@ -107,6 +119,13 @@ impl Quotas {
         }
         all
     }
+}
+
+/// What sections have names.
+struct Names<'n> {
+    gpus: BTreeSet<&'n str>,
+    models: BTreeSet<&'n str>,
+    clients: BTreeSet<&'n str>,
 }
 
 fn with_default<'n>(names: &BTreeSet<&'n str>) -> impl Iterator<Item = &'n str> {

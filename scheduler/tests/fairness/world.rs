@@ -334,6 +334,7 @@ fn scheduler(config: &ConfigValues, step_tokens: u32, target_us: u64) -> Schedul
     let values = ModelValues {
         lease_bytes: 10,
         device_lease_bytes: 0,
+        gpus: Vec::new(),
         package_bytes: 10,
         workers_max: 1,
         concurrency: 64,
@@ -365,7 +366,7 @@ pub(crate) fn rated(client: ClientConfig) -> Scheduler {
 
 fn base(aging: std::time::Duration) -> ConfigValues {
     ConfigValues {
-        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, wgpu_budget_bytes: 0 },
+        devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, gpu_budgets_bytes: Vec::new() },
         host_budget_bytes: 100,
         queue_total_max: 10_000,
         order: Order::Fair,

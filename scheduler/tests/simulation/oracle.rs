@@ -1,8 +1,9 @@
 //! An independent account of what the scheduler was told and what it decided, and the promises that both must keep.
 
 use ringfence_scheduler::{
-    Action, Class, ClientId, ClientUsage, ClientValues, Config, Event, Exit, Failure, GRACE, JobEnd, JobId,
-    KillReason, ModelId, ModelValues, Order, Outcome, Refusal, Snapshot, Submit, Time, WorkerId, WorkerState,
+    Action, Class, ClientId, ClientUsage, ClientValues, Config, Event, Exit, Failure, GRACE, GpuId, JobEnd,
+    JobId, KillReason, ModelId, ModelValues, Order, Outcome, Refusal, Snapshot, Submit, Time, WorkerId,
+    WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub(crate) struct Worker {
     model: ModelId,
     lease: u64,
     device_lease: u64,
+    gpu: Option<GpuId>,
     threads: u16,
     spawned: Time,
     ready: bool,
@@ -167,10 +169,12 @@ impl Oracle {
 
     fn follow(&mut self, action: &Action) {
         match action {
-            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, threads } => {
+            Action::Spawn { worker, model, lease_bytes, device_lease_bytes, gpu, threads } => {
                 assert_eq!(*device_lease_bytes, self.models[model].device_lease_bytes);
                 assert!(*threads <= self.config.values().devices.cpu.cores);
-                self.spawned(*worker, *model, *lease_bytes, *threads);
+                let may = &self.models[model].gpus;
+                assert!(gpu.map_or(may.is_empty(), |gpu| may.contains(&gpu)), "{gpu:?} of {may:?}");
+                self.spawned(*worker, *model, *lease_bytes, (*threads, *gpu));
             }
             Action::Run { job, worker, .. } => self.started(*job, *worker),
             Action::CancelJob { job, worker } => self.cancelled(*job, *worker),
@@ -185,7 +189,7 @@ impl Oracle {
         }
     }
 
-    fn spawned(&mut self, id: WorkerId, model: ModelId, lease: u64, threads: u16) {
+    fn spawned(&mut self, id: WorkerId, model: ModelId, lease: u64, (threads, gpu): (u16, Option<GpuId>)) {
         self.shown.insert("action spawn".to_owned());
         let values = &self.models[&model];
         assert_eq!(lease, values.lease_bytes);
@@ -195,6 +199,7 @@ impl Oracle {
             model,
             lease,
             device_lease: values.device_lease_bytes,
+            gpu,
             threads,
             spawned: self.now,
             ready: false,
@@ -208,9 +213,11 @@ impl Oracle {
         };
         assert!(self.workers.insert(id, worker).is_none(), "a worker's number is used once");
         let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
-        let of_gpu: u64 = self.workers.values().map(|worker| worker.device_lease).sum();
+        if let Some(GpuId(place)) = gpu {
+            let (place, budgets) = (usize::from(place), &self.config.values().devices.gpu_budgets_bytes);
+            assert!(self.on_gpu(place) <= budgets[place], "GPU leases over budget");
+        }
         let packages: u64 = self.packages.values().sum();
-        assert!(of_gpu <= self.config.values().devices.wgpu_budget_bytes, "GPU leases over budget");
         assert!(leases <= self.config.values().devices.cpu.budget_bytes, "leases over budget");
         assert!(packages <= self.config.values().host_budget_bytes, "packages over budget");
     }
@@ -427,11 +434,18 @@ impl Oracle {
         }
     }
 
+    /// What workers have of a GPU.
+    fn on_gpu(&self, place: usize) -> u64 {
+        let here = self.workers.values().filter(|worker| worker.gpu == Some(GpuId(place as u16)));
+        here.map(|worker| worker.device_lease).sum()
+    }
+
     fn check_snapshot(&self, after: &Snapshot) {
         let leases: u64 = self.workers.values().map(|worker| worker.lease).sum();
         assert_eq!(after.cpu.promised_bytes, leases);
-        let of_gpu: u64 = self.workers.values().map(|worker| worker.device_lease).sum();
-        assert_eq!(after.wgpu.promised_bytes, of_gpu);
+        for (place, gpu) in after.gpus.iter().enumerate() {
+            assert_eq!(gpu.promised_bytes, self.on_gpu(place));
+        }
         assert_eq!(after.host.promised_bytes, self.packages.values().sum::<u64>());
         assert_eq!(after.waiting as usize, self.jobs.values().filter(|job| job.waits()).count());
         assert_eq!(after.workers.len(), self.workers.len());

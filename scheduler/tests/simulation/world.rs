@@ -5,8 +5,8 @@ use crate::oracle::Oracle;
 use crate::random::Random;
 use ringfence_scheduler::{
     Action, Class, ClientConfig, ClientId, ClientValues, Config, ConfigValues, DeviceConfig, Devices, Event,
-    Exit, JobEnd, JobId, ModelConfig, ModelId, ModelValues, Order, Rate, Scheduler, SpawnFault, Submit, Time,
-    WorkerId,
+    Exit, GpuId, JobEnd, JobId, ModelConfig, ModelId, ModelValues, Order, Rate, Scheduler, SpawnFault,
+    Submit, Time, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -407,6 +407,8 @@ impl World {
         let ms = |random: &mut Random, least, most| Duration::from_millis(random.within(least, most));
         let random = &mut self.random;
         let idle = ms(random, 20, 800);
+        let on_gpu = random.permille(300);
+        let gpus = (0..4).filter(|_| on_gpu && random.permille(500)).map(GpuId).collect::<Vec<_>>();
         ModelConfig::new(ModelValues {
             lease_bytes: if self.crowded {
                 random.within(31, 60)
@@ -415,7 +417,8 @@ impl World {
             } else {
                 random.within(10, 60)
             },
-            device_lease_bytes: if random.permille(300) { random.within(5, 60) } else { 0 },
+            device_lease_bytes: if gpus.is_empty() { 0 } else { random.within(5, 60) },
+            gpus,
             package_bytes: if random.permille(20) { 200 } else { random.within(0, 30) },
             workers_max: random.within(1, 3) as u16,
             concurrency: random.within(1, 5) as u16,
@@ -440,7 +443,7 @@ fn config(random: &mut Random, crowded: bool) -> Config {
                 budget_bytes: if crowded { 60 } else { random.within(60, 200) },
                 cores: random.within(2, 6) as u16,
             },
-            wgpu_budget_bytes: random.within(20, 90),
+            gpu_budgets_bytes: (0..random.within(0, 3)).map(|_| random.within(20, 90)).collect(),
         },
         host_budget_bytes: random.within(30, 100),
         queue_total_max: random.within(5, 60) as u32,
