@@ -5,11 +5,14 @@
 //! jobs      slots, their items, what comes next; batch.rs chooses
 //! text      texts and token arrays to token ids within the model's length
 //! models    model code, written once over `device`'s operations
+//! devices   what a sandbox shows of GPUs, for the operator's command
 //! package   every byte that a stranger wrote: strict, bounded parsers
 //! ```
 
 pub mod convert;
 pub mod device;
+#[cfg(feature = "wgpu")]
+pub mod devices;
 pub mod jobs;
 pub mod memory;
 pub mod models;

@@ -3,9 +3,10 @@
 use ringfence_protocol::{ConverterSideLink, WorkerSideLink};
 use ringfence_sandbox::{Act, CountingAllocator, Policy, VulkanDriver, keep_freed_memory, probe};
 use ringfence_worker::convert;
+use ringfence_worker::devices;
 use ringfence_worker::memory::Lease;
 use ringfence_worker::serve::serve;
-use ringfence_worker::shell::Sandbox;
+use ringfence_worker::shell::{Sandbox, Shell};
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
             Ok(driver) => run(&Policy::worker_vulkan(&driver), serve_link),
             Err(error) => say(&error, USAGE),
         },
+        ["devices", ref driver @ ..] => match VulkanDriver::parse(driver) {
+            Ok(driver) => print_devices(&Policy::worker_vulkan(&driver)),
+            Err(error) => say(&error, USAGE),
+        },
         ["convert"] => run(&Policy::converter(), convert_link),
         ["probe", act] => probe_under(&Policy::worker_cpu(), act),
         ["probe", "convert", act] => probe_under(&Policy::converter(), act),
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => say(
-            &"usage: ringfence-worker serve [DRIVER] | convert | probe [convert | DRIVER] ACT | --version, where DRIVER is \
+            &"usage: ringfence-worker serve [DRIVER] | devices DRIVER | convert | probe [convert | DRIVER] ACT | --version, where DRIVER is \
               vulkan-software, vulkan-mesa NODE or vulkan-nvidia MINOR (started by ringfence-server and ringfence)",
             USAGE,
         ),
@@ -50,6 +55,25 @@ fn probe_under(policy: &Policy, act: &str) -> ExitCode {
         Ok(act) => probe(policy, act),
         Err(error) => say(&error, USAGE),
     }
+}
+
+/// One JSON line for each device, from inside the whole sandbox: the filter goes on before a word is said.
+fn print_devices(policy: &Policy) -> ExitCode {
+    let (sandbox, _link) = match Sandbox::enter(policy) {
+        Ok(entered) => entered,
+        Err(error) => return say(&error, 1),
+    };
+    let seen = match devices::seen() {
+        Ok(seen) => seen,
+        Err(error) => return say(&error, 1),
+    };
+    if let Err(error) = sandbox.seal() {
+        return say(&error, 1);
+    }
+    for device in seen {
+        println!("{}", serde_json::to_string(&device).expect("texts and numbers are JSON"));
+    }
+    ExitCode::SUCCESS
 }
 
 /// Locks itself in, then does its one task over the link.

@@ -9,7 +9,7 @@ use crate::output::{Output, Style};
 use clap::Args;
 use serde::Serialize;
 
-/// Look at the kernel, devices, drivers, trust and the server, and say what to do about what is missing
+/// Look at the kernel, devices, drivers, trust, packages and the server, and say what to do about what is missing
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -17,7 +17,8 @@ Examples:
   ringfence doctor --json | jq '.findings[] | select(.answer != \"yes\")'
 
 Answers: yes; absent (the server can do without it); no (the server needs it). Exit code 1 if one is no.
-Nothing is changed and no model is loaded. Run it as the user that the server runs as: what is closed to that user is
+Nothing is changed and no model is loaded; packages are read whole and compared with what was signed, and each Vulkan
+driver is asked for its devices inside the sandbox that its workers get. Run it as the user that the server runs as: what is closed to that user is
 missing.")]
 pub struct DoctorArgs {
     #[command(flatten)]

@@ -132,7 +132,7 @@ fn field(file: &str, name: &str) -> Option<String> {
     of.next().map(|(_, value)| value.trim().to_owned())
 }
 
-fn names(folder: &str) -> impl Iterator<Item = String> {
+pub(super) fn names(folder: &str) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }

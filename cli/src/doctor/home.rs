@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::commands::DAY_SECONDS;
+use crate::commands::model::trusted::Trusted;
 use crate::error::CliError;
 use crate::home::Home;
 use crate::http::{Address, Ask, ask_once};
@@ -9,7 +10,7 @@ use crate::operator::Config;
 use crate::output::utc;
 use crate::trust::Installed;
 use hyper::Method;
-use ringfence_models::TrustedKey;
+use ringfence_models::{PackageName, TrustedKey};
 use ringfence_scheduler::quotas::Quotas;
 use serde_json::Value;
 
@@ -23,7 +24,10 @@ pub(super) fn files(home: &Home, config: &Config, now: u64) -> Vec<Finding> {
         let advice = "ringfence init, or name another folder with --home";
         return vec![Finding::no("home", "home", format!("{path} is not there"), advice)];
     }
-    vec![Finding::yes("home", "home", path), trust(home, config, now), packages(home), quotas(home)]
+    let mut findings = vec![Finding::yes("home", "home", path), trust(home, config, now)];
+    findings.extend(packages(home, config));
+    findings.push(quotas(home));
+    findings
 }
 
 fn trust(home: &Home, config: &Config, now: u64) -> Finding {
@@ -50,18 +54,48 @@ fn trust(home: &Home, config: &Config, now: u64) -> Finding {
     }
 }
 
-fn packages(home: &Home) -> Finding {
+/// Every file of every package is read and compared with what was signed.
+fn packages(home: &Home, config: &Config) -> Vec<Finding> {
     const NAME: &str = "models";
-    let entries = std::fs::read_dir(home.models()).into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let mut names: Vec<String> = folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    // A name has no dot at its beginning; NAME.oms holds its bundles.
-    names.retain(|name| !name.starts_with('.') && !name.ends_with(".oms"));
-    names.sort();
-    if names.is_empty() {
-        return Finding::absent("home", NAME, "none", "ringfence model add minilm");
+    let trusted = match Trusted::open_with(home, config) {
+        Ok(trusted) => trusted,
+        // What is wrong with the trust file is a finding of its own.
+        Err(error) => return vec![Finding::no("home", NAME, error.to_string(), advice(&error, TRUST_FIRST))],
+    };
+    let names = match trusted.store.list() {
+        Ok(names) => names,
+        Err(error) => {
+            let found = format!("{}: {}", error.what, error.source);
+            return vec![Finding::no("home", NAME, found, "look as the home's owner or root")];
+        }
+    };
+    let listed = names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let all = if names.is_empty() {
+        Finding::absent("home", NAME, "none", "ringfence model add minilm")
+    } else {
+        Finding::yes("home", NAME, listed)
+    };
+    std::iter::once(all).chain(names.iter().map(|name| package(&trusted, name))).collect()
+}
+
+const TRUST_FIRST: &str = "no package can be judged before that is put right";
+
+fn package(trusted: &Trusted, name: &PackageName) -> Finding {
+    let finding = format!("package {name}");
+    match trusted.verify(name) {
+        Ok(verified) => {
+            let found = format!(
+                "holds: {} files, signer {}, digest {}",
+                verified.files.len(),
+                verified.signer,
+                verified.digest
+            );
+            Finding::yes("home", finding, found)
+        }
+        Err(error) => {
+            Finding::no("home", &finding, error.to_string(), advice(&error, "ringfence model verify"))
+        }
     }
-    Finding::yes("home", NAME, names.join(", "))
 }
 
 fn quotas(home: &Home) -> Finding {

@@ -44,7 +44,6 @@ pub(super) fn caps() -> Vec<Finding> {
     vec![
         Finding::yes("caps", "rlimit", "tier kernel for workers on the CPU: RLIMIT_DATA set from outside"),
         memory_cgroup(),
-        dmem(),
     ]
 }
 
@@ -62,22 +61,5 @@ fn memory_cgroup() -> Finding {
         NAME,
         "no memory controller is mounted",
         "leases hold without it; to count page cache and kernel memory too, mount cgroup2 with the memory controller",
-    )
-}
-
-fn dmem() -> Finding {
-    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    if controllers.split_whitespace().any(|controller| controller == "dmem") {
-        return Finding::yes(
-            "caps",
-            "dmem_cgroup",
-            "the kernel caps device memory of cards whose driver takes part",
-        );
-    }
-    Finding::absent(
-        "caps",
-        "dmem_cgroup",
-        "the kernel does not cap device memory",
-        "run Linux 6.14 or later with CONFIG_CGROUP_DMEM and cgroup2; amdgpu and xe take part",
     )
 }

@@ -3,12 +3,16 @@
 //! | file | looks at |
 //! | --- | --- |
 //! | `kernel` | the floors of the sandbox, and what backs memory leases |
-//! | `devices` | processors and graphics cards, with their drivers |
+//! | `devices` | processors and graphics cards, with their drivers, as the system names them |
+//! | `adapters` | the same as sandboxed workers see them |
+//! | `sharing` | what can divide a card between processes, and cap what each takes |
 //! | `home` | keys, trust, quotas and the server of this home |
 
+mod adapters;
 mod devices;
 mod home;
 mod kernel;
+mod sharing;
 
 use crate::home::Home;
 use crate::operator::Config;
@@ -60,7 +64,9 @@ impl Finding {
 pub fn examine(home: &Home, config: &Config, now: u64) -> Vec<Finding> {
     let mut findings = kernel::floors();
     findings.extend(kernel::caps());
+    findings.extend(sharing::all());
     findings.extend(devices::all());
+    findings.extend(adapters::all(home));
     findings.extend(home::files(home, config, now));
     findings.extend(home::server(home));
     findings

@@ -4,10 +4,10 @@ mod add;
 mod calibrate;
 mod convert;
 mod fetch;
-mod sandboxed;
+pub(crate) mod sandboxed;
 mod show;
 mod source;
-pub(super) mod trusted;
+pub(crate) mod trusted;
 
 use crate::error::CliError;
 use crate::home::Home;

@@ -27,7 +27,7 @@ const PRINTED_BYTES_MAX: u64 = 64 * 1024;
 
 /// The user that a program for strangers' files runs as: the one who owns what the server owns in this home, where this
 /// command runs as root; its own otherwise.
-pub(super) fn user(home: &Home) -> Result<Option<User>, CliError> {
+pub(crate) fn user(home: &Home) -> Result<Option<User>, CliError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }

@@ -15,8 +15,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 /// Packages, and whose signature counts for them.
-pub(in crate::commands) struct Trusted {
-    pub(in crate::commands) store: Store,
+pub(crate) struct Trusted {
+    pub(crate) store: Store,
     trust: Trust,
 }
 
@@ -31,17 +31,17 @@ impl Trusted {
 
     /// Opens the packages, verifies the trust file against the pinned root key and compares it with the operator's
     /// copy, where that can be read.
-    pub(super) fn open_with(home: &Home, config: &Config) -> Result<Self, CliError> {
+    pub(crate) fn open_with(home: &Home, config: &Config) -> Result<Self, CliError> {
         Self::new(home, Installed::compared(home, config)?.trust)
     }
 
     /// The packages under this trust.
-    pub(in crate::commands) fn new(home: &Home, trust: Trust) -> Result<Self, CliError> {
+    pub(crate) fn new(home: &Home, trust: Trust) -> Result<Self, CliError> {
         Ok(Self { store: store(home)?, trust })
     }
 
     /// Reads every file of a package and compares it with what was signed.
-    pub(in crate::commands) fn judge(&self, name: &PackageName) -> Result<Verified, PackageError> {
+    pub(crate) fn judge(&self, name: &PackageName) -> Result<Verified, PackageError> {
         self.store.verify(name, &self.trust, clock::unix_seconds())
     }
 
@@ -58,7 +58,7 @@ impl Trusted {
     }
 
     /// Which trusted key signed exactly these files, in a bundle of somebody else's.
-    pub(in crate::commands) fn vouch(
+    pub(crate) fn vouch(
         &self,
         name: &PackageName,
         bundle: &Path,
@@ -84,7 +84,7 @@ impl Trusted {
     }
 
     /// As [`Self::judge`], with an error for people.
-    pub(in crate::commands) fn verify(&self, name: &PackageName) -> Result<Verified, CliError> {
+    pub(crate) fn verify(&self, name: &PackageName) -> Result<Verified, CliError> {
         self.judge(name).map_err(|error| refused(name, error))
     }
 }
@@ -98,7 +98,7 @@ pub(super) fn store(home: &Home) -> Result<Store, CliError> {
 }
 
 /// A package that did not hold, for people.
-pub(in crate::commands) fn refused(name: &PackageName, error: PackageError) -> CliError {
+pub(crate) fn refused(name: &PackageName, error: PackageError) -> CliError {
     let subject = format!("model {name}");
     match error {
         PackageError::Missing => CliError::Failed {

@@ -1,0 +1,60 @@
+//! What a worker sees of the devices that its sandbox shows it, as the operator's command asks before there is a model.
+
+use ringfence_gpu::{Adapter, AdapterKind, Adapters, NoAdapters};
+use serde::Serialize;
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// The driver's name and version.
+    pub driver: String,
+    /// `cpu` (in software), `integrated`, `discrete` or `other`.
+    pub kind: &'static str,
+    /// Whether shaders compute with halves.
+    pub f16: bool,
+    /// Whether invocations of a subgroup reduce without shared memory.
+    pub subgroups: bool,
+    /// Invocations of a subgroup: at least, at most.
+    pub subgroup_size: (u32, u32),
+    /// Shapes of small matrices that are multiplied by one instruction.
+    pub cooperative_matrices: usize,
+    /// Bytes that one binding of a shader reaches.
+    pub binding_bytes_max: u64,
+    /// Bytes of the largest buffer.
+    pub buffer_bytes_max: u64,
+}
+
+/// Every device that models can run on, the one that workers take first.
+///
+/// # Errors
+/// There is none.
+pub fn seen() -> Result<Vec<Device>, NoAdapters> {
+    Ok(Adapters::list()?.all().iter().map(Device::of).collect())
+}
+
+impl Device {
+    fn of(adapter: &Adapter) -> Self {
+        Self {
+            name: adapter.name.clone(),
+            driver: adapter.driver.clone(),
+            kind: kind(adapter.kind),
+            f16: adapter.f16,
+            subgroups: adapter.subgroups,
+            subgroup_size: adapter.subgroup_size,
+            cooperative_matrices: adapter.cooperative_matrices,
+            binding_bytes_max: adapter.binding_bytes_max,
+            buffer_bytes_max: adapter.buffer_bytes_max,
+        }
+    }
+}
+
+fn kind(kind: AdapterKind) -> &'static str {
+    match kind {
+        AdapterKind::Cpu => "cpu",
+        AdapterKind::Integrated => "integrated",
+        AdapterKind::Discrete => "discrete",
+        AdapterKind::Other => "other",
+    }
+}
