@@ -61,6 +61,7 @@ fn main() -> ExitCode {
             dimensions: 0,
             bytes_per_token: 1,
             used_bytes: 1,
+            peak_bytes: 1,
             max_tokens: start.max_tokens,
             vocabulary: 100,
         }),
@@ -118,6 +119,7 @@ impl Worker {
             dimensions: DIMENSIONS,
             bytes_per_token: 1,
             used_bytes: 1,
+            peak_bytes: 1,
             max_tokens,
             vocabulary: 100,
         });

@@ -8,6 +8,7 @@ use ringfence_models::{
     TrustError, TrustFiles, Verified,
 };
 use ringfence_protocol as protocol;
+use ringfence_scheduler::quotas::ModelDevice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,8 +84,8 @@ pub(crate) struct Surveyed {
     pub(crate) package_bytes: u64,
     /// All of its files.
     pub(crate) files: Vec<FileName>,
-    /// What a worker of this build takes, where it was measured.
-    pub(crate) profile: Option<Profile>,
+    /// What a worker of this build takes, for each device where it was measured.
+    pub(crate) profiles: Vec<Profile>,
 }
 
 /// What a worker will take, by its package's profile.
@@ -97,9 +98,14 @@ pub(crate) struct Predicted {
 }
 
 impl Surveyed {
-    /// What a worker with this many threads takes that runs steps of this many tokens, or of one longer input.
-    pub(crate) fn predicted(&self, threads: u16, step_tokens: u32) -> Option<Predicted> {
-        let profile = self.profile.as_ref()?;
+    /// What a worker on this device and with this many threads takes of the device's memory that runs steps of this many
+    /// tokens, or of one longer input.
+    pub(crate) fn predicted(&self, device: ModelDevice, threads: u16, step_tokens: u32) -> Option<Predicted> {
+        let device = match device {
+            ModelDevice::Cpu => ProfileDevice::Cpu,
+            ModelDevice::AnyGpu | ModelDevice::Gpu(_) => ProfileDevice::Wgpu,
+        };
+        let profile = self.profiles.iter().find(|profile| profile.device == device)?;
         let (threads, largest) = (u32::from(threads), step_tokens.max(self.max_tokens));
         Some(Predicted {
             least_bytes: profile.peak_bytes(threads, 1, 1),
@@ -180,30 +186,36 @@ impl Packages {
         let verify = |name: PackageName| {
             let verdict = self.store.verify(&name, &trust, clock::unix_seconds());
             let verdict = verdict.map_err(|error| error.to_string()).and_then(|verified| {
-                let profile = self.profile(&name, &verified);
-                surveyed(&verified, profile)
+                let profile = |device| self.profile(&name, &verified, device);
+                let profiles = [ProfileDevice::Cpu, ProfileDevice::Wgpu].into_iter().filter_map(profile);
+                surveyed(&verified, profiles.collect())
             });
             Survey { name: name.to_string(), verdict }
         };
         Ok(self.store.list()?.into_iter().map(verify).collect())
     }
 
-    /// The package's profile, if there is one that this build's workers were measured for.
-    fn profile(&self, name: &PackageName, verified: &Verified) -> Option<Profile> {
+    /// The package's profile on a device, if there is one that this build's workers were measured for.
+    fn profile(&self, name: &PackageName, verified: &Verified, device: ProfileDevice) -> Option<Profile> {
         let digest = verified.digest.to_string();
-        let file = format!("{PROFILES_FOLDER}/{}", Profile::file_name(&digest, ProfileDevice::Cpu));
+        let file = format!("{PROFILES_FOLDER}/{}", Profile::file_name(&digest, device));
         let read = self.home.read(&file, PROFILE_BYTES_MAX).map_err(|error| error.to_string());
         let parse = |bytes: Vec<u8>| Profile::parse(&bytes).map_err(|error| error.to_string());
         let problem = match read.and_then(|bytes| bytes.map(parse).transpose()) {
             Ok(None) => return None,
             Ok(Some(profile)) if profile.package != digest => "it is another package's".to_owned(),
+            Ok(Some(profile)) if profile.device != device => "it is another device's".to_owned(),
             Ok(Some(profile)) if profile.worker != protocol::DIGEST => {
                 "another build was measured".to_owned()
             }
             Ok(Some(profile)) => return Some(profile),
             Err(error) => error,
         };
-        tracing::warn!(model = %name, "{file} is not used: {problem}; run `ringfence model calibrate {name}`");
+        let device = device.name();
+        tracing::warn!(
+            model = %name,
+            "{file} is not used: {problem}; run `ringfence model calibrate {name} --device {device}`"
+        );
         None
     }
 
@@ -264,7 +276,7 @@ impl Packages {
 }
 
 /// Packages hold more kinds of networks than this version's workers run.
-fn surveyed(verified: &Verified, profile: Option<Profile>) -> Result<Surveyed, String> {
+fn surveyed(verified: &Verified, profiles: Vec<Profile>) -> Result<Surveyed, String> {
     let architecture = match verified.manifest.architecture() {
         ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
         other @ (ringfence_models::Architecture::Llama
@@ -285,6 +297,6 @@ fn surveyed(verified: &Verified, profile: Option<Profile>) -> Result<Surveyed, S
         weight_bytes: verified.weight_bytes(),
         package_bytes: verified.worker_bytes(),
         files: verified.files.iter().map(|file| file.name.clone()).collect(),
-        profile,
+        profiles,
     })
 }

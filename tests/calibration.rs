@@ -50,6 +50,34 @@ fn what_is_predicted_is_what_the_servers_worker_takes() {
     }
 }
 
+const ON_GPU: &str =
+    "[devices.wgpu]\nmemory_mib = 512\n[models.tiny-bert]\ndevice = \"wgpu\"\nlease_mib = 64\n";
+
+#[test]
+fn a_profile_of_a_gpu_is_of_its_memory_and_counts_for_models_on_it_only() {
+    let home = Home::with_tiny();
+    let answer = home.cli_ok(&["model", "calibrate", "tiny-bert", "--device", "wgpu", "--json"]);
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    let profile = Profile::parse(&fs::read(file(&home)).unwrap()).unwrap();
+    assert_eq!(serde_json::to_value(&profile).unwrap(), answer["calibrated"][0]["profile"]);
+    assert!(file(&home).to_str().unwrap().ends_with(".wgpu.json"));
+    assert_eq!(model(&home.start())["predicted_peak_bytes"], Value::Null, "it runs on the CPU");
+    home.quotas(&format!("{ON_GPU}step_tokens = 2048\n"));
+    for (sequences, length) in [(1, 5), (60, 30), (400, 4)] {
+        let server = home.start();
+        let tokens = embed(&server, sequences, length).ok()["usage"]["prompt_tokens"].as_u64().unwrap();
+        let measured = server.status()["workers"][0]["peak_bytes"].as_u64().unwrap();
+        let [sequences, tokens] = [sequences as u64, tokens].map(|number| u32::try_from(number).unwrap());
+        let predicted = profile.peak_bytes(1, sequences, tokens);
+        let apart = predicted.abs_diff(measured) * 100 / measured;
+        assert!(apart < 10, "{sequences} sequences, {tokens} tokens: predicted {predicted}, took {measured}");
+    }
+    // What the device takes for itself is in the profile: a lease that does not hold that is refused unspawned.
+    home.quotas(&ON_GPU.replace("lease_mib = 64", "lease_mib = 1"));
+    let refused = model(&home.start());
+    assert!(refused["reason"].as_str().unwrap().contains("lease_too_small"), "{refused}");
+}
+
 #[test]
 fn a_running_server_takes_a_profile_and_refuses_a_lease_that_is_too_small_for_it() {
     let home = Home::with_tiny();
@@ -95,7 +123,10 @@ fn a_profile_that_is_none_or_of_another_build_is_not_used() {
         let server = home.start();
         assert_eq!(model(&server)["predicted_peak_bytes"], Value::Null);
         let log = server.log();
-        assert!(log.contains(reason) && log.contains("ringfence model calibrate tiny-bert"), "{log}");
+        assert!(
+            log.contains(reason) && log.contains("ringfence model calibrate tiny-bert --device cpu"),
+            "{log}"
+        );
         embed(&server, 1, 4).ok();
     }
     fs::write(&path, good).unwrap();

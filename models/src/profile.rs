@@ -9,7 +9,7 @@
 //! peak of a worker       the larger of the two peaks
 //! ```
 //!
-//! All of it is what the worker's allocator hands out: what a lease is about. The package's own files are in memory that
+//! All of it is what the worker's allocator hands out, or on a GPU its gate: what a lease is about. The package's own files are in memory that
 //! the workers share, and are not in it.
 
 use crate::digest::Digest;
@@ -59,6 +59,8 @@ pub struct Profile {
 pub enum ProfileDevice {
     /// The CPU.
     Cpu,
+    /// A GPU by way of Vulkan: figures are of its own memory.
+    Wgpu,
 }
 
 /// Bytes that depend on the number of compute threads.
@@ -165,9 +167,7 @@ impl Profile {
 
     /// Name of the file in [`PROFILES_FOLDER`].
     pub fn file_name(package: &str, device: ProfileDevice) -> String {
-        match device {
-            ProfileDevice::Cpu => format!("{package}.cpu.json"),
-        }
+        format!("{package}.{}.json", device.name())
     }
 
     /// The file's text.
@@ -234,6 +234,16 @@ impl Profile {
         bytes.iter().all(|bytes| *bytes <= BYTES_MAX)
             && fitted.len() + checked.len() <= MEASURED_MAX
             && fitted.iter().chain(checked).all(is_legal)
+    }
+}
+
+impl ProfileDevice {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Wgpu => "wgpu",
+        }
     }
 }
 

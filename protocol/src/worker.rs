@@ -177,6 +177,8 @@ pub enum FromWorker {
         bytes_per_token: u64,
         /// Bytes that the allocator has handed out after the load.
         used_bytes: u64,
+        /// The most of them at one time until now.
+        peak_bytes: u64,
         /// Longest input: the smaller of the manifest's and the weights' own bound.
         max_tokens: u32,
         /// Size of the vocabulary: token ids are below it.

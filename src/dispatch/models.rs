@@ -260,9 +260,7 @@ impl Terms {
             }
         };
         let threads = quotas.threads(name, machine.cores);
-        // A profile was measured on the CPU and says nothing about another device.
-        let predicted =
-            surveyed.predicted(threads, quota.step_tokens).filter(|_| quota.device == ModelDevice::Cpu);
+        let predicted = surveyed.predicted(quota.device, threads, quota.step_tokens);
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
         let config = match quota.device {
             ModelDevice::Cpu => quotas.cpu_config(name, machine.cores, lease_bytes, surveyed.package_bytes),
@@ -469,7 +467,7 @@ impl Models {
         let model = self.known.get(&model)?;
         let now = model.terms.config.values();
         let default = ModelQuota { lease_mib: None, ..model.terms.quota.clone() };
-        let predicted = model.surveyed.predicted(now.threads, default.step_tokens);
+        let predicted = model.surveyed.predicted(default.device, now.threads, default.step_tokens);
         let default = settings::lease_bytes(&default, model.surveyed.weight_bytes, predicted.as_ref());
         let traced = TracedModel {
             lease_bytes: now.tensors_lease_bytes(),

@@ -217,11 +217,11 @@ impl Dispatcher {
         let mut state = self.lock();
         let Some(entry) = state.workers.get_mut(&worker) else { return };
         let after = clock::instant().duration_since(entry.decided);
-        let slots = Slots::new(ready.shape, ready.used_bytes);
+        let slots = Slots::new(ready.shape, ready.usage);
         let event = Event::WorkerReady {
             worker,
             bytes_per_token: ready.bytes_per_token,
-            used_bytes: ready.used_bytes,
+            used_bytes: ready.usage.used_bytes,
         };
         tracing::info!(
             worker = worker.0,

@@ -5,7 +5,7 @@ use super::drill;
 use super::log::Log;
 use super::readiness::watch;
 use super::reconcile::{self, Overshoot};
-use super::slots::{Illegal, Shape};
+use super::slots::{Illegal, Shape, Usage};
 use super::spawner::{self, Spawner, StartError};
 use crate::alerts::Kind;
 use crate::clock;
@@ -63,7 +63,7 @@ pub(crate) struct Ready {
     pub(crate) pid: i32,
     pub(crate) shape: Shape,
     pub(crate) bytes_per_token: u64,
-    pub(crate) used_bytes: u64,
+    pub(crate) usage: Usage,
     pub(crate) layers: Vec<Layer>,
     pub(crate) landlock_abi: u32,
     pub(crate) sandbox_setup_us: u64,
@@ -316,13 +316,13 @@ async fn load(connection: &Connection, plan: &Plan, sealed: Sealed) -> Result<Re
     send(connection, ToWorker::Load { files }, descriptors)?;
 
     match next(connection).await?.message {
-        FromWorker::Ready { dimensions, bytes_per_token, used_bytes, max_tokens, vocabulary } => {
+        FromWorker::Ready { dimensions, bytes_per_token, used_bytes, peak_bytes, max_tokens, vocabulary } => {
             let shape = check_shape(Shape { dimensions, max_tokens, vocabulary }, &plan.start)?;
             Ok(Ready {
                 pid: sealed.pid,
                 shape,
                 bytes_per_token,
-                used_bytes,
+                usage: Usage { used_bytes, peak_bytes },
                 layers: sealed.layers,
                 landlock_abi: sealed.landlock_abi,
                 sandbox_setup_us: sealed.setup_us,

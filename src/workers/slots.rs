@@ -15,7 +15,7 @@ pub(crate) struct Slots {
 /// What a worker has of its device's memory, by its own word: for people, nothing is decided by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// Handed out at the end of the last job.
+    /// Handed out at the end of the last job, or once it was loaded.
     pub(crate) used_bytes: u64,
     /// The most at one time.
     pub(crate) peak_bytes: u64,
@@ -108,8 +108,7 @@ pub(crate) enum Illegal {
 
 impl Slots {
     /// All free.
-    pub(crate) fn new(shape: Shape, used_bytes: u64) -> Self {
-        let usage = Usage { used_bytes, peak_bytes: used_bytes };
+    pub(crate) fn new(shape: Shape, usage: Usage) -> Self {
         Self { running: BTreeMap::new(), shape, usage }
     }
 
@@ -229,9 +228,10 @@ mod tests {
     use ringfence_protocol::ChunkBytes;
 
     const JOB: JobId = JobId(7);
+    const LOADED: Usage = Usage { used_bytes: 6, peak_bytes: 7 };
 
     fn slots() -> Slots {
-        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, 7);
+        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
         assert_eq!(slots.occupy(JOB, 2), 0);
         slots
     }
@@ -252,7 +252,7 @@ mod tests {
         let step = FromWorker::Step { busy_us: 3, tokens: vec![(0, 6)] };
         assert_eq!(slots.take(step), Ok(Effect::Step { busy_us: 3, tokens: vec![(JOB, 6)] }));
         let end = End::Done { data: vec![1; 16], tokens: 6, truncated: 0, compute_us: 5 };
-        assert_eq!(slots.usage(), Usage { used_bytes: 7, peak_bytes: 7 });
+        assert_eq!(slots.usage(), LOADED);
         assert_eq!(slots.take(done(0)), Ok(Effect::End { job: JOB, end }));
         assert_eq!(slots.usage(), Usage { used_bytes: 8, peak_bytes: 9 });
         assert_eq!(slots.take(done(0)), Err(Illegal::SlotFree));
@@ -265,6 +265,7 @@ mod tests {
             dimensions: 2,
             bytes_per_token: 1,
             used_bytes: 1,
+            peak_bytes: 1,
             max_tokens: 8,
             vocabulary: 100,
         };

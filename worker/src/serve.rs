@@ -74,8 +74,8 @@ impl From<LoadError> for End {
 pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
     send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
     let start = receive_start(link)?;
-    let loaded = told(link, load(link, shell, &start, memory))?;
-    serve_jobs(link, loaded, &start, memory)
+    let mut loaded = told(link, load(link, shell, &start, memory))?;
+    serve_jobs(link, &mut loaded, &start, memory)
 }
 
 /// As [`serve`], from `Ready` on.
@@ -84,7 +84,7 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
 /// As for [`serve`].
 pub fn serve_jobs(
     link: &WorkerSideLink,
-    loaded: Loaded,
+    loaded: &mut Loaded,
     start: &Start,
     memory: &dyn Memory,
 ) -> Result<(), End> {
@@ -234,7 +234,7 @@ fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes)
 struct Server<'a> {
     link: &'a WorkerSideLink,
     memory: &'a dyn Memory,
-    loaded: Loaded,
+    loaded: &'a mut Loaded,
     pace: Pace,
     calibrate: bool,
     jobs: Jobs,
@@ -266,12 +266,14 @@ impl Server<'_> {
     }
 
     fn send_ready(&self) -> Result<(), End> {
-        let Loaded { model, text } = &self.loaded;
+        let Loaded { model, text } = &*self.loaded;
+        let usage = model.usage(self.memory);
         let narrow = |n: usize| u32::try_from(n).expect("the configuration bounds it");
         let ready = FromWorker::Ready {
             dimensions: narrow(model.dimensions()),
             bytes_per_token: model.bytes_per_token(),
-            used_bytes: model.usage(self.memory).used,
+            used_bytes: usage.used,
+            peak_bytes: usage.peak,
             max_tokens: narrow(text.max_tokens()),
             vocabulary: text.vocabulary(),
         };

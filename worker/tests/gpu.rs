@@ -208,8 +208,8 @@ impl Serving {
             let device = Wgpu::new(gpu(LEASE), Stored::F32);
             let model = Bert::new(device, &config, head, 64, &RandomWeights, &Lease).unwrap();
             let model = Watched { model, steps: 0, lost_at, forgotten: counter };
-            let loaded = Loaded { model: Box::new(model), text };
-            serve_jobs(&WorkerSideLink::new(theirs), loaded, &START, &Lease)
+            let mut loaded = Loaded { model: Box::new(model), text };
+            serve_jobs(&WorkerSideLink::new(theirs), &mut loaded, &START, &Lease)
         });
         let serving = Self { link: WorkerLink::new(ours), thread, forgotten };
         assert!(matches!(serving.hear(), FromWorker::Ready { .. }));

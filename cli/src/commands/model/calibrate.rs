@@ -24,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 const WORKER: Role = Role {
-    command: "serve",
+    arguments: &["serve"],
     noun: "worker",
     not_started: "worker_not_started",
     illegal: "worker_illegal",
@@ -33,12 +33,17 @@ const WORKER: Role = Role {
     suspicion: "the model may be an attack on it: do not use it; report it",
 };
 
+/// The same on a GPU: Mesa's software driver is the only one with a sandbox.
+const WORKER_ON_GPU: Role = Role { arguments: &["serve", "vulkan-software"], ..WORKER };
+
 /// Tokens of the largest step that is measured, special tokens not counted.
 const STEP_TOKENS: u32 = 2048;
 /// Memory of the worker beside twice its weights, in bytes.
 const ROOM_BYTES: u64 = 1024 * 1024 * 1024;
 /// The most messages of a worker about one step.
 const MESSAGES_MAX: usize = 65_536;
+/// Memory of the host that a worker on a GPU may take, in bytes; its software driver may take as much for itself.
+const HOST_BYTES: u64 = 1024 * 1024 * 1024;
 /// Compute threads of the two workers that are measured: what a thread takes is their difference.
 const THREADS: [u16; 2] = [1, 2];
 /// The only job at a time.
@@ -50,6 +55,7 @@ const SLOT: u32 = 0;
 Examples:
   ringfence model calibrate
   ringfence model calibrate minilm --json
+  ringfence model calibrate minilm --device wgpu
 
 The model runs in a sandboxed worker of this command's own. Its profile is written to HOME/profiles, beside what is
 signed; the server takes it for the lease where quotas.toml names none, and refuses a lease that the model does not fit
@@ -57,6 +63,19 @@ in. It is compared with shapes that it was not fitted to: more than 10% apart is
 pub(super) struct CalibrateArgs {
     /// The models [default: all that this version runs]
     names: Vec<PackageName>,
+
+    /// Where to measure: each device's memory has a profile of its own
+    #[arg(long, value_enum, default_value_t = On::Cpu, value_name = "DEVICE")]
+    device: On,
+}
+
+/// A device to measure on.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum On {
+    /// The CPU
+    Cpu,
+    /// A GPU by way of Vulkan
+    Wgpu,
 }
 
 /// A profile, as it is printed.
@@ -89,9 +108,10 @@ pub(super) fn run(args: CalibrateArgs, home: &Home, output: &Output) -> Result<(
     let trusted = Trusted::open(home)?;
     let user = user(home)?;
     let mut calibrated = Vec::new();
+    let on = args.device;
     for name in chosen(args.names, &trusted)? {
         let subject = format!("model {name}");
-        let profile = calibrate(&subject, &trusted.load(&name)?, user, output)?;
+        let profile = calibrate(&subject, &trusted.load(&name)?, on, user, output)?;
         write(home, &profile)?;
         calibrated.push(Calibrated::new(&name, profile));
     }
@@ -162,6 +182,7 @@ struct Worker<'a> {
     program: Program<'a, ToWorker, FromWorker>,
     package: &'a LoadedPackage,
     threads: u16,
+    device: Device,
     lease_bytes: u64,
 }
 
@@ -178,10 +199,11 @@ type Shape = (u32, u32);
 fn calibrate(
     subject: &str,
     package: &LoadedPackage,
+    on: On,
     user: Option<User>,
     output: &Output,
 ) -> Result<Profile, CliError> {
-    let start = |threads| Worker::start(subject, package, user, threads);
+    let start = |threads| Worker::start(subject, package, on, user, threads);
     let [few, many] = THREADS;
     let few = start(few)?.run(|_, _| Ok(()))?.0;
     let (many, (fitted, checked)) = start(many)?.run(|worker, ready| {
@@ -195,7 +217,7 @@ fn calibrate(
         Ok(measured)
     })?;
     let digest = &package.verified.digest;
-    let profile = Profile::fit(digest, ProfileDevice::Cpu, DIGEST, [few, many], fitted, checked);
+    let profile = Profile::fit(digest, on.of_profile(), DIGEST, [few, many], fitted, checked);
     profile.map_err(|error| CliError::Failed {
         subject: subject.to_owned(),
         code: "profile_unfit",
@@ -229,12 +251,21 @@ impl<'a> Worker<'a> {
     fn start(
         subject: &'a str,
         package: &'a LoadedPackage,
+        on: On,
         user: Option<User>,
         threads: u16,
     ) -> Result<Self, CliError> {
-        let lease_bytes = package.verified.weight_bytes().saturating_mul(2).saturating_add(ROOM_BYTES);
-        let program = Program::start(subject, &WORKER, user, Some(threads), lease_bytes)?;
-        Ok(Self { program, package, threads, lease_bytes })
+        let tensors = package.verified.weight_bytes().saturating_mul(2).saturating_add(ROOM_BYTES);
+        let (role, device, lease_bytes, limit) = match on {
+            On::Cpu => (&WORKER, Device::Cpu, tensors, tensors),
+            // A software driver's device memory is the process's own.
+            On::Wgpu => {
+                let limit = tensors.saturating_add(2 * HOST_BYTES);
+                (&WORKER_ON_GPU, Device::Wgpu { lease_bytes: tensors }, HOST_BYTES, limit)
+            }
+        };
+        let program = Program::start(subject, role, user, Some(threads), limit)?;
+        Ok(Self { program, package, threads, device, lease_bytes })
     }
 
     /// Loads the package, measures and ends the worker.
@@ -258,7 +289,7 @@ impl<'a> Worker<'a> {
         let start = Start {
             architecture: architecture(manifest.architecture())
                 .ok_or(Over::Refused(Refused::Architecture))?,
-            device: Device::Cpu,
+            device: self.device,
             threads: self.threads,
             lease_bytes: self.lease_bytes,
             max_tokens: manifest.max_tokens(),
@@ -277,10 +308,9 @@ impl<'a> Worker<'a> {
         let descriptors: Vec<_> = self.package.files.iter().map(|file| file.fd.as_fd()).collect();
         self.program.send(&ToWorker::Load { files }, &descriptors)?;
         match self.program.receive()? {
-            FromWorker::Ready { used_bytes, max_tokens, vocabulary, .. }
+            FromWorker::Ready { used_bytes, peak_bytes, max_tokens, vocabulary, .. }
                 if max_tokens > 0 && vocabulary > 0 =>
             {
-                let peak_bytes = self.program.status().peak_bytes;
                 let load = LoadMeasurement { threads: u32::from(self.threads), used_bytes, peak_bytes };
                 Ok(Ready { load, max_tokens, vocabulary })
             }
@@ -325,6 +355,15 @@ impl<'a> Worker<'a> {
         }
         let file = SealedFile::from_bytes("input", &encoded).map_err(system("memory for a job's input"))?;
         self.program.send(&run(Data::Descriptor { bytes: encoded.len() as u64 }), &[file.as_fd()])
+    }
+}
+
+impl On {
+    fn of_profile(self) -> ProfileDevice {
+        match self {
+            Self::Cpu => ProfileDevice::Cpu,
+            Self::Wgpu => ProfileDevice::Wgpu,
+        }
     }
 }
 

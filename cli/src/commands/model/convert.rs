@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 const CONVERTER: Role = Role {
-    command: "convert",
+    arguments: &["convert"],
     noun: "converter",
     not_started: "converter_not_started",
     illegal: "converter_illegal",

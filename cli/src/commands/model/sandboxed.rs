@@ -5,7 +5,7 @@ use crate::error::{CliError, Source};
 use crate::home::Home;
 use ringfence_protocol::{Link, LinkError, connected_pair};
 use ringfence_sandbox::{
-    Child, Environment, Exit, SpawnRequest, Status, StatusPage, User, process_facts, spawn,
+    Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn,
 };
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -47,8 +47,8 @@ pub(crate) fn user(home: &Home) -> Result<Option<User>, CliError> {
 /// What `ringfence-worker` is started as, and how its failures are named.
 #[derive(Debug)]
 pub(super) struct Role {
-    /// Its command, and the noun for messages.
-    pub(super) command: &'static str,
+    /// Its words, and the noun for messages.
+    pub(super) arguments: &'static [&'static str],
     pub(super) noun: &'static str,
     /// Codes.
     pub(super) not_started: &'static str,
@@ -93,7 +93,7 @@ pub(super) fn system<E: Into<Source>, R>(what: &'static str) -> impl Fn(E) -> Ov
 }
 
 impl<'a, S: Serialize, R: DeserializeOwned> Program<'a, S, R> {
-    /// Starts it under a memory lease.
+    /// Starts it under a memory lease, in bytes.
     pub(super) fn start(
         subject: &'a str,
         role: &'static Role,
@@ -121,7 +121,7 @@ impl<'a, S: Serialize, R: DeserializeOwned> Program<'a, S, R> {
         let page = StatusPage::create().map_err(|errno| failed(errno.into()))?;
         let child = spawn(SpawnRequest {
             program: program.as_fd(),
-            arguments: &[role.command],
+            arguments: role.arguments,
             environment: Environment { threads },
             link: theirs,
             status_page: &page,
@@ -152,11 +152,6 @@ impl<'a, S: Serialize, R: DeserializeOwned> Program<'a, S, R> {
             None => return Err(Over::Illegal("something before its hello")),
         }
         hello.pid.ok_or(Over::Illegal("the kernel does not say who it is"))
-    }
-
-    /// What the allocator counts.
-    pub(super) fn status(&self) -> Status {
-        self.page.read()
     }
 
     /// Ends the process. Only then is what it made taken: nobody else holds it any more.
