@@ -121,9 +121,10 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
             let flags = RecvFlags::CMSG_CLOEXEC;
             match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
                 Ok(packet) => break packet,
-                Err(Errno::INTR) => {}
+                // Said once where the other end closed before it had read all that we sent. What it sent itself is still
+                // there, and after that its end.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Err(LinkError::WouldBlock),
-                Err(Errno::CONNRESET) => return Err(LinkError::Closed),
                 Err(error) => return Err(LinkError::Os(error)),
             }
         };

@@ -91,6 +91,17 @@ fn what_is_no_message_is_malformed() {
 }
 
 #[test]
+fn what_an_end_said_before_it_closed_arrives_though_it_has_not_read_all() {
+    let (server, worker) = pair();
+    let failed = FromWorker::DeviceFailed { reason: "lost".to_owned() };
+    server.send(&ToWorker::Cancel { slot: 1 }, &[]).unwrap();
+    worker.send(&failed, &[]).unwrap();
+    drop(worker);
+    assert_eq!(server.receive().unwrap().message, failed);
+    assert!(matches!(server.receive().unwrap_err(), LinkError::Closed));
+}
+
+#[test]
 fn an_end_that_is_gone_is_closed_on_both_ways() {
     let (server, worker) = pair();
     drop(worker);
