@@ -10,7 +10,7 @@ export RINGFENCE_PYTHON := $(VENV)/bin/python
 export RINGFENCE_SMOLLM2 := $(CACHE)/smollm2-135m/model.gguf
 export RINGFENCE_SPEECH := $(CACHE)/speech
 
-.PHONY: demo test check soak bench lint deny install clean system-packages nextest programs
+.PHONY: demo test check soak bench gpu-bench lint deny install clean system-packages nextest programs
 
 demo: system-packages
 	$(CARGO) build --release --bins --workspace
@@ -41,6 +41,10 @@ soak: system-packages nextest
 bench: system-packages $(CACHE)/sources/ready
 	$(CARGO) build --release --bins --workspace
 	$(CARGO) bench
+
+# On the first adapter, a card before software; ARGUMENTS="--json --rounds 15 --adapter 1".
+gpu-bench: system-packages
+	$(CARGO) run --release -p ringfence-gpu --example bench -- $(ARGUMENTS)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -8,7 +8,6 @@ use ringfence_models::{
     TrustError, TrustFiles, Verified,
 };
 use ringfence_protocol as protocol;
-use ringfence_scheduler::quotas::ModelDevice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,11 +99,12 @@ pub(crate) struct Predicted {
 impl Surveyed {
     /// What a worker on this device and with this many threads takes of the device's memory that runs steps of this many
     /// tokens, or of one longer input.
-    pub(crate) fn predicted(&self, device: &ModelDevice, threads: u16, step_tokens: u32) -> Option<Predicted> {
-        let device = match device {
-            ModelDevice::Cpu => ProfileDevice::Cpu,
-            ModelDevice::AnyGpu | ModelDevice::Gpu(_) => ProfileDevice::Wgpu,
-        };
+    pub(crate) fn predicted(
+        &self,
+        device: ProfileDevice,
+        threads: u16,
+        step_tokens: u32,
+    ) -> Option<Predicted> {
         let profile = self.profiles.iter().find(|profile| profile.device == device)?;
         let (threads, largest) = (u32::from(threads), step_tokens.max(self.max_tokens));
         Some(Predicted {

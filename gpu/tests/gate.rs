@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use ringfence_gpu::{Gpu, GpuError, Matrix, RefusedBy};
+use ringfence_gpu::{Activation, Gpu, GpuError, Matrix, RefusedBy, Stored};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::Command;
 use support::{LEASE, adapter};
@@ -26,6 +26,11 @@ enum Step {
     Touch {
         index: usize,
     },
+    /// Sends bytes to one, and so through the ring.
+    Upload {
+        index: usize,
+        floats: usize,
+    },
     Wait,
 }
 
@@ -35,6 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => bytes.prop_map(|bytes| Step::Take { bytes }),
         2 => any::<usize>().prop_map(|index| Step::Give { index }),
         1 => any::<usize>().prop_map(|index| Step::Touch { index }),
+        1 => (any::<usize>(), 0..MIB).prop_map(|(index, floats)| Step::Upload { index, floats }),
         1 => Just(Step::Wait),
     ]
 }
@@ -66,8 +72,14 @@ fn run_plan(gpu: &Gpu, lease: u64, steps: &[Step]) -> Result<(), TestCaseError> 
                 let index = index % held.len();
                 gpu.clear(&mut held[index], 1);
             }
+            Step::Upload { index, floats } if !held.is_empty() => {
+                let to = &held[index % held.len()];
+                // The only row there is, or nothing.
+                let floats = if to.columns() <= *floats { to.columns() } else { 0 };
+                gpu.upload(to, &vec![1.0; floats]);
+            }
             Step::Wait => gpu.finish().unwrap(),
-            Step::Give { .. } | Step::Touch { .. } => {}
+            Step::Give { .. } | Step::Touch { .. } | Step::Upload { .. } => {}
         }
         check_numbers(gpu, lease)?;
     }
@@ -80,12 +92,17 @@ fn run_plan(gpu: &Gpu, lease: u64, steps: &[Step]) -> Result<(), TestCaseError> 
 
 #[test]
 fn no_plan_of_allocations_passes_the_lease() {
-    let lease = 64 << 20;
-    let gpu = Gpu::open(&adapter(), lease).unwrap();
+    let adapter = adapter();
+    let headroom = Gpu::open(&adapter, LEASE).unwrap().numbers().headroom;
+    let leases = [headroom, headroom + (1 << 20), headroom + (12 << 20), 64 << 20];
+    let gpus = leases.map(|lease| Gpu::open(&adapter, lease).unwrap());
     let cases = std::env::var("RINGFENCE_HISTORIES").map_or(200, |count| count.parse().unwrap());
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let plan = prop::collection::vec(step(), 1..30);
-    TestRunner::new(config).run(&plan, |steps| run_plan(&gpu, lease, &steps)).unwrap();
+    let plan = (0..leases.len(), prop::collection::vec(step(), 1..30));
+    TestRunner::new(config)
+        .run(&plan, |(which, steps)| run_plan(&gpus[which], leases[which], &steps))
+        .unwrap();
+    println!("{cases} plans under leases of {leases:?} bytes");
 }
 
 #[test]
@@ -169,8 +186,12 @@ fn exhaust() {
         assert!(matches!(error, GpuError::OutOfMemory { by: RefusedBy::Driver, .. }), "{round}: {error}");
         assert_eq!(gpu.numbers(), before);
     }
+    // The next piece of work is done as if nothing had been.
     let small = support::matrix(&gpu, 10, 10, &[2.5; 100]);
-    assert_eq!(support::read(&gpu, &small), [2.5; 100]);
+    let weights = gpu.linear_weights(10, &[(&[1.0; 30], &[0.5; 3])], Stored::F32).unwrap();
+    let mut to = gpu.matrix(10, 3).unwrap();
+    gpu.linear(&small, 10, &weights, Activation::None, &mut to);
+    assert_eq!(support::read(&gpu, &to), [25.5; 30]);
     println!("100 refusals by the driver");
 }
 

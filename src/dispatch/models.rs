@@ -12,9 +12,9 @@ use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings;
 use crate::workers::Ending;
 use axum::http::StatusCode;
-use ringfence_models::{FileName, TrustError};
+use ringfence_models::{FileName, ProfileDevice, TrustError};
 use ringfence_protocol as protocol;
-use ringfence_scheduler::quotas::{ModelDevice, ModelQuota, OnDiskChange, Quotas};
+use ringfence_scheduler::quotas::{GpuDriver, ModelDevice, ModelQuota, OnDiskChange, Quotas};
 use ringfence_scheduler::replay::{Stop, TracedModel};
 use ringfence_scheduler::{ConfigError, Event, ModelConfig, ModelId, Outcome};
 use serde::Serialize;
@@ -129,6 +129,7 @@ pub(super) struct TermsError {
 /// What the quotas come to for a package.
 pub(super) struct Terms {
     quota: ModelQuota,
+    measured_on: Option<ProfileDevice>,
     predicted_peak_bytes: Option<u64>,
     config: ModelConfig,
 }
@@ -260,7 +261,8 @@ impl Terms {
             }
         };
         let threads = quotas.threads(name, machine.cores);
-        let predicted = surveyed.predicted(&quota.device, threads, quota.step_tokens);
+        let measured_on = measured_on(&quota.device, quotas);
+        let predicted = measured_on.and_then(|device| surveyed.predicted(device, threads, quota.step_tokens));
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
         let config = match quota.device {
             ModelDevice::Cpu => quotas.cpu_config(name, machine.cores, lease_bytes, surveyed.package_bytes),
@@ -269,7 +271,19 @@ impl Terms {
             }
         };
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
-        Ok(Self { quota, predicted_peak_bytes: predicted.map(|predicted| predicted.peak_bytes), config })
+        let predicted_peak_bytes = predicted.map(|predicted| predicted.peak_bytes);
+        Ok(Self { quota, measured_on, predicted_peak_bytes, config })
+    }
+}
+
+/// Whose profile says what a model takes there. A card's is none: `ringfence model calibrate` knows Mesa's software driver.
+fn measured_on(device: &ModelDevice, quotas: &Quotas) -> Option<ProfileDevice> {
+    let in_software =
+        |name: &String| quotas.gpus.get(name).is_some_and(|gpu| gpu.driver == GpuDriver::Software);
+    match device {
+        ModelDevice::Cpu => Some(ProfileDevice::Cpu),
+        ModelDevice::AnyGpu => quotas.gpus.keys().all(in_software).then_some(ProfileDevice::Wgpu),
+        ModelDevice::Gpu(name) => in_software(name).then_some(ProfileDevice::Wgpu),
     }
 }
 
@@ -467,7 +481,8 @@ impl Models {
         let model = self.known.get(&model)?;
         let now = model.terms.config.values();
         let default = ModelQuota { lease_mib: None, ..model.terms.quota.clone() };
-        let predicted = model.surveyed.predicted(&default.device, now.threads, default.step_tokens);
+        let predicted = |device| model.surveyed.predicted(device, now.threads, default.step_tokens);
+        let predicted = model.terms.measured_on.and_then(predicted);
         let default = settings::lease_bytes(&default, model.surveyed.weight_bytes, predicted.as_ref());
         let traced = TracedModel {
             lease_bytes: now.tensors_lease_bytes(),

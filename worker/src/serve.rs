@@ -4,7 +4,9 @@
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
 use crate::jobs::{Jobs, Owner, Share, SlotFault};
-use crate::memory::{Memory, Refusal, job_error, load_refused};
+#[cfg(feature = "wgpu")]
+use crate::memory::load_refused;
+use crate::memory::{Memory, Refusal, job_error};
 use crate::models::{self, Batch, Loaded};
 use crate::pace::Pace;
 use crate::package::{FileBytes, Files};

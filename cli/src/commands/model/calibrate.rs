@@ -33,7 +33,7 @@ const WORKER: Role = Role {
     suspicion: "the model may be an attack on it: do not use it; report it",
 };
 
-/// The same on a GPU: Mesa's software driver is the only one with a sandbox.
+/// The same on Vulkan, by the driver that every machine can have.
 const WORKER_ON_GPU: Role = Role { arguments: &["serve", "vulkan-software"], ..WORKER };
 
 /// Tokens of the largest step that is measured, special tokens not counted.
@@ -74,7 +74,7 @@ pub(super) struct CalibrateArgs {
 enum On {
     /// The CPU
     Cpu,
-    /// A GPU by way of Vulkan
+    /// Vulkan, by Mesa's software driver; for models on a card there is no profile yet
     Wgpu,
 }
 

@@ -4,9 +4,7 @@ use super::fetch::tail;
 use crate::error::{CliError, Source};
 use crate::home::Home;
 use ringfence_protocol::{Link, LinkError, connected_pair};
-use ringfence_sandbox::{
-    Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn,
-};
+use ringfence_sandbox::{Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::Serialize;
