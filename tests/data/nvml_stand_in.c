@@ -1,6 +1,8 @@
 /* Stands in for NVIDIA's driver library in the tests of src/nvml.rs: no card is needed, and none is spoken to. What its
-   functions answer is fixed, or defined on the compiler's command line. Names and layouts are those of nvml.h. */
+   functions answer is fixed, or defined on the compiler's command line; with PROCESS it is the first process of a file
+   that this names, written as "PID BYTES". Names and layouts are those of nvml.h. */
 
+#include <stdio.h>
 #include <string.h>
 
 #ifndef INIT
@@ -68,8 +70,15 @@ static int list(const process *all, unsigned length, unsigned *count, process *t
     return 0;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, process *to) {
-    static const process all[] = {{100, 2ULL << 30, 0, 0}, {200, ~0ULL, 0, 0}};
+    process all[] = {{100, 2ULL << 30, 0, 0}, {200, ~0ULL, 0, 0}};
     (void)device;
+#ifdef PROCESS
+    FILE *file = fopen(PROCESS, "r");
+    if (file) {
+        fscanf(file, "%u %llu", &all[0].pid, &all[0].used);
+        fclose(file);
+    }
+#endif
     return list(all, 2, count, to);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *count, process *to) {
