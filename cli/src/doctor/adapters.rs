@@ -94,7 +94,7 @@ fn tier(driver: VulkanDriver) -> &'static str {
         VulkanDriver::Software => "polled-kill, with RLIMIT_DATA behind it: its memory is the worker's own",
         VulkanDriver::Mesa { .. } => "in-process",
         VulkanDriver::Nvidia { .. } if super::sharing::has_nvml() => {
-            "polled-kill, by what NVML says of each process"
+            "in-process, with a polled kill behind it where NVML names the worker"
         }
         VulkanDriver::Nvidia { .. } => "in-process",
     }

@@ -31,10 +31,10 @@ fn nvml() -> Finding {
         return Finding::yes(
             AREA,
             "nvml",
-            format!("{NVML}: tier polled-kill on NVIDIA's cards; ringfence status shows them"),
+            format!("{NVML}: the server kills a worker that it names far above its lease of a card"),
         );
     }
-    let advice = "needed for NVIDIA cards only, for tier polled-kill: it comes with the driver's packages";
+    let advice = "needed for NVIDIA cards only, to kill workers far above their leases: it comes with the driver's packages";
     Finding::absent(AREA, "nvml", format!("{NVML} is not installed"), advice)
 }
 
