@@ -17,6 +17,7 @@ mod dispatch;
 mod gpus;
 mod home;
 mod keys;
+mod nvml;
 mod oom;
 mod packages;
 mod quota_file;

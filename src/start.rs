@@ -7,6 +7,7 @@ use crate::dispatch::{Devices, Dispatcher, Machine, ModelsError};
 use crate::gpus::{GpuError, Gpus};
 use crate::home::{Home, HomeError, HomeLock};
 use crate::keys::{self, Keys, KeysError};
+use crate::nvml::Cards;
 use crate::packages::{Packages, PackagesError};
 use crate::quota_file;
 use crate::ready_file::ReadyFile;
@@ -228,7 +229,7 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let sandbox = prove_cpu(&spawner, host).await?;
     let gpus = Gpus::of(&quotas)?;
     let drivers = gpus.drivers_in_use(&quotas);
-    let machine = Devices { machine, gpus };
+    let machine = Devices { machine, gpus, cards: Cards::watch()? };
     let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
     dispatcher.prove_gpus(&drivers).await?;
     dispatcher.reload_models().await?;

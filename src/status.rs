@@ -3,6 +3,7 @@
 use crate::api::App;
 use crate::clock;
 use crate::dispatch::ModelView;
+use crate::nvml::{Card, NvmlView};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ pub(crate) struct Status {
     health: crate::api::Health,
     host: HostView,
     devices: Vec<DeviceView>,
+    /// NVIDIA's cards, with what each process has on them.
+    nvml: NvmlView,
     models: Vec<ModelView>,
     workers: Vec<WorkerView>,
     sandbox: SandboxView,
@@ -158,6 +161,7 @@ pub(crate) fn status(app: &App) -> Status {
         health: app.dispatcher.health(),
         host: host(),
         devices: app.dispatcher.devices(),
+        nvml: app.dispatcher.cards(),
         models: app.dispatcher.models(),
         workers: workers(app),
         sandbox: SandboxView {
@@ -220,6 +224,9 @@ pub(crate) fn gauges(app: &App) {
             labelled("ringfence_device_cores_held", "device", &device.name, u64::from(held));
         }
     }
+    let cards = app.dispatcher.cards().cards;
+    gauge("ringfence_cards_read", cards.len() as u64);
+    cards.iter().for_each(card_gauges);
     for worker in workers(app) {
         labelled("ringfence_worker_lease_bytes", "model", &worker.model, worker.lease_bytes);
         labelled("ringfence_worker_peak_bytes", "model", &worker.model, worker.peak_bytes);
@@ -228,6 +235,21 @@ pub(crate) fn gauges(app: &App) {
     for model in app.dispatcher.models() {
         labelled("ringfence_jobs_waiting", "model", &model.name, model.queued as u64);
         labelled("ringfence_jobs_running", "model", &model.name, model.running as u64);
+    }
+}
+
+/// Of the card only: what each process has is on the operator's socket.
+fn card_gauges(card: &Card) {
+    let numbers = [
+        ("ringfence_card_memory_used_bytes", card.used_bytes),
+        ("ringfence_card_memory_total_bytes", card.total_bytes),
+        ("ringfence_card_temperature_celsius", card.temperature_c.map(u64::from)),
+        ("ringfence_card_busy_percent", card.busy_percent.map(u64::from)),
+    ];
+    for (name, number) in numbers {
+        if let Some(number) = number {
+            labelled(name, "card", &card.index.to_string(), number);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::alerts::Alerts;
 use crate::api::ApiError;
 use crate::clock;
 use crate::gpus::Gpus;
+use crate::nvml::{Cards, NvmlView};
 use crate::packages::Packages;
 use crate::workers::{self, ProbeError, Spawner};
 use axum::http::StatusCode;
@@ -57,6 +58,8 @@ pub(crate) struct Dispatcher {
     packages: Arc<Packages>,
     machine: Machine,
     gpus: Gpus,
+    /// NVIDIA's cards, and who has memory on them.
+    cards: Cards,
     /// The acts that were tried to prove the sandbox of workers on GPUs, by driver, once that was needed.
     gpu_probes: Mutex<BTreeMap<String, Vec<String>>>,
     alerts: Alerts,
@@ -95,7 +98,7 @@ impl Dispatcher {
         scheduler: Scheduler,
         spawner: Spawner,
         packages: Packages,
-        Devices { machine, gpus }: Devices,
+        Devices { machine, gpus, cards }: Devices,
         (quotas, text): (Quotas, Vec<u8>),
     ) -> Arc<Self> {
         let alerts = Alerts::default();
@@ -119,6 +122,7 @@ impl Dispatcher {
             packages: Arc::new(packages),
             machine,
             gpus,
+            cards,
             gpu_probes: Mutex::default(),
             alerts,
             reading: tokio::sync::Mutex::new(()),
@@ -154,6 +158,11 @@ impl Dispatcher {
     /// What the operator wants to be told of.
     pub(crate) fn alerts(&self) -> &Alerts {
         &self.alerts
+    }
+
+    /// NVIDIA's cards.
+    pub(crate) fn cards(&self) -> NvmlView {
+        self.cards.view()
     }
 
     /// Wakes the scheduler whenever it asked to be woken. Runs as long as the server.

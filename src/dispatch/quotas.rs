@@ -5,6 +5,7 @@ use super::{Dispatcher, ModelView, State};
 use crate::api::ApiError;
 use crate::gpus::Gpus;
 use crate::home::{Home, HomeError};
+use crate::nvml::Cards;
 use crate::quota_file;
 use crate::workers::ProbeError;
 use axum::http::StatusCode;
@@ -27,6 +28,8 @@ pub(crate) struct Machine {
 pub(crate) struct Devices {
     pub(crate) machine: Machine,
     pub(crate) gpus: Gpus,
+    /// NVIDIA's cards, and who has memory on them.
+    pub(crate) cards: Cards,
 }
 
 /// The quotas that count, their text and its revision.

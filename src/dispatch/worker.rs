@@ -155,7 +155,8 @@ impl Dispatcher {
         let ending = match self.prepare(worker, model).await {
             Err(ending) => ending,
             Ok((package, page)) => {
-                let plan = Plan { start, driver, package, kill, starve_load, log: log.clone(), page };
+                let cards = self.cards.clone();
+                let plan = Plan { start, driver, package, kill, starve_load, log: log.clone(), page, cards };
                 live(&self.spawner, plan, &Watched { dispatcher: self.clone(), worker }).await
             }
         };

@@ -9,6 +9,7 @@ use super::slots::{Illegal, Shape, Usage};
 use super::spawner::{self, Spawner, StartError};
 use crate::alerts::Kind;
 use crate::clock;
+use crate::nvml::Cards;
 use crate::oom::Rung;
 use crate::packages::Package;
 use crate::status::Tier;
@@ -47,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) log: Log,
     /// Shared with the worker and its shim.
     pub(crate) page: Arc<StatusPage>,
+    /// Where it is seen how much of a card's memory it has.
+    pub(crate) cards: Cards,
 }
 
 impl Plan {
@@ -243,12 +246,21 @@ async fn speak(connection: &Arc<Connection>, plan: &Plan, audience: &dyn Audienc
     let (pid, limit) = (sealed.pid, sealed.may_have);
     tokio::select! {
         over = serve(connection, plan, sealed, audience) => over,
-        overshoot = reconcile::overshoot(pid, limit) => {
-            tracing::warn!(pid, used = overshoot.used, limit, "a worker has more memory than it may, it is killed");
+        overshoot = reconcile::overshoot(pid, limit, &plan.cards, device_bytes(&plan.start)) => {
+            let Overshoot { used, limit } = overshoot;
+            tracing::warn!(pid, used, limit, "a worker has more memory than it may, it is killed");
             metrics::counter!("ringfence_worker_kills_total", "why" => "over_lease").increment(1);
-            metrics::histogram!("ringfence_overshoot_bytes").record((overshoot.used - limit) as f64);
+            metrics::histogram!("ringfence_overshoot_bytes").record((used - limit) as f64);
             Over::AboveLease(overshoot)
         }
+    }
+}
+
+/// What the worker may have of a card's memory by its lease.
+fn device_bytes(start: &protocol::Start) -> u64 {
+    match start.device {
+        protocol::Device::Cpu => 0,
+        protocol::Device::Wgpu { lease_bytes, .. } => lease_bytes,
     }
 }
 

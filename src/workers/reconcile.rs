@@ -3,10 +3,14 @@
 //! A worker counts what it hands out, and the kernel's limit holds if that count is passed by. That limit has to leave a
 //! GPU's software driver room of its own, which a worker that somebody has taken over could use. So the server looks.
 
+use crate::nvml::Cards;
 use std::time::Duration;
 
 /// How often it looks: a worker can be above what it may have for so long.
 const EVERY: Duration = Duration::from_millis(250);
+
+/// Memory of a card beside its lease that a worker's driver may take for itself: its context, compiled shaders, queues.
+const CARD_HEADROOM_BYTES: u64 = 768 * 1024 * 1024;
 
 /// A worker that has more than it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,14 +21,19 @@ pub(crate) struct Overshoot {
     pub(crate) limit: u64,
 }
 
-/// Ends when the process has more than `limit` bytes of its own.
-pub(crate) async fn overshoot(pid: i32, limit: u64) -> Overshoot {
+/// Ends when the process has more than `limit` bytes of its own, or more of an NVIDIA card's memory than `device_lease`
+/// and what its driver needs.
+pub(crate) async fn overshoot(pid: i32, limit: u64, cards: &Cards, device_lease: u64) -> Overshoot {
+    let card_limit = device_lease.saturating_add(CARD_HEADROOM_BYTES);
     let mut looks = tokio::time::interval(EVERY);
     loop {
         looks.tick().await;
         // A process that has gone has nothing; its end is noticed elsewhere.
         if let Some(used) = own_bytes(pid).filter(|used| *used > limit) {
             return Overshoot { used, limit };
+        }
+        if let Some(used) = cards.over_lease(pid, card_limit) {
+            return Overshoot { used, limit: card_limit };
         }
     }
 }
@@ -49,7 +58,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a pid is an i32");
         let before = own_bytes(own).expect("our own status can be read");
         let held = vec![1_u8; 64 << 20];
-        let found = overshoot(own, before + (32 << 20)).await;
+        let found = overshoot(own, before + (32 << 20), &Cards::unread(), 0).await;
         assert!(found.used >= before + (60 << 20) && found.limit == before + (32 << 20), "{found:?}");
         drop(held);
         assert_eq!(own_bytes(i32::MAX), None);

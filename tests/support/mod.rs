@@ -38,6 +38,8 @@ pub(crate) struct Home {
     user: Option<String>,
     /// Run every program as this uid, which is not ours.
     as_uid: Option<u32>,
+    /// Variables of the server.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Home {
@@ -45,7 +47,7 @@ impl Home {
     pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
-        Self { folder, programs: programs(), user, as_uid: None }.init()
+        Self { folder, programs: programs(), user, as_uid: None, environment: Vec::new() }.init()
     }
 
     /// A home of an ordinary user, whatever user the test runs as, with the tiny package.
@@ -60,7 +62,8 @@ impl Home {
             fs::copy(self::programs().join(name), programs.join(name)).unwrap();
         }
         std::os::unix::fs::chown(folder.path(), Some(ORDINARY_UID), Some(ORDINARY_UID)).unwrap();
-        let home = Self { folder, programs, user: None, as_uid: Some(ORDINARY_UID) }.init();
+        let home =
+            Self { folder, programs, user: None, as_uid: Some(ORDINARY_UID), environment: Vec::new() }.init();
         home.add_tiny("tiny-bert");
         home
     }
@@ -105,6 +108,11 @@ impl Home {
     /// Uses copies of the programs that a test has put elsewhere.
     pub(crate) fn use_programs(&mut self, folder: PathBuf) {
         self.programs = folder;
+    }
+
+    /// Sets a variable of the server's environment.
+    pub(crate) fn set_variable(&mut self, name: &'static str, value: PathBuf) {
+        self.environment.push((name, value));
     }
 
     pub(crate) fn quotas(&self, text: &str) {
@@ -153,6 +161,7 @@ impl Home {
         let mut command = self.program("ringfence-server");
         command.arg("--home").arg(self.path()).args(["--listen", "127.0.0.1:0", "--ready-file"]);
         command.arg(self.folder.path().join("ready.json"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(user) = &self.user {
             command.args(["--user", user]);
         }

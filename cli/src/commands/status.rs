@@ -33,7 +33,7 @@ pub fn run(_args: StatusArgs, home: &Home, output: &Output) -> Result<(), CliErr
 pub fn page(status: &Value, style: Style) -> String {
     [
         summary(status, style),
-        devices(status, style),
+        [devices(status, style), cards(&status["nvml"], style)].concat(),
         models(status, style),
         workers(status, style),
         sandbox(&status["sandbox"], style),
@@ -81,6 +81,30 @@ fn devices(status: &Value, style: Style) -> String {
         vec![text(device, "name"), size(device, "promised_bytes"), size(device, "budget_bytes"), cores]
     };
     table(style, &["DEVICE", "PROMISED", "BUDGET", "CORES"], &rows(status, "devices", row))
+}
+
+/// NVIDIA's cards and whose memory is on them; nothing where there are none.
+fn cards(nvml: &Value, style: Style) -> String {
+    let row = |card: &Value| {
+        let processes = card["processes"].as_array().into_iter().flatten();
+        let of = |process: &Value| format!("{}: {}", text(process, "pid"), size(process, "used_bytes"));
+        vec![
+            text(card, "index"),
+            text(card, "name"),
+            size(card, "used_bytes"),
+            size(card, "total_bytes"),
+            text(card, "busy_percent"),
+            text(card, "temperature_c"),
+            text(card, "mig"),
+            processes.map(of).collect::<Vec<_>>().join(", "),
+        ]
+    };
+    let rows = rows(nvml, "cards", row);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading = ["CARD", "NAME", "USED", "MEMORY", "BUSY %", "CELSIUS", "MIG", "PROCESSES"];
+    format!("\n\n{}", table(style, &heading, &rows))
 }
 
 fn models(status: &Value, style: Style) -> String {
@@ -212,6 +236,9 @@ mod tests {
                        {"name": "other", "state": "refused", "reason": "other has no signature"}],
             "workers": [{"id": 1, "pid": 8, "model": "minilm", "tier": "kernel", "lease_bytes": 1 << 30,
                          "layers": ["namespaces", "seccomp"], "ready_after_ms": 310.25, "sandbox_setup_us": 4_200}],
+            "nvml": {"absent": null, "cards": [{"index": 0, "name": "A card", "used_bytes": 3_u64 << 30,
+                     "total_bytes": 8_u64 << 30, "busy_percent": 73, "temperature_c": 41, "mig": false,
+                     "processes": [{"pid": 8, "used_bytes": 1_u64 << 30}, {"pid": 9, "used_bytes": null}]}]},
             "sandbox": {"layers": ["landlock"], "landlock_abi": 6, "missing": ["cgroup: RLIMIT_DATA"],
                         "probes": ["open", "connect"]},
         });
@@ -226,6 +253,8 @@ mod tests {
             "lacks: \n    cgroup: RLIMIT_DATA",
             "stopped: 2 (",
             "other: other has no signature",
+            "A card  3.0 GiB  8.0 GiB",
+            "8: 1.0 GiB, 9: -",
         ] {
             assert!(page.contains(expected), "{expected:?} is not in\n{page}");
         }

@@ -91,8 +91,12 @@ fn describe(driver: VulkanDriver, name: &str, device: &Value) -> Finding {
 /// What holds a worker on it to its lease of device memory.
 fn tier(driver: VulkanDriver) -> &'static str {
     match driver {
-        VulkanDriver::Software => "in-process, with RLIMIT_DATA behind it: its memory is the worker's own",
-        VulkanDriver::Mesa { .. } | VulkanDriver::Nvidia { .. } => "in-process",
+        VulkanDriver::Software => "polled-kill, with RLIMIT_DATA behind it: its memory is the worker's own",
+        VulkanDriver::Mesa { .. } => "in-process",
+        VulkanDriver::Nvidia { .. } if super::sharing::has_nvml() => {
+            "in-process, with a polled kill behind it where NVML names the worker"
+        }
+        VulkanDriver::Nvidia { .. } => "in-process",
     }
 }
 

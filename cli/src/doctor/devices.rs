@@ -11,7 +11,8 @@ const AREA: &str = "devices";
 const VULKAN_DRIVERS: [&str; 2] = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
 
 /// Where libraries lie.
-const LIBRARIES: [&str; 4] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"];
+pub(super) const LIBRARIES: [&str; 4] =
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"];
 
 pub(super) fn all() -> Vec<Finding> {
     let mut findings = vec![cpu(), memory(), vulkan_loader(), vulkan_drivers(), render_nodes()];

@@ -12,10 +12,30 @@ const AREA: &str = "caps";
 /// Where MPS's control process listens, unless its administrator names another folder.
 const MPS_FOLDER: &str = "/tmp/nvidia-mps";
 
+/// The library of NVIDIA's driver that says who uses its cards.
+const NVML: &str = "libnvidia-ml.so.1";
+
 pub(super) fn all() -> Vec<Finding> {
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     let folder = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").map_or_else(|| MPS_FOLDER.into(), PathBuf::from);
-    vec![dmem(&controllers), mps(&folder), mig(Path::new("/proc/driver/nvidia"))]
+    vec![dmem(&controllers), nvml(), mps(&folder), mig(Path::new("/proc/driver/nvidia"))]
+}
+
+/// Whether the library is there by which the server sees what each process has of an NVIDIA card's memory.
+pub(super) fn has_nvml() -> bool {
+    super::devices::LIBRARIES.iter().any(|folder| Path::new(folder).join(NVML).exists())
+}
+
+fn nvml() -> Finding {
+    if has_nvml() {
+        return Finding::yes(
+            AREA,
+            "nvml",
+            format!("{NVML}: the server kills a worker that it names far above its lease of a card"),
+        );
+    }
+    let advice = "needed for NVIDIA cards only, to kill workers far above their leases: it comes with the driver's packages";
+    Finding::absent(AREA, "nvml", format!("{NVML} is not installed"), advice)
 }
 
 fn dmem(controllers: &str) -> Finding {

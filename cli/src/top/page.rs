@@ -207,13 +207,17 @@ fn summary(summary: &Summary, look: Look) -> Line<'static> {
         Span::styled(health, look.of(colour)),
         Span::raw(format!("  load {load}/{cores}")),
     ];
+    let size = |count: Option<u64>| count.map_or("-".to_owned(), bytes);
     for device in &summary.devices {
-        let size = |count: Option<u64>| count.map_or("-".to_owned(), bytes);
         let (promised, budget) = (size(device.promised_bytes), size(device.budget_bytes));
         spans.push(Span::raw(format!("  {} {promised} of {budget}", device.name)));
         if let (Some(held), Some(cores)) = (device.cores_held, device.cores) {
             spans.push(Span::raw(format!(", {held} of {cores} cores")));
         }
+    }
+    for card in &summary.cards {
+        let (used, total, busy) = (size(card.used_bytes), size(card.total_bytes), count(card.busy_percent));
+        spans.push(Span::raw(format!("  card {} {used} of {total}, {busy}%", count(card.index))));
     }
     Line::from(spans)
 }

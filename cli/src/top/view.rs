@@ -57,6 +57,21 @@ pub struct Summary {
     pub cores: Option<u64>,
     /// Memory that is promised of what may be.
     pub devices: Vec<DeviceRow>,
+    /// NVIDIA's cards.
+    pub cards: Vec<CardRow>,
+}
+
+/// A card.
+#[derive(Debug, Serialize)]
+pub struct CardRow {
+    /// Its number.
+    pub index: Option<u64>,
+    /// Memory in use, by whomever.
+    pub used_bytes: Option<u64>,
+    /// Memory that it has.
+    pub total_bytes: Option<u64>,
+    /// Part of the last second in which it computed.
+    pub busy_percent: Option<u64>,
 }
 
 /// A device.
@@ -196,6 +211,16 @@ fn summary(status: &Value) -> Summary {
         load_1m: status["host"]["load_1m"].as_f64(),
         cores: number(&status["host"], "cores"),
         devices: list(status, "devices").map(device).collect(),
+        cards: list(&status["nvml"], "cards").map(card).collect(),
+    }
+}
+
+fn card(card: &Value) -> CardRow {
+    CardRow {
+        index: number(card, "index"),
+        used_bytes: number(card, "used_bytes"),
+        total_bytes: number(card, "total_bytes"),
+        busy_percent: number(card, "busy_percent"),
     }
 }
 

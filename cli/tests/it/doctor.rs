@@ -43,7 +43,7 @@ fn a_new_home_is_ready_and_what_it_could_have_beside_is_told() {
     // Mesa's software driver is installed wherever the tests run; the worker lies beside the command.
     let software = answer(&report, "vulkan-software");
     assert_eq!(software["answer"], "yes", "{software}");
-    assert!(software["found"].as_str().unwrap().contains("tier in-process"), "{software}");
+    assert!(software["found"].as_str().unwrap().contains("tier polled-kill"), "{software}");
     std::fs::write(home.join("quotas.toml"), "[clients.a]\nweight = 0\n").unwrap();
     let output = ringfence(&home, &[&["doctor"][..], &config].concat());
     assert_eq!(output.status.code(), Some(1));
