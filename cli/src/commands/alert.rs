@@ -41,7 +41,7 @@ enum AlertCommand {
 Examples:
   ringfence alert watch
   ringfence alert watch --json >> /var/log/ringfence-alerts
-  ringfence alert watch --exec 'mail -s ringfence ops@example.org'
+  ringfence alert watch --exec /usr/local/bin/page-me
 
 Each alert is one line of JSON on the command's standard input: {\"id\",\"time\",\"kind\",\"model\",\"device\",\"rung\",\"message\",
 \"left_out\"}. kind is out_of_memory, package_refused, package_changed, device_failed or worker_illegal. One command runs at
