@@ -8,7 +8,6 @@ use crate::clock;
 use crate::dispatch::ModelView;
 use crate::keys::{KeyRecord, KeysError, Scope};
 use crate::status::{self, Status, WorkerView};
-use crate::workers::Starve;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -39,12 +38,11 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Workers> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drill {
-    /// What the kernel gives it no more of from now on.
+    /// Memory that the worker takes past its allocator and keeps, in MiB: from 1 to 1048576.
+    take_mib: u32,
+    /// Whether the kernel gives it nothing more from now on.
     #[serde(default)]
-    starve: Option<Starve>,
-    /// Memory that the worker then takes past its allocator and keeps, in MiB: from 1 to 1048576.
-    #[serde(default)]
-    take_mib: Option<u32>,
+    starve: bool,
 }
 
 /// The most that a drill takes, in MiB.
@@ -59,14 +57,11 @@ pub(super) async fn drill_worker(
     Path(worker): Path<String>,
     JsonBody { value: Drill { starve, take_mib }, .. }: JsonBody<Drill>,
 ) -> Result<(StatusCode, Json<Workers>), ApiError> {
-    if let Some(take_mib) = take_mib.filter(|take_mib| !(1..=DRILL_MIB_MAX).contains(take_mib)) {
+    if !(1..=DRILL_MIB_MAX).contains(&take_mib) {
         let message = format!("take_mib is {take_mib}; it must be from 1 to {DRILL_MIB_MAX}");
         return Err(ApiError::invalid("drill_invalid", "take_mib", message));
     }
-    if (starve, take_mib) == (None, None) {
-        return Err(ApiError::invalid("drill_invalid", "take_mib", "give take_mib, starve or both"));
-    }
-    app.dispatcher.drill(&worker, starve, take_mib.map(|mib| u64::from(mib) << 20))?;
+    app.dispatcher.drill(&worker, starve, u64::from(take_mib) << 20)?;
     Ok((StatusCode::ACCEPTED, Json(Workers { workers: status::workers(&app) })))
 }
 

@@ -32,19 +32,22 @@ pub(crate) struct Answered {
 
 impl Dispatcher {
     /// Runs a client's job to its end, in the model that it names or where that one falls back to.
-    pub(crate) async fn answer(self: &Arc<Self>, request: JobRequest) -> Result<Answered, ApiError> {
+    pub(crate) async fn answer(self: &Arc<Self>, mut request: JobRequest) -> Result<Answered, ApiError> {
         let asked = request.model.clone();
         if package_of_twin(&asked).is_some() {
             return Err(ApiError::model_unknown(&asked));
         }
-        let mut chain = self.chain(&request.client, &asked).into_iter().peekable();
+        let mut rest = self.chain(&request.client, &asked).into_iter();
         loop {
-            let model = chain.next().expect("a chain ends with the answer of its last model");
-            let request = JobRequest { model: model.clone(), ..request.clone() };
-            match (self.run(request).await, chain.peek()) {
+            let model = request.model.clone();
+            // Only where another may be asked: an input has megabytes.
+            let again = rest.next().map(|next| JobRequest { model: next, ..request.clone() });
+            match (self.run(request).await, again) {
                 (Ok(output), _) => return Ok(Answered::new(output, &model, asked)),
                 (Err(error), Some(next)) if UNABLE.contains(&error.code()) => {
-                    tracing::info!(model, next, code = error.code(), "another model or device is asked");
+                    let code = error.code();
+                    tracing::info!(model, next = next.model, code, "another model or device is asked");
+                    request = next;
                     metrics::counter!("ringfence_fallbacks_total", "from" => model, "code" => error.code())
                         .increment(1);
                 }
@@ -53,7 +56,7 @@ impl Dispatcher {
         }
     }
 
-    /// The models that are tried for a client that asks for one: that, those it falls back to, then the same on the CPU.
+    /// The models that are tried after the one that a client asks for: those it falls back to, then all of them on the CPU.
     fn chain(&self, client: &str, asked: &str) -> Vec<String> {
         let state = self.lock();
         let quotas = &state.quotas.quotas;
@@ -67,7 +70,7 @@ impl Dispatcher {
         }
         let twins: Vec<String> = chain.iter().map(|model| twin(model)).collect();
         chain.extend(twins.into_iter().filter(|twin| state.models.named(twin).is_some()));
-        chain
+        chain.split_off(1)
     }
 }
 

@@ -264,12 +264,7 @@ impl Terms {
         let measured_on = measured_on(&quota.device, quotas);
         let predicted = measured_on.and_then(|device| surveyed.predicted(device, threads, quota.step_tokens));
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
-        let config = match quota.device {
-            ModelDevice::Cpu => quotas.cpu_config(name, machine.cores, lease_bytes, surveyed.package_bytes),
-            ModelDevice::AnyGpu | ModelDevice::Gpu(_) => {
-                quotas.model_config(name, machine.cores, lease_bytes, surveyed.package_bytes)
-            }
-        };
+        let config = quotas.config_of(&quota, threads, lease_bytes, surveyed.package_bytes);
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
         let predicted_peak_bytes = predicted.map(|predicted| predicted.peak_bytes);
         Ok(Self { quota, measured_on, predicted_peak_bytes, config })

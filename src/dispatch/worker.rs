@@ -7,7 +7,7 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::oom::Rung;
 use crate::packages::Package;
-use crate::workers::{self, Starve};
+use crate::workers;
 use crate::workers::{
     Audience, Connection, Effect, End, Ending, Illegal, Log, Plan, Ready, Slots, live, micros_since,
 };
@@ -182,13 +182,8 @@ impl Dispatcher {
         Ok((package, page))
     }
 
-    /// Lowers a worker's limits, and tells it to take memory as a hostile one would.
-    pub(crate) fn drill(
-        &self,
-        worker: &str,
-        starve: Option<Starve>,
-        bytes: Option<u64>,
-    ) -> Result<(), ApiError> {
+    /// Tells a worker to take memory as a hostile one would, where `starve` says so under a limit that gives it none.
+    pub(crate) fn drill(&self, worker: &str, starve: bool, bytes: u64) -> Result<(), ApiError> {
         let mut state = self.lock();
         let id = worker.parse().map(WorkerId).ok().filter(|id| state.workers.contains_key(id));
         let id = id.ok_or_else(|| {
@@ -201,16 +196,14 @@ impl Dispatcher {
         };
         let ready = state.workers.get(&id).filter(|worker| worker.phase == Phase::Ready);
         let pid = ready.and_then(|worker| worker.pid).ok_or_else(not_ready)?;
-        tracing::warn!(worker = id.0, ?starve, bytes, "a drill: the operator lets a worker want for memory");
-        if let Some(of) = starve {
-            workers::starve(pid, of).map_err(|error| {
-                tracing::warn!(worker = id.0, %error, "its limits can't be set");
+        tracing::warn!(worker = id.0, starve, bytes, "a drill: the operator lets a worker want for memory");
+        if starve {
+            workers::leave_memory(pid, 0).map_err(|error| {
+                tracing::warn!(worker = id.0, %error, "its limit can't be set");
                 not_ready()
             })?;
         }
-        if let Some(bytes) = bytes {
-            state.send(id, ToWorker::Drill { bytes }, Vec::new());
-        }
+        state.send(id, ToWorker::Drill { bytes }, Vec::new());
         Ok(())
     }
 
@@ -354,11 +347,9 @@ impl State {
     pub(super) fn run(&mut self, job: JobId, worker: WorkerId, weight: u16) {
         let now = clock::instant();
         let waiting = self.jobs.get_mut(&job).expect("the scheduler runs jobs that have not ended");
-        let worker_entry = self.workers.get_mut(&worker);
-        let (serving, device) =
-            worker_entry.map(|entry| (entry.serving.as_mut(), entry.device.clone())).unzip();
-        let (serving, device) = (serving.flatten(), device.unwrap_or_default());
-        let serving = serving.expect("the scheduler runs jobs in workers that are ready");
+        let ready = "the scheduler runs jobs in workers that are ready";
+        let entry = self.workers.get_mut(&worker).expect(ready);
+        let serving = entry.serving.as_mut().expect(ready);
         if serving.slots.is_empty() {
             serving.busy_since = now;
         }
@@ -366,7 +357,7 @@ impl State {
         waiting.started = Some(now);
         waiting.result = None;
         waiting.rung = None;
-        waiting.device.clone_from(&device);
+        waiting.device.clone_from(&entry.device);
         let (input, descriptors) = waiting.input.message();
         let message = ToWorker::Run { slot, domain: waiting.domain, weight, input };
         tracing::debug!(

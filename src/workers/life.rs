@@ -316,7 +316,7 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
     };
     check_sandbox(pid, &layers)?;
     if plan.starve_load {
-        drill::starve_load(pid).map_err(|_| Over::Closed)?;
+        drill::leave_memory(pid, drill::LOAD_BYTES).map_err(|_| Over::Closed)?;
     }
     let has = reconcile::own_bytes(pid).ok_or(Over::Closed)?;
     let may_have = has.saturating_add(leased_bytes(plan)).saturating_add(BACKSTOP_SLACK_BYTES);

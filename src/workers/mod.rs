@@ -11,7 +11,7 @@ mod slots;
 mod spawner;
 
 pub(crate) use connection::Connection;
-pub(crate) use drill::{Starve, starve};
+pub(crate) use drill::leave_memory;
 pub(crate) use life::{Audience, Ending, Plan, Ready, live, micros_since};
 pub(crate) use log::Log;
 pub(crate) use probes::{ProbeError, prove_cpu, prove_gpu};

@@ -148,28 +148,17 @@ impl Quotas {
         self.config_of(&self.model(name), self.threads(name, machine_cores), lease_bytes, package_bytes)
     }
 
-    /// What the model of this name may take on the CPU, where it falls back to that.
-    ///
-    /// # Errors
-    /// A value that the scheduler does not take.
-    pub fn cpu_config(
-        &self,
-        name: &str,
-        machine_cores: u16,
-        lease_bytes: u64,
-        package_bytes: u64,
-    ) -> Result<ModelConfig, ConfigError> {
-        let quota = ModelQuota { device: ModelDevice::Cpu, ..self.model(name) };
-        self.config_of(&quota, self.threads(name, machine_cores), lease_bytes, package_bytes)
-    }
-
     /// Whether the model of this name falls back from its GPU to the CPU.
     pub fn falls_back_to_cpu(&self, name: &str) -> bool {
         let quota = self.model(name);
         quota.device != ModelDevice::Cpu && quota.fallback_device == FallbackDevice::Cpu
     }
 
-    fn config_of(
+    /// What a model with this quota may take, with so many threads, a lease on its device and a package of so many bytes.
+    ///
+    /// # Errors
+    /// A value that the scheduler does not take.
+    pub fn config_of(
         &self,
         quota: &ModelQuota,
         threads: u16,

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Memory of a GPU that is given to workers where the operator gave none, in MiB.
 const GPU_MIB: u64 = 4_096;
+/// The lease of the host's memory of a worker on a GPU, in MiB.
+pub(super) const HOST_MIB: u64 = 256;
 /// How long an answer may take to come back after a stop.
 const RECOVERY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often it is asked for.
@@ -35,6 +37,8 @@ const MIB: u64 = 1 << 20;
 pub(super) struct Ground<'a> {
     pub(super) server: &'a Server,
     pub(super) device: Device,
+    /// The name of the device in `quotas.toml`.
+    pub(super) place: String,
     pub(super) extent: Extent,
     original: &'a Original,
     /// What counts for the model where a path changes nothing.
@@ -69,7 +73,11 @@ impl<'a> Ground<'a> {
         extent: Extent,
         original: &'a Original,
     ) -> Result<Ground<'a>, CliError> {
-        let mut base = vec![setting(server, "device", device.name()), setting(server, "lease_mib", "")];
+        let mut base = vec![
+            setting(server, "device", device.name()),
+            setting(server, "lease_mib", ""),
+            setting(server, "host_lease_mib", HOST_MIB),
+        ];
         if device == Device::Wgpu && gpu_budget(&server.status().await?) == 0 {
             base.push(format!("devices.wgpu.memory_mib={GPU_MIB}"));
         }
@@ -80,6 +88,9 @@ impl<'a> Ground<'a> {
         let status = server.status().await?;
         let worker = worker(&status, &server.model);
         let worker = worker.ok_or_else(|| failed("no_worker", "the model has no worker after a job"))?;
+        let place = worker["device"].as_str().unwrap_or(device.name()).to_owned();
+        // Of several GPUs it is this one from now on, whose budget is known.
+        base.push(setting(server, "device", &place));
         let number = |field: &str| worker[field].as_u64().unwrap_or(0);
         let devices = status["devices"].as_array().into_iter().flatten();
         let of_device = |entry: &&Value| entry["name"] == worker["device"];
@@ -91,7 +102,7 @@ impl<'a> Ground<'a> {
             budget,
         };
         let other = other_model(&status, server).await?;
-        Ok(Self { server, device, extent, original, base, greedy, probe, other, measured })
+        Ok(Self { server, device, place, extent, original, base, greedy, probe, other, measured })
     }
 
     /// Sets values of the model beside the base, each as in `lease_mib=3`; those of other sections as they are.

@@ -1,6 +1,6 @@
 //! The paths, each with its tries.
 
-use super::ground::{Ground, Measured};
+use super::ground::{Ground, HOST_MIB, Measured};
 use super::report::{Others, PathReport, SERVED, Tries};
 use super::stop::{self, BY_KERNEL, BY_PROFILE, BY_RECONCILE, BY_WORKER, Stop};
 use super::{Device, Path, failed};
@@ -180,13 +180,12 @@ async fn finish(
 async fn many_workers(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     let done = "8 jobs at a time for a model that may have 4 workers, on a device with room for one lease and a half";
     let lease = ground.measured.lease.div_ceil(MIB);
-    let device = if ground.device == Device::Cpu { "cpu" } else { "wgpu" };
     let values = [
         ground.of_model("lease_mib", lease),
         ground.of_model("workers", WORKERS),
         ground.of_model("threads", 1),
         ground.of_model("concurrency", 1),
-        format!("devices.{device}.memory_mib={}", lease + lease / 2),
+        format!("devices.{}.memory_mib={}", ground.place, lease + lease / 2),
     ];
     let mut tries = Tries::default();
     let mut log = None;
@@ -249,7 +248,7 @@ async fn most_promised(ground: &Ground<'_>) -> Result<bool, CliError> {
 async fn host_memory(ground: &Ground<'_>) -> Result<PathReport, CliError> {
     let done =
         "the kernel's limit (RLIMIT_DATA) of a worker at work is set to what it has, then it needs 64 MiB";
-    let drill = json!({"starve": "data", "take_mib": STARVED_MIB});
+    let drill = json!({"starve": true, "take_mib": STARVED_MIB});
     let (tries, others) = stopped_by_itself(ground, &drill).await?;
     Ok(PathReport::judged(Path::HostMemory, done, tries, &[BY_KERNEL], others))
 }
@@ -265,8 +264,7 @@ async fn hostile_within_limits(ground: &Ground<'_>) -> Result<PathReport, CliErr
     let done =
         "a worker at work takes more than its leases past its own count, but less than the kernel's limit";
     let Measured { lease, .. } = ground.measured;
-    let host = 256;
-    let take = lease.div_ceil(MIB) + host + BEYOND_MIB;
+    let take = lease.div_ceil(MIB) + HOST_MIB + BEYOND_MIB;
     let (tries, others) = stopped_by_itself(ground, &json!({"take_mib": take})).await?;
     Ok(PathReport::judged(Path::HostileWithinLimits, done, tries, &[BY_RECONCILE], others))
 }
