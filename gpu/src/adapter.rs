@@ -1,6 +1,7 @@
 //! Which devices there are, as plain facts.
 
 use crate::device::now;
+use crate::products::Matrices;
 
 /// What kind of device an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +31,10 @@ pub struct Adapter {
     pub subgroups: bool,
     /// Invocations of a subgroup, if there are any: at least, at most.
     pub subgroup_size: (u32, u32),
-    /// Products of small matrices as one instruction: how many shapes. Reported, not used.
+    /// Products of small matrices as one instruction: how many shapes.
     pub cooperative_matrices: usize,
+    /// The one that products with weights in halves are made of; there may be none among the shapes.
+    pub matrices: Option<Matrices>,
     /// Bytes that one binding of a shader reaches. May be lowered before the device is opened.
     pub binding_bytes_max: u64,
     /// Bytes of the largest buffer.
@@ -88,6 +91,7 @@ impl Adapter {
         if !features.contains(wgpu::Features::IMMEDIATES) || !enough {
             return None;
         }
+        let cooperative = raw.cooperative_matrix_properties();
         Some(Self {
             name: info.name,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
@@ -95,7 +99,8 @@ impl Adapter {
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             subgroup_size: (info.subgroup_min_size, info.subgroup_max_size),
-            cooperative_matrices: raw.cooperative_matrix_properties().len(),
+            cooperative_matrices: cooperative.len(),
+            matrices: Matrices::among(&cooperative, &features, &limits, info.subgroup_max_size),
             binding_bytes_max: limits.max_storage_buffer_binding_size,
             buffer_bytes_max: limits.max_buffer_size,
             raw,

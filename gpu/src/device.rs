@@ -5,8 +5,9 @@ use crate::buffers::{Matrix, Words};
 use crate::error::{GpuError, Health};
 use crate::gate::{Buffer, Counted, Gate, GateNumbers};
 use crate::pipelines::{BINDINGS_MAX, Kernel, Parameters, Pipelines};
+use crate::products::{PassedOver, Products, Shaders};
 use crate::staging::Recorder;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -45,6 +46,8 @@ pub struct Gpu {
     gate: Gate,
     pipelines: Pipelines,
     recorder: RefCell<Recorder>,
+    products: Cell<Products>,
+    passed_over: RefCell<Vec<PassedOver>>,
 }
 
 impl Gpu {
@@ -53,20 +56,16 @@ impl Gpu {
     /// # Errors
     /// The driver refuses, or the lease is smaller than what the device takes for itself.
     pub fn open(adapter: &Adapter, lease_bytes: u64) -> Result<Self, OpenError> {
-        Self::open_with(adapter, lease_bytes, adapter.subgroups)
+        Self::open_with(adapter, lease_bytes, Shaders::best(adapter))
     }
 
-    /// As [`Gpu::open`], with reductions over shared memory even where the adapter has subgroups, so that both can be
-    /// tested on one adapter.
+    /// As [`Gpu::open`], with other shaders than the best, so that all can be tested and timed on one adapter.
     ///
     /// # Errors
     /// As for [`Gpu::open`].
-    pub fn open_without_subgroups(adapter: &Adapter, lease_bytes: u64) -> Result<Self, OpenError> {
-        Self::open_with(adapter, lease_bytes, false)
-    }
-
-    fn open_with(adapter: &Adapter, lease: u64, subgroups: bool) -> Result<Self, OpenError> {
-        let (device, queue) = now(adapter.raw.request_device(&descriptor(adapter, subgroups)))
+    pub fn open_with(adapter: &Adapter, lease: u64, shaders: Shaders) -> Result<Self, OpenError> {
+        let shaders = shaders.on(adapter);
+        let (device, queue) = now(adapter.raw.request_device(&descriptor(adapter, &shaders)))
             .map_err(|error| OpenError::Driver { reason: error.to_string() })?;
         let health = Health::watch(&device);
         let mut gate = Gate::new(device.clone(), Arc::clone(&health), lease);
@@ -80,26 +79,73 @@ impl Gpu {
             }
             Err(error) => return Err(error.into()),
         };
-        let pipelines = Pipelines::new(&device, subgroups);
+        let mut passed_over = Vec::new();
+        let pipelines = Pipelines::new(&device, shaders, adapter.matrices, &mut passed_over);
         health.settle()?;
-        Ok(Self { device, health, gate, pipelines, recorder })
+        let products = Cell::new(Products::Singles);
+        Ok(Self {
+            device,
+            health,
+            gate,
+            pipelines,
+            recorder,
+            products,
+            passed_over: RefCell::new(passed_over),
+        })
     }
 
-    /// Runs every kernel, copy and wait once, so that the driver compiles nothing later.
+    /// Runs every kernel, copy and wait once, so that the driver compiles nothing later, and chooses the fastest way to
+    /// multiply whose results are right on this device: [`Gpu::products`] from then on.
     ///
     /// # Errors
-    /// There is no memory even for that, or the device failed.
+    /// There is no memory even for that, the device failed, or it computes even plain products wrong.
     pub fn warm_up(&self) -> Result<(), GpuError> {
         let words = (0..BINDINGS_MAX).map(|_| self.words(1)).collect::<Result<Vec<_>, _>>()?;
         let buffers: Vec<&wgpu::Buffer> = words.iter().map(|words| words.buffer.raw()).collect();
         for kernel in Kernel::ALL {
             // With all parameters zero a kernel has nothing to do.
-            self.dispatch(*kernel, &buffers[..self.pipelines.bindings(*kernel)], &Parameters::default(), 1);
+            if let Some(bindings) = self.pipelines.bindings(*kernel) {
+                self.dispatch(*kernel, &buffers[..bindings], &Parameters::default(), 1);
+            }
         }
         let mut matrix = self.matrix(1, 1)?;
         self.upload(&matrix, &[1.0]);
         self.clear(&mut matrix, 1);
-        self.read(&matrix, 1, &mut Vec::new())
+        self.read(&matrix, 1, &mut Vec::new())?;
+        self.choose_products()
+    }
+
+    /// How products with weights in halves are made. [`Products::Singles`] until the warm-up.
+    pub fn products(&self) -> Products {
+        self.products.get()
+    }
+
+    /// What the adapter reports and the warm-up found unusable, at most one entry for each kernel.
+    pub fn passed_over(&self) -> Vec<PassedOver> {
+        self.passed_over.borrow().clone()
+    }
+
+    fn choose_products(&self) -> Result<(), GpuError> {
+        let there = |kernel| self.pipelines.bindings(kernel).is_some();
+        for products in Products::BEST_FIRST {
+            let (short, tall) = products.tiles();
+            if !there(short) || !there(tall) {
+                continue;
+            }
+            self.products.set(products);
+            let reason = match self.multiplies_right() {
+                Ok(true) => return Ok(()),
+                Ok(false) if products == Products::Singles => {
+                    return Err(GpuError::Wrong { what: "a product" });
+                }
+                Ok(false) => "its results were wrong".to_owned(),
+                // A driver may refuse only now what it took before.
+                Err(GpuError::Refused { reason }) if products > Products::Singles => reason,
+                Err(error) => return Err(error),
+            };
+            self.passed_over.borrow_mut().push(PassedOver { products, reason });
+        }
+        unreachable!("plain products are there, and return")
     }
 
     /// The gate's numbers. Buffers that were let go while commands wait count until those are done.
@@ -224,22 +270,35 @@ impl Gpu {
     }
 }
 
-fn descriptor(adapter: &Adapter, subgroups: bool) -> wgpu::DeviceDescriptor<'static> {
+fn descriptor(adapter: &Adapter, shaders: &Shaders) -> wgpu::DeviceDescriptor<'static> {
     let mut features = wgpu::Features::IMMEDIATES;
     features.set(wgpu::Features::SHADER_F16, adapter.f16);
-    features.set(wgpu::Features::SUBGROUP, subgroups);
+    features.set(wgpu::Features::SUBGROUP, shaders.subgroups);
+    let cooperative = shaders.products == Products::Cooperative;
+    features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, cooperative);
     let mut limits = adapter.raw.limits();
     limits.max_storage_buffer_binding_size = adapter.binding_bytes_max;
     wgpu::DeviceDescriptor {
         label: None,
         required_features: features,
         required_limits: limits,
-        experimental_features: wgpu::ExperimentalFeatures::disabled(),
+        experimental_features: if cooperative {
+            experimental()
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        },
         memory_hints: wgpu::MemoryHints::Manual {
             suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES,
         },
         trace: wgpu::Trace::Off,
     }
+}
+
+#[expect(unsafe_code, reason = "the one way to say that what is experimental is wanted")]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: wgpu warns that its validation of these features may have holes. The one used is that of cooperative matrices,
+    // in one shader of ours, which loads and stores them in arrays of fixed size at places that its constants bound.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// The value of a future that is ready at once, as wgpu's are everywhere but in a browser.
@@ -278,8 +337,9 @@ mod tests {
             to[index] = found;
         }";
 
-    fn run(gpu: &Gpu, sources: &'static [&'static str], entry: &'static str, to: &Words) -> Vec<u32> {
-        let pipeline = Pipeline::new(&gpu.device, &Recipe { sources, entry, bindings: &[Use::Write] });
+    fn run(gpu: &Gpu, source: &'static str, entry: &'static str, to: &Words) -> Vec<u32> {
+        let recipe = Recipe { sources: vec![source], entry, bindings: &[Use::Write], lanes: None };
+        let pipeline = Pipeline::new(&gpu.device, &recipe);
         let mut recorder = gpu.recorder.borrow_mut();
         let encoder = recorder.encoder(&gpu.gate);
         pipeline.dispatch(&gpu.device, encoder, &[to.buffer.raw()], &Parameters::default(), 64);
@@ -312,8 +372,8 @@ mod tests {
         let gpu = Gpu::open(Adapters::list().unwrap().all().last().unwrap(), 64 << 20).unwrap();
         let to = gpu.words(64).unwrap();
         for _ in 0..10 {
-            assert_eq!(run(&gpu, &[LEAVE], "leave", &to)[0], 0xfeed + 4095);
-            assert_eq!(run(&gpu, &[LOOK], "look", &to), [0; 64]);
+            assert_eq!(run(&gpu, LEAVE, "leave", &to)[0], 0xfeed + 4095);
+            assert_eq!(run(&gpu, LOOK, "look", &to), [0; 64]);
         }
     }
 }

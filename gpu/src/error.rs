@@ -42,6 +42,12 @@ pub enum GpuError {
         /// The driver's word.
         reason: String,
     },
+    /// The device computes something wrong that has one right result: it can't be used.
+    #[error("the device computes {what} wrong: its driver, or the card, is broken")]
+    Wrong {
+        /// What was tried.
+        what: &'static str,
+    },
     /// The driver or the validation before it refused a command (for the lack of memory of its own, perhaps); results
     /// since the last read are worth nothing.
     #[error("the device refused a command: {reason}")]

@@ -39,6 +39,7 @@ mod error;
 mod gate;
 mod kernels;
 mod pipelines;
+mod products;
 mod staging;
 
 pub use adapter::{Adapter, AdapterKind, Adapters, NoAdapters};
@@ -51,6 +52,7 @@ pub use kernels::conv::{ConvWeights, Convolution};
 pub use kernels::linear::{Activation, LinearWeights};
 pub use kernels::lookup::Table;
 pub use kernels::rows::NormWeights;
+pub use products::{Matrices, PassedOver, Products, Shaders};
 pub use staging::{READ_BYTES_MAX, SLOT_BYTES, UPLOAD_SLOTS};
 
 /// How weights are stored on the device. Sums are f32 either way.

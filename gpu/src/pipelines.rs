@@ -1,5 +1,7 @@
 //! Every compute pipeline, made once, and how one is dispatched.
 
+use crate::device::now;
+use crate::products::{Matrices, PassedOver, Products, Shaders};
 use std::num::NonZeroU64;
 
 /// Bytes of parameters that a kernel takes beside its buffers: part of the command, no buffer.
@@ -22,19 +24,30 @@ use Use::{Read, Write};
 /// What a kernel is made from.
 pub(crate) struct Recipe {
     /// Parts of its source, one after another.
-    pub(crate) sources: &'static [&'static str],
+    pub(crate) sources: Vec<&'static str>,
     pub(crate) entry: &'static str,
     pub(crate) bindings: &'static [Use],
+    /// Lanes of a workgroup, where the source leaves them open.
+    pub(crate) lanes: Option<u32>,
 }
 
 const SHARED: &str = include_str!("kernels/reduce_shared.wgsl");
 const SUBGROUP: &str = include_str!("kernels/reduce_subgroup.wgsl");
 const ACTIVATION: &str = include_str!("kernels/activation.wgsl");
-const TALL: &str = include_str!("kernels/gemm_tall.wgsl");
-const SHORT: &str = include_str!("kernels/gemm_short.wgsl");
 const LINEAR: &str = include_str!("kernels/linear.wgsl");
 const WEIGHTS_F32: &str = include_str!("kernels/weights_f32.wgsl");
 const WEIGHTS_F16: &str = include_str!("kernels/weights_f16.wgsl");
+const GEMV: &str = include_str!("kernels/gemv.wgsl");
+const GEMM: &str = include_str!("kernels/gemm.wgsl");
+const TALL: &str = include_str!("kernels/gemm_tall.wgsl");
+const SHORT: &str = include_str!("kernels/gemm_short.wgsl");
+const SINGLES: &str = include_str!("kernels/singles.wgsl");
+const ENABLE_HALVES: &str = "enable f16;\n";
+const HALVES: &str = include_str!("kernels/halves.wgsl");
+const ENABLE_MATRICES: &str = "enable wgpu_cooperative_matrix;\n";
+const MATRIX_8: &str = include_str!("kernels/matrix_8.wgsl");
+const MATRIX_16: &str = include_str!("kernels/matrix_16.wgsl");
+const GEMM_COOPERATIVE: &str = include_str!("kernels/gemm_cooperative.wgsl");
 const ROWS: &str = include_str!("kernels/rows.wgsl");
 const ATTENTION: &str = include_str!("kernels/attention.wgsl");
 const ELEMENTS: &str = include_str!("kernels/elements.wgsl");
@@ -42,7 +55,8 @@ const LOOKUP: &str = include_str!("kernels/lookup.wgsl");
 const POOL: &str = include_str!("kernels/pool.wgsl");
 const CONV: &str = include_str!("kernels/conv.wgsl");
 
-/// Declares the kernels: name, entry point, bindings, sources. `reduce` stands for one of the two ways to reduce.
+/// Declares the kernels: name, entry point, bindings, sources. `reduce` stands for one of the two ways to reduce, `matrix`
+/// for one of the two sizes of a subgroup's matrices.
 macro_rules! kernels {
     ($( $name:ident = $entry:literal [$($use:ident),*] from $($source:ident),+ ; )*) => {
         /// A kernel.
@@ -53,36 +67,38 @@ macro_rules! kernels {
             /// All of them, in the order of their numbers.
             pub(crate) const ALL: &[Kernel] = &[$( Kernel::$name, )*];
 
-            fn recipe(self, reduce: &'static Reduce) -> Recipe {
+            fn recipe(self, shaders: Shaders, matrices: Option<Matrices>) -> Recipe {
                 match self {
                     $( Kernel::$name => Recipe {
-                        sources: kernels!(@sources reduce $($source),+),
+                        sources: vec![$( kernels!(@source shaders matrices $source) ),+],
                         entry: $entry,
                         bindings: &[$($use),*],
+                        lanes: None,
                     }, )*
                 }
             }
         }
     };
-    (@sources $reduce:ident reduce, $a:ident) => { if $reduce.subgroups { &[SUBGROUP, $a] } else { &[SHARED, $a] } };
-    (@sources $reduce:ident reduce, $a:ident, $b:ident, $c:ident, $d:ident) => {
-        if $reduce.subgroups { &[SUBGROUP, $a, $b, $c, $d] } else { &[SHARED, $a, $b, $c, $d] }
+    (@source $shaders:ident $matrices:ident reduce) => { if $shaders.subgroups { SUBGROUP } else { SHARED } };
+    (@source $shaders:ident $matrices:ident matrix) => {
+        if $matrices.is_some_and(|matrices| matrices.edge == 8) { MATRIX_8 } else { MATRIX_16 }
     };
-    (@sources $reduce:ident $($source:ident),+) => { &[$($source),+] };
-}
-
-/// How the lanes of a workgroup add up.
-struct Reduce {
-    subgroups: bool,
+    (@source $shaders:ident $matrices:ident $source:ident) => { $source };
 }
 
 kernels! {
-    TallF32 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, TALL, LINEAR;
-    TallF16 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, TALL, LINEAR;
-    ShortF32 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, SHORT, LINEAR;
-    ShortF16 = "gemm" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, SHORT, LINEAR;
-    GemvF32 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F32, SHORT, LINEAR;
-    GemvF16 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, WEIGHTS_F16, SHORT, LINEAR;
+    TallF32 = "gemm" [Read, Read, Read, Write] from ACTIVATION, LINEAR, SINGLES, WEIGHTS_F32, TALL, GEMM;
+    TallF16 = "gemm" [Read, Read, Read, Write] from ACTIVATION, LINEAR, SINGLES, WEIGHTS_F16, TALL, GEMM;
+    ShortF32 = "gemm" [Read, Read, Read, Write] from ACTIVATION, LINEAR, SINGLES, WEIGHTS_F32, SHORT, GEMM;
+    ShortF16 = "gemm" [Read, Read, Read, Write] from ACTIVATION, LINEAR, SINGLES, WEIGHTS_F16, SHORT, GEMM;
+    TallHalves = "gemm" [Read, Read, Read, Write]
+        from ENABLE_HALVES, ACTIVATION, LINEAR, HALVES, WEIGHTS_F16, TALL, GEMM;
+    ShortHalves = "gemm" [Read, Read, Read, Write]
+        from ENABLE_HALVES, ACTIVATION, LINEAR, HALVES, WEIGHTS_F16, SHORT, GEMM;
+    Cooperative = "gemm" [Read, Read, Read, Write]
+        from ENABLE_HALVES, ENABLE_MATRICES, ACTIVATION, LINEAR, HALVES, WEIGHTS_F16, matrix, GEMM_COOPERATIVE;
+    GemvF32 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, LINEAR, SINGLES, WEIGHTS_F32, GEMV;
+    GemvF16 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, LINEAR, SINGLES, WEIGHTS_F16, GEMV;
     LayerNorm = "layer_norm" [Write, Read, Read, Read] from reduce, ROWS;
     RmsNorm = "rms_norm" [Read, Read, Write] from reduce, ROWS;
     Normalize = "normalize" [Write] from reduce, ROWS;
@@ -99,6 +115,17 @@ kernels! {
     Conv1d = "conv1d" [Read, Read, Read, Write] from ACTIVATION, CONV;
 }
 
+impl Kernel {
+    /// How it multiplies: the first kind that has it.
+    fn products(self) -> Products {
+        match self {
+            Self::TallHalves | Self::ShortHalves => Products::Halves,
+            Self::Cooperative => Products::Cooperative,
+            _ => Products::Singles,
+        }
+    }
+}
+
 /// One compute pipeline.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
@@ -107,21 +134,52 @@ pub(crate) struct Pipeline {
     bindings: usize,
 }
 
-/// All pipelines of a device.
+/// The pipelines of a device, in the order of [`Kernel::ALL`]; none of a kernel that the device was opened without, or
+/// that its driver refused.
 #[derive(Debug)]
-pub(crate) struct Pipelines(Vec<Pipeline>);
+pub(crate) struct Pipelines(Vec<Option<Pipeline>>);
 
 impl Pipelines {
     /// Makes them; the driver compiles at the first dispatch of each.
-    pub(crate) fn new(device: &wgpu::Device, subgroups: bool) -> Self {
-        let reduce: &'static Reduce =
-            if subgroups { &Reduce { subgroups: true } } else { &Reduce { subgroups: false } };
-        Self(Kernel::ALL.iter().map(|kernel| Pipeline::new(device, &kernel.recipe(reduce))).collect())
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        shaders: Shaders,
+        matrices: Option<Matrices>,
+        passed_over: &mut Vec<PassedOver>,
+    ) -> Self {
+        let mut make = |kernel: &Kernel| {
+            let products = kernel.products();
+            if products > shaders.products {
+                return None;
+            }
+            let mut recipe = kernel.recipe(shaders, matrices);
+            if *kernel == Kernel::Cooperative {
+                recipe.lanes = matrices.map(|matrices| matrices.lanes);
+            }
+            if products == Products::Singles {
+                return Some(Pipeline::new(device, &recipe));
+            }
+            // One that can be done without may be refused.
+            let scopes =
+                [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory]
+                    .map(|filter| device.push_error_scope(filter));
+            let pipeline = Pipeline::new(device, &recipe);
+            let errors: Vec<wgpu::Error> =
+                scopes.into_iter().rev().filter_map(|scope| now(scope.pop())).collect();
+            match errors.first() {
+                None => Some(pipeline),
+                Some(error) => {
+                    passed_over.push(PassedOver { products, reason: error.to_string() });
+                    None
+                }
+            }
+        };
+        Self(Kernel::ALL.iter().map(&mut make).collect())
     }
 
-    /// Buffers that a kernel is bound to.
-    pub(crate) fn bindings(&self, kernel: Kernel) -> usize {
-        self.0[kernel as usize].bindings
+    /// Buffers that a kernel is bound to; nothing if there is no such kernel here.
+    pub(crate) fn bindings(&self, kernel: Kernel) -> Option<usize> {
+        self.0[kernel as usize].as_ref().map(|pipeline| pipeline.bindings)
     }
 
     /// Records a kernel over this many workgroups; none is nothing.
@@ -134,7 +192,8 @@ impl Pipelines {
         parameters: &Parameters,
         groups: u64,
     ) {
-        self.0[kernel as usize].dispatch(device, encoder, buffers, parameters, groups);
+        let pipeline = self.0[kernel as usize].as_ref().expect("only kernels that are there are asked for");
+        pipeline.dispatch(device, encoder, buffers, parameters, groups);
     }
 }
 
@@ -187,13 +246,17 @@ impl Pipeline {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: PARAMETER_BYTES,
         });
+        let lanes = recipe.lanes.map(|lanes| ("LANES", f64::from(lanes)));
         // Workgroup memory stays zeroed at the start (the default): what another process left there can't be read.
         let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(recipe.entry),
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(recipe.entry),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: lanes.as_slice(),
+                ..wgpu::PipelineCompilationOptions::default()
+            },
             cache: None,
         });
         Self { raw, layout, bindings: entries.len() }

@@ -1,10 +1,10 @@
-//! Every kernel, with both ways to reduce, against plain loops in f64, over random shapes, empty and odd ones included.
+//! Every kernel, with both ways to reduce and each to multiply, against plain loops in f64, over random shapes, empty and odd ones included.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 
 use proptest::prelude::*;
-use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, Activation, Convolution, Gpu, Stored};
+use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, Activation, Convolution, Gpu, Products, Stored};
 use support::{Numbers, close, config, matrix, on_each, read};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Gelu, Activation::Silu];
@@ -65,6 +65,18 @@ fn check_linear(gpu: &Gpu, case: &Linear<'_>) -> usize {
     let beyond = numbers.vector((rows + 1) * columns);
     let mut to = matrix(gpu, rows + 1, columns, &beyond);
     gpu.linear(&matrix(gpu, rows, inputs, &input), rows, &weights, activation, &mut to);
+    let products = match (stored, rows) {
+        (Stored::F32, _) | (_, ..5) => Products::Singles,
+        (Stored::F16, ..33) => gpu.products().min(Products::Halves),
+        (Stored::F16, _) => gpu.products(),
+    };
+    let tolerance = match products {
+        Products::Singles => 2e-6,
+        Products::Cooperative => 1e-5,
+        // Four products at a time are rounded to halves: at most so much for each, and far less as a rule.
+        Products::Halves => 2e-4,
+    };
+    let input = rounded(&input, if products == Products::Singles { Stored::F32 } else { Stored::F16 });
     let mut exact = Vec::new();
     for row in 0..rows {
         for (weight, bias) in &layers {
@@ -76,7 +88,12 @@ fn check_linear(gpu: &Gpu, case: &Linear<'_>) -> usize {
         }
     }
     exact.extend(beyond[rows * columns..].iter().map(|x| f64::from(*x)));
-    close(&read(gpu, &to), &exact, 2e-6 * (inputs as f64 + 4.0), &format!("{stored:?} {activation:?}"));
+    close(
+        &read(gpu, &to),
+        &exact,
+        tolerance * (inputs as f64 + 4.0),
+        &format!("{stored:?} {activation:?}, {products:?}"),
+    );
     weights.parts()
 }
 
@@ -352,7 +369,9 @@ proptest! {
 
 #[test]
 fn linear_over_several_tiles() {
-    for (rows, stored) in [(150, Stored::F32), (65, Stored::F16), (31, Stored::F32), (17, Stored::F16)] {
+    for (rows, stored) in
+        [(150, Stored::F32), (150, Stored::F16), (65, Stored::F16), (31, Stored::F32), (17, Stored::F16)]
+    {
         let case =
             Linear { seed: 1, rows, inputs: 131, outputs: &[100, 33], activation: Activation::Gelu, stored };
         on_each(|gpu| {

@@ -176,12 +176,13 @@ impl Gpu {
     ) {
         assert!(rows <= input.rows() && rows <= to.rows(), "{rows} rows");
         assert_eq!((input.columns(), to.columns()), (weights.inputs, weights.outputs), "columns");
+        let (short, tall) = self.products().tiles();
         let (f32_kernel, f16_kernel, tile_rows, tile_outputs) = if rows <= GEMV_ROWS_MAX {
             (Kernel::GemvF32, Kernel::GemvF16, 1, 1)
         } else if rows <= SHORT_ROWS_MAX {
-            (Kernel::ShortF32, Kernel::ShortF16, SHORT_ROWS, TILE_OUTPUTS)
+            (Kernel::ShortF32, short, SHORT_ROWS, TILE_OUTPUTS)
         } else {
-            (Kernel::TallF32, Kernel::TallF16, TALL_ROWS, TILE_OUTPUTS)
+            (Kernel::TallF32, tall, TALL_ROWS, TILE_OUTPUTS)
         };
         let kernel = match weights.stored {
             Stored::F32 => f32_kernel,

@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of tests; each test program uses its part")]
 
 use proptest::prelude::ProptestConfig;
-use ringfence_gpu::{Adapter, Adapters, Gpu, Matrix};
+use ringfence_gpu::{Adapter, Adapters, Gpu, Matrix, Products, Shaders};
 
 /// Enough for every test.
 pub(crate) const LEASE: u64 = 256 << 20;
@@ -17,14 +17,22 @@ pub(crate) fn adapter() -> Adapter {
     adapters.all().last().expect("never empty").clone()
 }
 
-/// The device with both ways to reduce, where the adapter has both.
+/// The device, warmed up, with both ways to reduce and each to multiply, where the adapter has them.
 pub(crate) fn gpus() -> Vec<Gpu> {
     let adapter = adapter();
-    let mut gpus = vec![Gpu::open_without_subgroups(&adapter, LEASE).unwrap()];
-    if adapter.subgroups {
-        gpus.push(Gpu::open(&adapter, LEASE).unwrap());
-    }
-    gpus
+    let ways = [
+        (true, false, Products::Singles),
+        (adapter.subgroups, true, Products::Singles),
+        (adapter.f16, true, Products::Halves),
+        (adapter.matrices.is_some(), true, Products::Cooperative),
+    ];
+    let open = |(_, subgroups, products)| {
+        let gpu = Gpu::open_with(&adapter, LEASE, Shaders { subgroups, products }).unwrap();
+        gpu.warm_up().unwrap();
+        assert_eq!(gpu.products(), products, "{:?}", gpu.passed_over());
+        gpu
+    };
+    ways.into_iter().filter(|(there, ..)| *there).map(open).collect()
 }
 
 thread_local! {

@@ -1,0 +1,6 @@
+
+// A subgroup multiplies matrices of 16 by 16 halves.
+const EDGE = 16u;
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sums = coop_mat16x16<f32, C>;
