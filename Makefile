@@ -6,6 +6,7 @@ PREFIX ?= /usr/local
 CACHE := $(CURDIR)/.cache
 VENV := $(CACHE)/venv
 export RINGFENCE_MINILM := $(CACHE)/minilm
+export RINGFENCE_MINILM_F16 := $(CACHE)/minilm-f16
 export RINGFENCE_PYTHON := $(VENV)/bin/python
 export RINGFENCE_SMOLLM2 := $(CACHE)/smollm2-135m/model.gguf
 export RINGFENCE_SPEECH := $(CACHE)/speech

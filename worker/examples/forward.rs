@@ -6,7 +6,7 @@ use ringfence_gpu::{Adapters, Gpu};
 use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::Architecture;
 use ringfence_sandbox::{CountingAllocator, keep_freed_memory};
-use ringfence_worker::device::{Stored, Wgpu};
+use ringfence_worker::device::Wgpu;
 use ringfence_worker::memory::Lease;
 use ringfence_worker::models::{Batch, Embedder, load, load_on};
 use ringfence_worker::package::Files;
@@ -19,13 +19,12 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> Result<(), Box<dyn Error>> {
     keep_freed_memory();
-    let folder = std::env::args().nth(1).ok_or("usage: forward FOLDER [THREADS | gpu | gpu16]")?;
+    let folder = std::env::args().nth(1).ok_or("usage: forward FOLDER [THREADS | gpu]")?;
     let on = std::env::args().nth(2).unwrap_or_else(|| "2".to_owned());
     let files = Files::from_folder(folder.as_ref())?;
     let start = Instant::now();
     let mut loaded = match on.as_str() {
-        "gpu" => load_on(&files, Architecture::Bert, gpu(Stored::F32)?, 512, &Lease)?,
-        "gpu16" => load_on(&files, Architecture::Bert, gpu(Stored::F16)?, 512, &Lease)?,
+        "gpu" => load_on(&files, Architecture::Bert, gpu()?, 512, &Lease)?,
         threads => {
             let compute = Compute::new(Isa::detect(), Pool::new(threads.parse()?)?);
             load(&files, Architecture::Bert, compute, 512, &Lease)?
@@ -48,14 +47,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The first GPU that there is, warmed up.
-fn gpu(stored: Stored) -> Result<Wgpu, Box<dyn Error>> {
+fn gpu() -> Result<Wgpu, Box<dyn Error>> {
     let adapters = Adapters::list()?;
     let start = Instant::now();
     let gpu = Gpu::open(&adapters.all()[0], 1 << 30)?;
     let opened = start.elapsed();
     gpu.warm_up()?;
     eprintln!("{}: opened in {opened:?}, warm after {:?}", adapters.all()[0].name, start.elapsed());
-    Ok(Wgpu::new(gpu, stored))
+    Ok(Wgpu::new(gpu))
 }
 
 fn median_ms(

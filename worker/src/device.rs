@@ -58,7 +58,7 @@ pub struct NormWeights {
     pub epsilon: f32,
 }
 
-/// How the floats of a table are stored, little-endian.
+/// How the floats of a tensor are stored in a package, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// IEEE single.
@@ -115,11 +115,17 @@ pub trait Device {
     /// Counts the peak of that anew from what is handed out now.
     fn restart_peak(&self, memory: &dyn Memory);
 
-    /// Takes weights; several parts read the same input and write their outputs one after another.
-    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError>;
+    /// Takes weights; several parts read the same input and write their outputs one after another. Where the package has
+    /// them all as halves, a device may keep them so.
+    fn linear_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        stored: Stored,
+    ) -> Result<Self::Linear, DeviceError>;
 
-    /// Bytes that a weight of a linear layer takes.
-    fn weight_bytes(&self) -> usize;
+    /// Bytes that a weight of a linear layer takes here.
+    fn weight_bytes(&self, stored: Stored) -> usize;
 
     /// Takes weights.
     fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError>;

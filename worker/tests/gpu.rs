@@ -6,12 +6,12 @@ mod support;
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
-use ringfence_gpu::{Adapter, Adapters, Gpu};
+use ringfence_gpu::{Adapter, Adapters, Gpu, Products, Shaders};
 use ringfence_protocol::{
     Architecture, Data, EmbedInput, FromWorker, Item, LinkError, LoadError, ToWorker, WorkerLink,
     WorkerSideLink, connected_pair,
 };
-use ringfence_worker::device::{DeviceFailure, Stored, Usage, Wgpu};
+use ringfence_worker::device::{DeviceFailure, Usage, Wgpu};
 use ringfence_worker::memory::{Lease, Memory, Refusal};
 use ringfence_worker::models::bert::Bert;
 use ringfence_worker::models::{Batch, Embedder, Loaded, RandomWeights, load_on};
@@ -85,8 +85,8 @@ fn gpu(lease: u64) -> Gpu {
     gpu
 }
 
-fn load(package: &Package, gpu: Gpu, stored: Stored) -> Result<Loaded, LoadError> {
-    load_on(&package.files(), Architecture::Bert, Wgpu::new(gpu, stored), 512, &Lease)
+fn load(package: &Package, gpu: Gpu) -> Result<Loaded, LoadError> {
+    load_on(&package.files(), Architecture::Bert, Wgpu::new(gpu), 512, &Lease)
 }
 
 fn small() -> BertConfig {
@@ -122,16 +122,24 @@ fn oracle(package: &Package) -> impl Fn(&[u32]) -> Vec<f32> {
 
 #[test]
 fn ragged_batches_give_the_vectors_of_candle_transformers() {
-    let package = Package::tiny();
-    let oracle = oracle(&package);
-    for (stored, least) in [(Stored::F32, 0.999_999), (Stored::F16, 0.999)] {
-        let mut loaded = load(&package, gpu(LEASE), stored).unwrap();
+    let ways = [
+        (Package::tiny(), Products::Singles, 0.999_999),
+        // Weights in halves are multiplied in each way that the adapter has.
+        (Package::tiny().into_halves(), Products::Singles, 0.999_999),
+        (Package::tiny().into_halves(), Products::Halves, 0.999),
+        (Package::tiny().into_halves(), Products::Cooperative, 0.999),
+    ];
+    for (package, products, least) in ways {
+        let gpu = Gpu::open_with(&adapter(), LEASE, Shaders { subgroups: true, products }).unwrap();
+        gpu.warm_up().unwrap();
+        let oracle = oracle(&package);
+        let mut loaded = load(&package, gpu).unwrap();
         // Long after short, so that buffers grow; then short again, so that they hold what a longer batch left.
         for lengths in [&[1][..], &[2, 5], &[31, 1, 64, 33, 12], &[3, 3], &[1]] {
             let batch = sequences(lengths);
             for (ids, found) in batch.iter().zip(embed(&mut loaded, &batch)) {
                 let cosine = cosine(&found, &oracle(ids));
-                assert!(cosine >= least, "{cosine} for {} tokens as {stored:?}", ids.len());
+                assert!(cosine >= least, "{cosine} for {} tokens, {products:?}", ids.len());
             }
         }
     }
@@ -146,7 +154,7 @@ fn pooling_and_length_are_the_cpus() {
     package.0.insert("1_Pooling/config.json".to_owned(), cls.into());
     package.0.insert("modules.json".to_owned(), modules.into());
     let batch = sequences(&[4, 19, 1]);
-    let found = embed(&mut load(&package, gpu(LEASE), Stored::F32).unwrap(), &batch);
+    let found = embed(&mut load(&package, gpu(LEASE)).unwrap(), &batch);
     let expected = embed(&mut package.load().unwrap(), &batch);
     for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
         assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
@@ -156,15 +164,28 @@ fn pooling_and_length_are_the_cpus() {
 #[test]
 fn a_model_that_does_not_fit_on_the_device_is_refused_with_the_devices_numbers() {
     let headroom = gpu(LEASE).numbers().headroom;
-    let error = load(&Package::tiny(), gpu(headroom + 10_000), Stored::F32).err();
+    let error = load(&Package::tiny(), gpu(headroom + 50_000)).err();
     let Some(LoadError::OutOfMemory { wanted, limit, .. }) = error else { panic!("{error:?}") };
-    assert!(limit == headroom + 10_000 && wanted > 10_000, "{error:?}");
+    assert!(limit == headroom + 50_000 && wanted > 10_000, "{error:?}");
+}
+
+#[test]
+fn halves_stay_halves_on_the_device() {
+    let used = |package: Package| {
+        let loaded = load(&package, gpu(LEASE)).unwrap();
+        loaded.model.usage(&Lease).used
+    };
+    let (singles, halves) = (used(Package::tiny()), used(Package::tiny().into_halves()));
+    let small = small();
+    let saved = (2 * 2 * small.hidden * (4 * small.hidden + 2 * small.intermediate)) as u64;
+    // Less what is rounded up for each buffer.
+    assert!(singles - halves >= saved * 9 / 10, "{singles} {halves}, {saved} bytes could be saved");
 }
 
 #[test]
 fn a_batch_that_does_not_fit_is_refused_and_a_smaller_one_runs() {
     let headroom = gpu(LEASE).numbers().headroom;
-    let mut loaded = load(&Package::tiny(), gpu(headroom + (1 << 20)), Stored::F32).unwrap();
+    let mut loaded = load(&Package::tiny(), gpu(headroom + (1 << 20))).unwrap();
     let refusal = loaded.model.reserve(100_000, &Lease).unwrap_err();
     assert!(matches!(refusal, Refusal::Denied(denial) if denial.limit == headroom + (1 << 20)), "{refusal}");
     assert_eq!(embed(&mut loaded, &sequences(&[3])).len(), 1);
@@ -172,7 +193,7 @@ fn a_batch_that_does_not_fit_is_refused_and_a_smaller_one_runs() {
 
 #[test]
 fn a_step_takes_no_more_than_bytes_per_token_says() {
-    let mut device = Wgpu::new(gpu(LEASE), Stored::F32);
+    let mut device = Wgpu::new(gpu(LEASE));
     for tokens in [1usize, 3, 64, 640] {
         let mut batch = Batch::default();
         (0..tokens.div_ceil(64)).for_each(|i| batch.push(&vec![7; (tokens - i * 64).min(64)]));
@@ -205,7 +226,7 @@ impl Serving {
             let text = Package::tiny().load().unwrap().text;
             let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
             let config = BertConfig { vocabulary: 246, ..small() };
-            let device = Wgpu::new(gpu(LEASE), Stored::F32);
+            let device = Wgpu::new(gpu(LEASE));
             let model = Bert::new(device, &config, head, 64, &RandomWeights, &Lease).unwrap();
             let model = Watched { model, steps: 0, lost_at, forgotten: counter };
             let mut loaded = Loaded { model: Box::new(model), text };
@@ -264,7 +285,7 @@ fn memory_of_the_device_is_overwritten_when_the_next_step_is_another_domains() {
 #[test]
 fn a_device_that_is_lost_under_a_job_is_an_error() {
     let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
-    let device = Wgpu::new(gpu(LEASE), Stored::F32);
+    let device = Wgpu::new(gpu(LEASE));
     let mut model = Bert::new(device, &small(), head, 64, &RandomWeights, &Lease).unwrap();
     let mut batch = Batch::default();
     batch.push(&[1, 2, 3]);

@@ -3,9 +3,9 @@
 
 mod support;
 
-use ringfence_gpu::{Adapters, Gpu};
+use ringfence_gpu::{Adapters, Gpu, Products, Shaders};
 use ringfence_protocol::{Architecture, Item};
-use ringfence_worker::device::{Stored, Wgpu};
+use ringfence_worker::device::Wgpu;
 use ringfence_worker::memory::Lease;
 use ringfence_worker::models::{Loaded, load, load_on};
 use ringfence_worker::package::Files;
@@ -62,20 +62,26 @@ fn related_texts_are_closer_than_unrelated_ones() {
 
 #[test]
 fn a_gpu_gives_the_same_vectors() {
-    let folder = std::env::var("RINGFENCE_MINILM").expect("as above");
-    let files = Files::from_folder(folder.as_ref()).unwrap();
     let adapters =
         Adapters::list().unwrap_or_else(|error| panic!("{error}; `scripts/system-packages` installs one"));
-    for (stored, least) in [(Stored::F32, 0.999_99), (Stored::F16, 0.999)] {
-        let gpu = Gpu::open(&adapters.all()[0], 256 << 20).unwrap();
+    let ways = [
+        ("RINGFENCE_MINILM", Products::Singles, 0.999_99),
+        ("RINGFENCE_MINILM_F16", Products::Singles, 0.999),
+        ("RINGFENCE_MINILM_F16", Products::Halves, 0.999),
+        ("RINGFENCE_MINILM_F16", Products::Cooperative, 0.999),
+    ];
+    for (folder, products, least) in ways {
+        let files = Files::from_folder(std::env::var(folder).expect("as above").as_ref()).unwrap();
+        let shaders = Shaders { subgroups: true, products };
+        let gpu = Gpu::open_with(&adapters.all()[0], 256 << 20, shaders).unwrap();
         gpu.warm_up().unwrap();
-        let mut loaded = load_on(&files, Architecture::Bert, Wgpu::new(gpu, stored), 512, &Lease).unwrap();
+        let mut loaded = load_on(&files, Architecture::Bert, Wgpu::new(gpu), 512, &Lease).unwrap();
         let cases = &expected()[..16];
         let batch: Vec<Vec<u32>> =
             cases.iter().map(|case| support::tokens(&loaded, case["text"].as_str().unwrap())).collect();
         for (case, found) in cases.iter().zip(embed(&mut loaded, &batch)) {
             let cosine = cosine(&found, &floats(&case["embedding"]));
-            assert!(cosine >= least, "{cosine} for {} as {stored:?}", case["text"]);
+            assert!(cosine >= least, "{cosine} for {} from {folder}, {products:?}", case["text"]);
         }
     }
 }

@@ -131,13 +131,18 @@ impl Device for Cpu {
         memory.restart_peak();
     }
 
-    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<PackedLinear, DeviceError> {
+    fn linear_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        _: Stored,
+    ) -> Result<PackedLinear, DeviceError> {
         let parts: Vec<Part<'_>> =
             parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
         Ok(PackedLinear::pack(self.compute.isa(), inputs, &parts)?)
     }
 
-    fn weight_bytes(&self) -> usize {
+    fn weight_bytes(&self, _: Stored) -> usize {
         size_of::<f32>()
     }
 

@@ -23,13 +23,12 @@ pub const HOST_BYTES: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct Wgpu {
     gpu: Gpu,
-    stored: Stored,
 }
 
 impl Wgpu {
-    /// The GPU, with the weights of linear layers stored like this.
-    pub fn new(gpu: Gpu, stored: Stored) -> Self {
-        Self { gpu, stored }
+    /// The GPU, which should be warmed up.
+    pub fn new(gpu: Gpu) -> Self {
+        Self { gpu }
     }
 
     /// The device and its gate.
@@ -49,7 +48,7 @@ impl Wgpu {
         let first = adapters.all().first().ok_or(NoAdapters)?;
         let gpu = Gpu::open(first, lease_bytes)?;
         gpu.warm_up()?;
-        Ok(Self::new(gpu, Stored::F32))
+        Ok(Self::new(gpu))
     }
 }
 
@@ -90,7 +89,9 @@ impl From<GpuError> for DeviceError {
         match error {
             GpuError::OutOfMemory { wanted, used, limit, .. } => Self::Full(Denial { wanted, used, limit }),
             GpuError::TooLarge { bytes, limit } => Self::Full(Denial { wanted: bytes, used: 0, limit }),
-            GpuError::Lost { .. } | GpuError::Refused { .. } => Self::Failed(failure(&error)),
+            GpuError::Lost { .. } | GpuError::Refused { .. } | GpuError::Wrong { .. } => {
+                Self::Failed(failure(&error))
+            }
         }
     }
 }
@@ -126,14 +127,19 @@ impl Device for Wgpu {
         self.gpu.restart_peak();
     }
 
-    fn linear_weights(&self, inputs: usize, parts: &[LinearWeights]) -> Result<Self::Linear, DeviceError> {
+    fn linear_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        stored: Stored,
+    ) -> Result<Self::Linear, DeviceError> {
         let layers: Vec<(&[f32], &[f32])> =
             parts.iter().map(|part| (&part.weight[..], &part.bias[..])).collect();
-        Ok(self.gpu.linear_weights(inputs, &layers, on_gpu(self.stored))?)
+        Ok(self.gpu.linear_weights(inputs, &layers, on_gpu(stored))?)
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.stored.bytes()
+    fn weight_bytes(&self, stored: Stored) -> usize {
+        stored.bytes()
     }
 
     fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError> {

@@ -2,8 +2,8 @@
 
 use super::{Batch, Embedder, Weights};
 use crate::device::{
-    Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, OutOfMemory, TableSource,
-    Usage,
+    Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, OutOfMemory, Stored,
+    TableSource, Usage,
 };
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::config::BertConfig;
@@ -217,15 +217,48 @@ struct Source<'a, D: Device> {
     memory: &'a dyn Memory,
 }
 
+/// Linear layers that read the same input and write their outputs one after another, by the names of their tensors.
+struct Linear {
+    names: Vec<String>,
+    inputs: usize,
+    /// Of each.
+    outputs: usize,
+}
+
 impl<D: Device> Source<'_, D> {
     /// Bytes of the weights on the device, less what is rounded; before anything is allocated.
     fn weight_bytes(&self, max_tokens: usize) -> u64 {
-        let BertConfig { hidden, intermediate, layers, positions, .. } = *self.config;
-        let layer = hidden.saturating_mul(4 * hidden + 2 * intermediate).saturating_mul(layers);
+        let BertConfig { hidden, layers, positions, .. } = *self.config;
+        let bytes = |linear: &Linear| {
+            let count = linear.names.len().saturating_mul(linear.inputs).saturating_mul(linear.outputs);
+            count.saturating_mul(self.device.weight_bytes(self.stored(linear)))
+        };
+        let linears = (0..layers).flat_map(|index| self.linears(index));
+        let linears = linears.map(|linear| bytes(&linear)).fold(0, usize::saturating_add);
         let positions = positions.saturating_mul(hidden).saturating_mul(size_of::<f32>());
         let scratch = self.device.scratch_bytes(max_tokens, self.config.head());
-        let layers = layer.saturating_mul(self.device.weight_bytes());
-        layers.saturating_add(positions).saturating_add(scratch) as u64
+        linears.saturating_add(positions).saturating_add(scratch) as u64
+    }
+
+    /// The linear layers of a layer: query, key and value together, attention's output, up, down.
+    fn linears(&self, index: usize) -> [Linear; 4] {
+        let BertConfig { hidden, intermediate, .. } = *self.config;
+        let linear = |parts: &[&str], inputs, outputs| {
+            let names = parts.iter().map(|part| format!("encoder.layer.{index}.{part}")).collect();
+            Linear { names, inputs, outputs }
+        };
+        [
+            linear(&["attention.self.query", "attention.self.key", "attention.self.value"], hidden, hidden),
+            linear(&["attention.output.dense"], hidden, hidden),
+            linear(&["intermediate.dense"], hidden, intermediate),
+            linear(&["output.dense"], intermediate, hidden),
+        ]
+    }
+
+    /// As halves only if all parts are, since a device keeps them together.
+    fn stored(&self, linear: &Linear) -> Stored {
+        let half = |name: &String| self.weights.stored(&format!("{name}.weight")) == Some(Stored::F16);
+        if linear.names.iter().all(half) { Stored::F16 } else { Stored::F32 }
     }
 
     fn refused(&self) -> impl Fn(DeviceError) -> LoadError + use<'_, D> {
@@ -243,28 +276,28 @@ impl<D: Device> Source<'_, D> {
     }
 
     fn layer(&self, index: usize) -> Result<Layer<D>, LoadError> {
-        let BertConfig { hidden, intermediate, .. } = *self.config;
         let name = |part: &str| format!("encoder.layer.{index}.{part}");
-        let own = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
+        let [qkv, attention_out, up, down] = self.linears(index);
         Ok(Layer {
-            qkv: self.linear(&own, hidden, hidden)?,
-            attention_out: self.linear(&[name("attention.output.dense")], hidden, hidden)?,
+            qkv: self.linear(&qkv)?,
+            attention_out: self.linear(&attention_out)?,
             attention_norm: self.norm(&name("attention.output.LayerNorm"))?,
-            up: self.linear(&[name("intermediate.dense")], hidden, intermediate)?,
-            down: self.linear(&[name("output.dense")], intermediate, hidden)?,
+            up: self.linear(&up)?,
+            down: self.linear(&down)?,
             norm: self.norm(&name("output.LayerNorm"))?,
         })
     }
 
-    fn linear(&self, names: &[String], inputs: usize, outputs: usize) -> Result<D::Linear, LoadError> {
+    fn linear(&self, linear: &Linear) -> Result<D::Linear, LoadError> {
+        let Linear { names, inputs, outputs } = linear;
         let part = |name: &String| -> Result<LinearWeights, LoadError> {
             Ok(LinearWeights {
-                weight: self.weights.floats(&format!("{name}.weight"), &[outputs, inputs])?,
-                bias: self.weights.floats(&format!("{name}.bias"), &[outputs])?,
+                weight: self.weights.floats(&format!("{name}.weight"), &[*outputs, *inputs])?,
+                bias: self.weights.floats(&format!("{name}.bias"), &[*outputs])?,
             })
         };
         let parts = names.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        self.device.linear_weights(inputs, &parts).map_err(self.refused())
+        self.device.linear_weights(*inputs, &parts, self.stored(linear)).map_err(self.refused())
     }
 
     fn norm(&self, name: &str) -> Result<D::Norm, LoadError> {
@@ -279,7 +312,7 @@ impl<D: Device> Source<'_, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Stored, Wgpu};
+    use crate::device::Wgpu;
     use crate::memory::Lease;
     use crate::models::RandomWeights;
     use crate::package::modules::Pooling;
@@ -298,7 +331,7 @@ mod tests {
             epsilon: 1e-12,
         };
         let head = Head { pooling: Pooling::Mean, normalize: true, max_tokens: None };
-        Bert::new(Wgpu::new(gpu, Stored::F32), &config, head, 64, &RandomWeights, &Lease).unwrap()
+        Bert::new(Wgpu::new(gpu), &config, head, 64, &RandomWeights, &Lease).unwrap()
     }
 
     /// Floats of each tensor that are not zero.

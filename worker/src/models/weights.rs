@@ -15,6 +15,9 @@ pub trait Weights {
     /// The tensor is missing, of another shape or type, or does not fit in memory.
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError>;
 
+    /// How a tensor is stored; nothing if there is none of that name and a type that is known.
+    fn stored(&self, name: &str) -> Option<Stored>;
+
     /// A tensor of two dimensions, to look up rows in.
     ///
     /// # Errors
@@ -76,6 +79,10 @@ impl Weights for PackageWeights<'_> {
         Ok(floats)
     }
 
+    fn stored(&self, name: &str) -> Option<Stored> {
+        stored(self.tensors.entries().get(&format!("{}{name}", self.prefix))?.dtype)
+    }
+
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
         let (entry, stored, file) = self.entry(name, &shape)?;
         Ok(TableSource::File { file: file.clone(), bytes: entry.bytes.clone(), stored })
@@ -107,6 +114,10 @@ impl Weights for RandomWeights {
             ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) / 10.0
         };
         Ok((0..shape.iter().product()).map(|_| next()).collect())
+    }
+
+    fn stored(&self, _: &str) -> Option<Stored> {
+        Some(Stored::F32)
     }
 
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {

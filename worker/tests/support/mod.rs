@@ -12,7 +12,7 @@ use ringfence_worker::models::{Batch, Loaded, load};
 use ringfence_worker::package::{FileBytes, Files};
 use ringfence_worker::serve::{End, serve};
 use ringfence_worker::shell::Shell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,19 @@ impl Package {
 
     pub(crate) fn files(&self) -> Files {
         self.0.iter().map(|(name, bytes)| (name.clone(), Arc::new(bytes.clone()) as FileBytes)).collect()
+    }
+
+    /// The same with weights in halves.
+    pub(crate) fn into_halves(mut self) -> Self {
+        let (cpu, mut halves) = (candle_core::Device::Cpu, HashMap::new());
+        for (name, tensor) in
+            candle_core::safetensors::load_buffer(&self.0["model.safetensors"], &cpu).unwrap()
+        {
+            halves.insert(name, tensor.to_dtype(candle_core::DType::F16).unwrap());
+        }
+        let bytes = safetensors::serialize(&halves, None).unwrap();
+        self.0.insert("model.safetensors".to_owned(), bytes);
+        self
     }
 
     /// Puts every other tensor into a second file of weights, and an index beside both.
