@@ -1,10 +1,11 @@
-//! What the shaders do on a device: `bench [--json] [--rounds N] [--adapter N]`. Each case is timed once in each round, so
+//! What the shaders do on a device: `bench [--json] [--rounds N] [--adapter N]`. Products with weights in halves are timed in
+//! each way that the adapter has, a device opened for each. Each case is timed once in each round, so
 //! that a noisy neighbour disturbs all of them alike; medians and the spread of the rounds are printed.
 #![expect(clippy::disallowed_methods, reason = "it measures time")]
 
 use ringfence_gpu::{
     ATTENTION_WORDS_PER_ROW, Activation, Adapter, AdapterKind, Adapters, Gpu, LinearWeights, Matrix,
-    NormWeights, Stored, Words,
+    NormWeights, Products, Shaders, Stored, Words,
 };
 use serde_json::{Value, json};
 use std::error::Error;
@@ -70,21 +71,31 @@ fn main() -> Outcome<()> {
     let adapters = Adapters::list()?;
     let chosen = number("--adapter")?.unwrap_or(0);
     let adapter = adapters.all().get(chosen).ok_or("there is no such adapter")?;
-    let gpu = Gpu::open(adapter, LEASE_BYTES)?;
-    gpu.warm_up()?;
+    let mut gpus = Vec::new();
+    for products in [Products::Singles, Products::Halves, Products::Cooperative] {
+        let gpu = Gpu::open_with(adapter, LEASE_BYTES, Shaders { subgroups: true, products })?;
+        gpu.warm_up()?;
+        gpu.passed_over().iter().for_each(|over| eprintln!("{}: {}", over.products.name(), over.reason));
+        if gpu.products() == products {
+            gpus.push(gpu);
+        }
+    }
     let sizes = if adapter.kind == AdapterKind::Cpu { SOFTWARE } else { HARDWARE };
-    let mut cases = cases(&gpu, &sizes)?;
-    for case in &mut cases {
-        case.repeats = 1;
-        let once = case.run(&gpu)?;
+    let mut cases = Vec::new();
+    for gpu in &gpus {
+        cases.extend(cases_on(gpu, &sizes)?.into_iter().map(|case| (gpu, case)));
+    }
+    for (gpu, case) in &mut cases {
+        let once = case.run(gpu)?;
         case.repeats = (ROUND_SECONDS / once).ceil().clamp(1.0, 1e4) as usize;
     }
     for _ in 0..number("--rounds")?.unwrap_or(7).max(1) {
-        for case in &mut cases {
-            let seconds = case.run(&gpu)?;
+        for (gpu, case) in &mut cases {
+            let seconds = case.run(gpu)?;
             case.seconds.push(seconds);
         }
     }
+    let cases: Vec<Case> = cases.into_iter().map(|(_, case)| case).collect();
     let report = report(adapter, &sizes, &cases);
     if arguments.iter().any(|argument| argument == "--json") {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -125,22 +136,35 @@ impl Case {
     }
 }
 
-fn cases(gpu: &Gpu, sizes: &Sizes) -> Outcome<Vec<Case>> {
+/// All of them on a device that multiplies in f32; on another what it does otherwise.
+fn cases_on(gpu: &Gpu, sizes: &Sizes) -> Outcome<Vec<Case>> {
+    let plain = gpu.products() == Products::Singles;
+    let stored: &[Stored] = if plain { &[Stored::F32, Stored::F16] } else { &[Stored::F16] };
     let mut cases = Vec::new();
     for &[rows, inputs, outputs] in sizes.products {
-        for stored in [Stored::F32, Stored::F16] {
-            cases.push(product(gpu, rows, inputs, outputs, stored)?);
+        for stored in stored {
+            cases.push(product(gpu, rows, inputs, outputs, *stored)?);
         }
     }
-    for stored in [Stored::F32, Stored::F16] {
-        cases.push(product(gpu, 1, sizes.vector, sizes.vector, stored)?);
+    for stored in stored {
+        cases.push(forward(gpu, sizes.batch, *stored)?);
     }
-    cases.push(stream(gpu, sizes.stream)?);
-    for stored in [Stored::F32, Stored::F16] {
-        cases.push(forward(gpu, sizes.batch, stored)?);
+    if plain {
+        for stored in stored {
+            cases.push(product(gpu, 1, sizes.vector, sizes.vector, *stored)?);
+        }
+        cases.push(stream(gpu, sizes.stream)?);
+        cases.push(clearing(gpu, sizes.batch)?);
     }
-    cases.push(clearing(gpu, sizes.batch)?);
     Ok(cases)
+}
+
+/// How weights are stored and, if that is open, multiplied.
+fn way(gpu: &Gpu, stored: Stored) -> String {
+    match stored {
+        Stored::F32 => "f32".to_owned(),
+        Stored::F16 => format!("f16 in {}", gpu.products().name()),
+    }
 }
 
 /// Numbers that are no zeros and don't grow.
@@ -161,7 +185,7 @@ fn weights(gpu: &Gpu, inputs: usize, outputs: usize, stored: Stored) -> Outcome<
 fn product(gpu: &Gpu, rows: usize, inputs: usize, outputs: usize, stored: Stored) -> Outcome<Case> {
     let weights = weights(gpu, inputs, outputs, stored)?;
     let (input, mut to) = (matrix(gpu, rows, inputs)?, gpu.matrix(rows, outputs)?);
-    let name = format!("{rows} x {inputs} -> {outputs}, weights {stored:?}");
+    let name = format!("{rows} x {inputs} -> {outputs}, {}", way(gpu, stored));
     let flops = 2.0 * (rows * inputs * outputs) as f64;
     let bytes = (stored.bytes() * inputs * outputs + 4 * rows * (inputs + outputs)) as f64;
     Ok(Case::new(name, flops, bytes, move |gpu| {
@@ -238,7 +262,7 @@ fn forward(gpu: &Gpu, [sequences, length]: [usize; 2], stored: Stored) -> Outcom
     let flops = tokens as f64 * (2.0 * weights as f64 + (LAYERS * 4 * length * HIDDEN) as f64);
     // Each operation reads its operands and writes its result once.
     let bytes = stored.bytes() * weights + 4 * tokens * LAYERS * (18 * HIDDEN + 2 * INNER);
-    let name = format!("forward, {sequences} x {length} tokens, weights {stored:?}");
+    let name = format!("forward, {sequences} x {length} tokens, {}", way(gpu, stored));
     Ok(Case::new(name, flops, bytes as f64, move |gpu| {
         layers.iter().for_each(|layer| buffers.layer(gpu, tokens, &starts, layer, &norm));
     }))
@@ -292,11 +316,11 @@ fn report(adapter: &Adapter, sizes: &Sizes, cases: &[Case]) -> Value {
 fn print(report: &Value) {
     let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
     println!("{}, load {}: {} ({})", text("date"), text("load"), text("adapter"), text("driver"));
-    println!("{:44} {:>10} {:>19} {:>9} {:>7}", "CASE", "MEDIAN ms", "ROUNDS ms", "GFLOP/s", "GB/s");
+    println!("{:50} {:>10} {:>19} {:>9} {:>7}", "CASE", "MEDIAN ms", "ROUNDS ms", "GFLOP/s", "GB/s");
     for case in report["cases"].as_array().into_iter().flatten() {
         let number = |key: &str| case[key].as_f64().unwrap_or(f64::NAN);
         println!(
-            "{:44} {:>10.3} {:>8.3} ..{:>8.3} {:>9.1} {:>7.1}",
+            "{:50} {:>10.3} {:>8.3} ..{:>8.3} {:>9.1} {:>7.1}",
             case["case"].as_str().unwrap_or("?"),
             number("median_ms"),
             number("least_ms"),

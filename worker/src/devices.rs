@@ -1,6 +1,6 @@
 //! What a worker sees of the devices that its sandbox shows it, as the operator's command asks before there is a model.
 
-use ringfence_gpu::{Adapter, AdapterKind, Adapters, NoAdapters};
+use ringfence_gpu::{Adapter, AdapterKind, Adapters, Gpu, NoAdapters, OpenError, PassedOver, Products};
 use serde::Serialize;
 
 /// One device.
@@ -24,9 +24,16 @@ pub struct Device {
     pub binding_bytes_max: u64,
     /// Bytes of the largest buffer.
     pub buffer_bytes_max: u64,
+    /// How weights in halves are multiplied, as the warm-up chose.
+    pub products: Option<&'static str>,
+    /// What it reports and can't do: why it can't be used at all, if `products` is none.
+    pub faults: Vec<String>,
 }
 
-/// Every device that models can run on, the one that workers take first.
+/// Enough for a device's own needs and the warm-up.
+const LEASE_BYTES: u64 = 64 << 20;
+
+/// Every device that models can run on, the one that workers take first; each is opened and warmed up as for a model.
 ///
 /// # Errors
 /// There is none.
@@ -36,6 +43,13 @@ pub fn seen() -> Result<Vec<Device>, NoAdapters> {
 
 impl Device {
     fn of(adapter: &Adapter) -> Self {
+        let (products, faults) = match warm_up(adapter) {
+            Ok((products, passed_over)) => {
+                let fault = |over: &PassedOver| format!("{}: {}", over.products.name(), over.reason);
+                (Some(products.name()), passed_over.iter().map(fault).collect())
+            }
+            Err(error) => (None, vec![error.to_string()]),
+        };
         Self {
             name: adapter.name.clone(),
             driver: adapter.driver.clone(),
@@ -46,8 +60,16 @@ impl Device {
             cooperative_matrices: adapter.cooperative_matrices,
             binding_bytes_max: adapter.binding_bytes_max,
             buffer_bytes_max: adapter.buffer_bytes_max,
+            products,
+            faults,
         }
     }
+}
+
+fn warm_up(adapter: &Adapter) -> Result<(Products, Vec<PassedOver>), OpenError> {
+    let gpu = Gpu::open(adapter, LEASE_BYTES)?;
+    gpu.warm_up()?;
+    Ok((gpu.products(), gpu.passed_over()))
 }
 
 fn kind(kind: AdapterKind) -> &'static str {

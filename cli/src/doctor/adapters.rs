@@ -75,8 +75,22 @@ fn describe(driver: VulkanDriver, name: &str, device: &Value) -> Finding {
         _ => "no subgroups".to_owned(),
     };
     let f16 = if device["f16"] == true { "f16" } else { "no f16" };
+    let faults: Vec<String> =
+        device["faults"].as_array().into_iter().flatten().filter_map(Value::as_str).map(printable).collect();
+    let Some(products) = device["products"].as_str() else {
+        let found = format!("{} ({}): {}", text("name"), text("driver"), faults.join("; "));
+        return Finding::no(
+            AREA,
+            name,
+            found,
+            "no model can run on it: update its driver, or use another device",
+        );
+    };
+    let unused =
+        if faults.is_empty() { String::new() } else { format!(" (not used: {})", faults.join("; ")) };
     let found = format!(
-        "{} ({}, {}): {f16}, {subgroups}, {} shapes of cooperative matrices, bindings up to {}, buffers up to {}; tier {}",
+        "{} ({}, {}): {f16}, {subgroups}, {} shapes of cooperative matrices, weights in halves multiplied in \
+         {products}{unused}, bindings up to {}, buffers up to {}; tier {}",
         text("name"),
         text("driver"),
         text("kind"),
@@ -159,14 +173,21 @@ mod tests {
     #[test]
     fn a_device_is_told_with_what_models_need_of_it() {
         let device = json!({"name": "A card\u{1b}[31m", "driver": "mesa 25", "kind": "discrete", "f16": true,
-            "subgroups": true, "subgroup_size": [32, 64], "cooperative_matrices": 2,
+            "subgroups": true, "subgroup_size": [32, 64], "cooperative_matrices": 2, "products": "f16",
+            "faults": ["cooperative matrices: its results were wrong"],
             "binding_bytes_max": 134_217_728, "buffer_bytes_max": 2_147_483_648_u64});
         let finding = describe(VulkanDriver::Mesa { node: 128 }, "vulkan-mesa renderD128", &device);
         assert_eq!(
             finding.found,
-            "A card[31m (mesa 25, discrete): f16, subgroups of 32 to 64, 2 shapes of cooperative matrices, bindings up to \
-             128.0 MiB, buffers up to 2.0 GiB; tier in-process"
+            "A card[31m (mesa 25, discrete): f16, subgroups of 32 to 64, 2 shapes of cooperative matrices, weights in \
+             halves multiplied in f16 (not used: cooperative matrices: its results were wrong), bindings up to 128.0 MiB, \
+             buffers up to 2.0 GiB; tier in-process"
         );
+        let broken =
+            json!({"name": "A card", "driver": "mesa 25", "products": null, "faults": ["it computes wrong"]});
+        let finding = describe(VulkanDriver::Mesa { node: 128 }, "vulkan-mesa renderD128", &broken);
+        assert_eq!(finding.found, "A card (mesa 25): it computes wrong");
+        assert!(finding.advice.is_some());
     }
 
     #[test]
