@@ -1,7 +1,7 @@
 //! The server's home folder: every file of ours is opened below one descriptor of it.
 
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, fsync, mkdirat, openat2, renameat, unlinkat,
+    AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, fstat, fsync, mkdirat, openat2, renameat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -100,6 +100,12 @@ impl Home {
                 .map_err(|error| self.failed(name, error))?;
         }
         Ok(folder)
+    }
+
+    /// Device and inode of the home folder.
+    pub(crate) fn identity(&self) -> Result<(u64, u64), HomeError> {
+        let facts = fstat(&self.directory).map_err(|error| self.failed(".", error))?;
+        Ok((facts.st_dev, facts.st_ino))
     }
 
     /// Opens a folder that must be there.

@@ -15,6 +15,7 @@ mod clients;
 mod clock;
 mod dispatch;
 mod gpus;
+mod grants;
 mod home;
 mod keys;
 mod nvml;

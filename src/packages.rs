@@ -5,7 +5,7 @@ use crate::home::{Home, HomeError};
 use ringfence_models::{
     FLOOR_BYTES_MAX, FileName, LoadedPackage, PROFILE_BYTES_MAX, PROFILES_FOLDER, PackageError, PackageName,
     Profile, ProfileDevice, PublicKey, Refusal, Stamps, Store, StoreError, TRUST_BYTES_MAX, Trust,
-    TrustError, TrustFiles, Verified,
+    TrustError, TrustFiles, TrustedKey, Verified,
 };
 use ringfence_protocol as protocol;
 use std::os::fd::OwnedFd;
@@ -257,6 +257,22 @@ impl Packages {
         let trust = self.read_trust().or_else(|_| self.read_trust())?;
         let seen = self.seen.fetch_max(trust.version, Ordering::Relaxed);
         Ok(trust.not_below(seen)?)
+    }
+
+    /// Whether the operator has signed these bytes: with a key that may sign every package.
+    pub(crate) fn is_signed_by_operator(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<bool, PackagesError> {
+        let (trust, now) = (self.trust()?, clock::unix_seconds());
+        let is_operators = |key: &&TrustedKey| {
+            key.models.iter().any(|models| models.as_str() == "*")
+                && (key.not_before..key.not_after).contains(&now)
+                && !trust.revoked_keys.contains(&key.public.id())
+        };
+        Ok(now < trust.expires
+            && trust.keys.iter().filter(is_operators).any(|key| key.public.verifies(message, signature)))
     }
 
     fn read_trust(&self) -> Result<Trust, PackagesError> {

@@ -5,6 +5,7 @@ use crate::clients::{self, ClientsError};
 use crate::clock;
 use crate::dispatch::{Devices, Dispatcher, Machine, ModelsError};
 use crate::gpus::{GpuError, Gpus};
+use crate::grants::GrantService;
 use crate::home::{Home, HomeError, HomeLock};
 use crate::keys::{self, Keys, KeysError};
 use crate::nvml::Cards;
@@ -112,6 +113,7 @@ pub(crate) enum StartError {
 struct Opened {
     home: Home,
     worker: OwnedFd,
+    fileguard: OwnedFd,
     ready_file: Option<(PathBuf, ReadyFile)>,
     identity: Identity,
 }
@@ -138,7 +140,8 @@ fn open_and_drop(options: &Options) -> Result<Opened, StartError> {
         return Err(StartError::UserWithoutRoot);
     }
     let home = Home::open(&options.home)?;
-    let worker = open_worker()?;
+    let worker = open_program("ringfence-worker")?;
+    let fileguard = open_program("ringfence-fileguard")?;
     let prepare = |path: &PathBuf| {
         let failed = |source| StartError::ReadyFile { path: path.clone(), source };
         Ok::<_, StartError>((path.clone(), ReadyFile::prepare(path, as_root).map_err(failed)?))
@@ -148,13 +151,13 @@ fn open_and_drop(options: &Options) -> Result<Opened, StartError> {
         ringfence_sandbox::drop_to_user(options.user.as_deref().unwrap_or("ringfence"))?;
     }
     let identity = if as_root { Identity::Enforced } else { Identity::Advisory };
-    Ok(Opened { home, worker, ready_file, identity })
+    Ok(Opened { home, worker, fileguard, ready_file, identity })
 }
 
 /// Programs are found beside the server's own executable, nowhere else.
-fn open_worker() -> Result<OwnedFd, StartError> {
+fn open_program(name: &str) -> Result<OwnedFd, StartError> {
     let own = std::env::current_exe()?;
-    let path = own.parent().unwrap_or(Path::new("/")).join("ringfence-worker");
+    let path = own.parent().unwrap_or(Path::new("/")).join(name);
     rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| StartError::Program { path, source: error.into() })
 }
@@ -169,7 +172,8 @@ struct Running {
 
 async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), StartError> {
     let ready_file = opened.ready_file;
-    let parts = Parts { home: opened.home, worker: opened.worker, identity: opened.identity };
+    let Opened { home, worker, fileguard, identity, .. } = opened;
+    let parts = Parts { home, worker, fileguard, identity };
     let running = assemble(options, parts, host).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -179,6 +183,7 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
     tokio::spawn(app.dispatcher.clone().keep_time());
     tokio::spawn(app.dispatcher.clone().keep_asking());
     tokio::spawn(app.dispatcher.clone().keep_comparing());
+    tokio::spawn(app.grants.clone().keep_time());
     bind(&app).await?;
     announce(&app, ready_file)?;
 
@@ -209,6 +214,7 @@ async fn bind(app: &App) -> Result<(), StartError> {
 struct Parts {
     home: Home,
     worker: OwnedFd,
+    fileguard: OwnedFd,
     identity: Identity,
 }
 
@@ -248,7 +254,11 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
         listen: tcp.as_ref().map(TcpListener::local_addr).transpose()?,
         sandbox,
     };
+    let fileguards = Spawner::new(parts.fileguard)?;
+    let run = *run_id.first_chunk().expect("6 of 8 bytes");
+    let grants = GrantService::new(home.clone(), fileguards, run, facts.run_id.clone())?;
     let app = Arc::new(App {
+        grants: Arc::new(grants),
         home,
         keys: Mutex::new(keys),
         clients: Mutex::new(clients),

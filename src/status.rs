@@ -65,7 +65,17 @@ pub(crate) struct Status {
     nvml: NvmlView,
     models: Vec<ModelView>,
     workers: Vec<WorkerView>,
+    grants: GrantCounts,
     sandbox: SandboxView,
+}
+
+/// How many grants there are.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct GrantCounts {
+    /// Pending and live ones.
+    pub(crate) open: usize,
+    /// File services that run, one for each root that is asked for or granted.
+    pub(crate) file_services: usize,
 }
 
 /// The machine.
@@ -164,6 +174,7 @@ pub(crate) fn status(app: &App) -> Status {
         nvml: app.dispatcher.cards(),
         models: app.dispatcher.models(),
         workers: workers(app),
+        grants: app.grants.counts(),
         sandbox: SandboxView {
             probes: [facts.sandbox.probes.clone(), app.dispatcher.gpu_probes()].concat(),
             ..facts.sandbox.clone()

@@ -4,6 +4,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `ask` | what a client asks for, and what an approver is shown |
+//! | `approval` | what the operator's key signs |
 //! | `table` | the states of every grant, and every decision about one |
 //! | `capability` | the types that prove a decision, which only the table makes |
 //! | `string` | the text that a client presents |
@@ -49,6 +50,7 @@
 //! let forged: ringfence_grants::FileRead = "rfg_".into();
 //! ```
 
+mod approval;
 mod ask;
 mod capability;
 mod path;
@@ -57,6 +59,7 @@ mod string;
 mod table;
 mod visible;
 
+pub use approval::Approval;
 pub use ask::{Ask, AskRefusal, Audience, Kind, Narrower, Shown, ShownKind};
 pub use capability::{FileRead, FileWrite};
 pub use path::{PathRefusal, RelativePath};

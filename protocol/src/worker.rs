@@ -112,6 +112,11 @@ pub enum Data {
         /// Length of the encoding.
         bytes: u64,
     },
+    /// A granted file, one text: a [`crate::FileLink`] came with the message, non-blocking.
+    File {
+        /// Cut a text that is too long instead of failing the job.
+        truncate: bool,
+    },
 }
 
 /// The input of an embedding job.
@@ -385,6 +390,27 @@ pub enum JobError {
     NotFinite {
         /// Which.
         item: u32,
+    },
+    /// The granted file can't be read.
+    #[error("the granted file is refused: {refusal}")]
+    InputRefused {
+        /// Its service's word.
+        refusal: crate::FileRefusal,
+    },
+    /// The granted file's service ended, or gave no bytes for too long.
+    #[error("the granted file could not be read to its end")]
+    InputUnavailable,
+    /// The granted file is longer than an input may be.
+    #[error("the granted file has more than the {limit} bytes that an input may have")]
+    InputTooLarge {
+        /// The bound.
+        limit: u64,
+    },
+    /// The granted file is no UTF-8.
+    #[error("the granted file is not UTF-8 at byte {byte}")]
+    InputNotText {
+        /// Where it stops being.
+        byte: u64,
     },
     /// The server asked for it.
     #[error("cancelled")]

@@ -177,6 +177,16 @@ impl From<&JobError> for ApiError {
             JobError::NotFinite { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "output_not_finite", message)
             }
+            JobError::InputRefused { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "file_refused", message)
+            }
+            JobError::InputUnavailable => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "input_unavailable", message)
+            }
+            JobError::InputTooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", message)
+            }
+            JobError::InputNotText { .. } => Self::invalid("input_not_text", "input", message),
             JobError::Cancelled => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cancelled", message),
         }
     }

@@ -22,6 +22,8 @@ pub(crate) enum Peer {
     Client {
         /// Whose socket it is.
         name: ClientName,
+        /// As the kernel states it. It does not identify the client.
+        uid: u32,
     },
     /// On `api.sock`.
     Local {
@@ -88,6 +90,26 @@ impl FromRequestParts<Arc<App>> for Viewer {
     }
 }
 
+/// The uid of the process at the other end, where the kernel states one that is somebody's: none over TCP, and none of
+/// another user namespace, which would all look alike.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerUid(pub(crate) Option<u32>);
+
+/// What the kernel shows of a uid that has no name in our user namespace.
+const OVERFLOW_UID: u32 = 65_534;
+
+impl FromRequestParts<Arc<App>> for PeerUid {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
+        let uid = match parts.extensions.get::<Peer>() {
+            Some(Peer::Admin { uid } | Peer::Client { uid, .. } | Peer::Local { uid }) => Some(*uid),
+            Some(Peer::Tcp) | None => None,
+        };
+        Ok(Self(uid.filter(|uid| *uid != OVERFLOW_UID)))
+    }
+}
+
 /// Decides whether a request on this connection may have a route of this surface, and as whom.
 pub(super) fn admit(
     app: &App,
@@ -110,7 +132,7 @@ pub(super) fn admit(
             "public_only",
             "admin.sock serves no jobs; use api.sock or a client's own socket",
         )),
-        (Surface::Public | Surface::Own, Peer::Client { name }) => {
+        (Surface::Public | Surface::Own, Peer::Client { name, .. }) => {
             on_client_socket(app, name, headers).map(Some)
         }
         (Surface::Public | Surface::Own, Peer::Local { uid }) => on_api_socket(app, *uid, headers).map(Some),

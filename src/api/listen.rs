@@ -110,7 +110,7 @@ impl Listeners {
         clients::clear_socket(home, &folder)?;
         // The folder decides who gets here.
         let listener = bind(folder.as_fd(), "api.sock", 0o666)?;
-        self.add(listener, Peer::Client { name: client.name.clone() }).await
+        self.add(listener, Peer::Client { name: client.name.clone(), uid: 0 }).await
     }
 
     async fn add(&self, listener: UnixListener, peer: Peer) -> Result<(), ListenError> {
@@ -197,7 +197,8 @@ async fn accept_unix(door: Arc<Door>, listener: UnixListener, kind: Peer) {
                     let peer = match &kind {
                         Peer::Admin { .. } => Peer::Admin { uid },
                         Peer::Local { .. } => Peer::Local { uid },
-                        Peer::Client { .. } | Peer::Tcp => kind.clone(),
+                        Peer::Client { name, .. } => Peer::Client { name: name.clone(), uid },
+                        Peer::Tcp => Peer::Tcp,
                     };
                     door.open(stream, peer).await;
                 }

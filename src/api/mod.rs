@@ -4,6 +4,7 @@ mod admin;
 mod alerts;
 mod body;
 mod error;
+mod grants;
 mod health;
 mod identity;
 mod jobs;
@@ -22,6 +23,7 @@ pub(crate) use listen::{ListenError, Listeners, NewListeners, serve};
 
 use crate::clients::Client;
 use crate::dispatch::Dispatcher;
+use crate::grants::GrantService;
 use crate::home::Home;
 use crate::keys::Keys;
 use crate::status::Facts;
@@ -46,6 +48,8 @@ pub(crate) struct App {
     pub(crate) clients: Mutex<Vec<Client>>,
     /// Where jobs go.
     pub(crate) dispatcher: Arc<Dispatcher>,
+    /// Who may have which files.
+    pub(crate) grants: Arc<GrantService>,
     /// What does not change while the server runs.
     pub(crate) facts: Facts,
     /// The text of `/metrics`.
@@ -69,6 +73,15 @@ enum Route {
     OpenAiModelPrefixed,
     Job,
     Usage,
+    GrantsList,
+    GrantsAsk,
+    Grant,
+    GrantRevoke,
+    GrantClaim,
+    GrantNarrow,
+    GrantEntries,
+    GrantApprove,
+    GrantDeny,
     Status,
     Workers,
     WorkerDrill,
@@ -90,7 +103,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 37] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -101,6 +114,15 @@ impl Route {
         Self::OpenAiModelPrefixed,
         Self::Job,
         Self::Usage,
+        Self::GrantsList,
+        Self::GrantsAsk,
+        Self::Grant,
+        Self::GrantRevoke,
+        Self::GrantClaim,
+        Self::GrantNarrow,
+        Self::GrantEntries,
+        Self::GrantApprove,
+        Self::GrantDeny,
         Self::Status,
         Self::Workers,
         Self::WorkerDrill,
@@ -133,6 +155,15 @@ impl Route {
             Self::OpenAiModelPrefixed => (Method::GET, "/openai/v1/models/{model}", Surface::Public),
             Self::Job => (Method::GET, "/jobs/{job}", Surface::Own),
             Self::Usage => (Method::GET, "/usage", Surface::Own),
+            Self::GrantsList => (Method::GET, "/grants", Surface::Own),
+            Self::GrantsAsk => (Method::POST, "/grants", Surface::Public),
+            Self::Grant => (Method::GET, "/grants/{grant}", Surface::Own),
+            Self::GrantRevoke => (Method::DELETE, "/grants/{grant}", Surface::Own),
+            Self::GrantClaim => (Method::POST, "/grants/{grant}/claim", Surface::Public),
+            Self::GrantNarrow => (Method::POST, "/grants/narrow", Surface::Public),
+            Self::GrantEntries => (Method::POST, "/grants/entries", Surface::Public),
+            Self::GrantApprove => (Method::POST, "/grants/{grant}/approve", Surface::Admin),
+            Self::GrantDeny => (Method::POST, "/grants/{grant}/deny", Surface::Admin),
             Self::Status => (Method::GET, "/status", Surface::Admin),
             Self::Workers => (Method::GET, "/workers", Surface::Admin),
             Self::WorkerDrill => (Method::POST, "/workers/{worker}/drill", Surface::Admin),
@@ -163,6 +194,15 @@ impl Route {
             Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
             Self::Job => get(jobs::job),
             Self::Usage => get(jobs::usage),
+            Self::GrantsList => get(grants::list),
+            Self::GrantsAsk => post(grants::ask),
+            Self::Grant => get(grants::show),
+            Self::GrantRevoke => delete(grants::revoke),
+            Self::GrantClaim => post(grants::claim),
+            Self::GrantNarrow => post(grants::narrow),
+            Self::GrantEntries => post(grants::entries),
+            Self::GrantApprove => post(grants::approve),
+            Self::GrantDeny => post(grants::deny),
             Self::Status => get(admin::status),
             Self::Workers => get(admin::workers),
             Self::WorkerDrill => post(admin::drill_worker),
@@ -226,8 +266,10 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
 /// A path that no route has is nobody's secret: it is answered with 404 where a client is known, 401 where not.
 fn surface_of(request: &Request) -> Surface {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let mut places = Route::ALL.into_iter().map(Route::place);
-    places.find(|(_, route, _)| Some(*route) == path).map_or(Surface::Open, |(_, _, surface)| surface)
+    let here = || Route::ALL.into_iter().map(Route::place).filter(|(_, route, _)| Some(*route) == path);
+    // A method that the path does not have is refused behind this; nobody learns of it who may not use the others.
+    let place = here().find(|(method, ..)| method == request.method()).or_else(|| here().next());
+    place.map_or(Surface::Open, |(_, _, surface)| surface)
 }
 
 fn stamp(mut response: Response, id: &RequestId) -> Response {
@@ -253,8 +295,12 @@ mod tests {
         };
         assert_eq!(of(Surface::Open), ["/health", "/openapi.json"]);
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
-        assert_eq!(of(Surface::Own), ["/jobs/{job}", "/usage"]);
-        assert!(of(Surface::Public).iter().all(|path| path.contains("/v1/")));
+        assert_eq!(
+            of(Surface::Own),
+            ["/jobs/{job}", "/usage", "/grants", "/grants/{grant}", "/grants/{grant}"]
+        );
+        let public = |path: &&str| path.contains("/v1/") || path.starts_with("/grants");
+        assert!(of(Surface::Public).iter().all(public));
         assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
     }
 }

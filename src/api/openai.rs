@@ -5,15 +5,18 @@ use super::error::ApiError;
 use super::identity::Caller;
 use super::{App, timing};
 use crate::clock;
-use crate::dispatch::{JobRequest, Output, Purpose};
+use crate::dispatch::{Answered, JobInput, JobRequest, Output, Purpose};
+use crate::grants::{GrantedFile, Holder};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item};
+use ringfence_grants::Audience;
+use ringfence_protocol::{EmbedInput, INPUT_BYTES_MAX, ITEMS_MAX, Item};
 use ringfence_scheduler::quotas::DEADLINE_MAX;
-use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::sync::Arc;
@@ -28,7 +31,8 @@ const MODEL_NAME_BYTES_MAX: usize = 128;
 pub(super) struct EmbeddingsRequest {
     /// A model's name.
     model: String,
-    /// A text, a list of texts, an array of token ids, or a list of such arrays.
+    /// A text, a list of texts, an array of token ids, or a list of such arrays; or `{"grant": CAPABILITY, "path": PATH}`,
+    /// a granted file as one text. The last is not in OpenAI's interface.
     #[schema(value_type = Object)]
     input: Input,
     /// `float` (default) or `base64`: little-endian f32.
@@ -108,8 +112,20 @@ pub(super) async fn embeddings(
     if request.model.len() > MODEL_NAME_BYTES_MAX {
         return Err(ApiError::model_unknown(&request.model));
     }
-    let input = EmbedInput { items: request.input.into_items()?, truncate: request.truncate };
-    let items = input.items.len();
+    let truncate = request.truncate;
+    let (input, items, granted) = match request.input {
+        Input::Granted { grant, path } => {
+            let audience = Audience::Model(request.model.clone());
+            let holder = Holder { client: &caller.client, capability: &grant, audience: &audience };
+            let file = app.grants.read(holder, &path, INPUT_BYTES_MAX as u64)?;
+            (JobInput::Granted { file: file.clone(), truncate }, 1, Some(file))
+        }
+        input => {
+            let items = input.into_items()?;
+            let count = items.len();
+            (JobInput::Items(EmbedInput { items, truncate }), count, None)
+        }
+    };
     let job = JobRequest {
         client: caller.client,
         request_id: caller.request_id,
@@ -120,7 +136,10 @@ pub(super) async fn embeddings(
         dimensions: request.dimensions,
         purpose: Purpose::Client,
     };
-    let answered = app.dispatcher.answer(job).await?;
+    let answered = match granted {
+        None => app.dispatcher.answer(job).await?,
+        Some(file) => answer_granted(&app, job, &file).await?,
+    };
     let mut response = answer(&answered.model, items, request.encoding_format, &answered.output, received);
     if let Some(asked) = answered.fallback_from {
         // A model's name that was found is one of a package, and so legal in a header.
@@ -128,6 +147,23 @@ pub(super) async fn embeddings(
         response.headers_mut().insert("ringfence-fallback-from", value);
     }
     Ok(response)
+}
+
+/// An answer made from a granted file, unless the grant ends first: then the job is cancelled, and the worker forgets it.
+async fn answer_granted(app: &Arc<App>, job: JobRequest, file: &GrantedFile) -> Result<Answered, ApiError> {
+    let answered = tokio::select! {
+        biased;
+        () = file.ended() => {
+            let message = "the grant ended before the answer; what was made from the file is forgotten";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "grant_revoked", message));
+        }
+        answered = app.dispatcher.answer(job) => answered,
+    };
+    answered.map_err(|error| match error.code() {
+        // The worker knows only that nothing came.
+        "input_unavailable" => file.refusal().unwrap_or(error),
+        _ => error,
+    })
 }
 
 fn answer(
@@ -209,6 +245,11 @@ impl Serialize for Vector<'_> {
 enum Input {
     One(Item),
     Many(Vec<Item>),
+    /// A file, by the capability string of a grant of it or of a folder that it is in.
+    Granted {
+        grant: String,
+        path: String,
+    },
 }
 
 impl Input {
@@ -216,6 +257,7 @@ impl Input {
         let items = match self {
             Self::One(item) => vec![item],
             Self::Many(items) => items,
+            Self::Granted { .. } => return Err(ApiError::internal(&"a file has no items")),
         };
         if items.is_empty() {
             return Err(ApiError::invalid("input_empty", "input", "input is an empty list"));
@@ -245,7 +287,20 @@ impl<'de> Visitor<'de> for InputVisitor {
     type Value = Input;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a text, a list of texts, an array of token ids or a list of such arrays")
+        f.write_str("a text, a list of texts, an array of token ids, a list of such arrays or a granted file")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Input, A::Error> {
+        /// `{"grant": CAPABILITY, "path": "notes/a.md"}`
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            grant: String,
+            #[serde(default)]
+            path: String,
+        }
+        let File { grant, path } = File::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(Input::Granted { grant, path })
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Input, E> {

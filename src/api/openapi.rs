@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, alerts, health, jobs, openai, quotas, trace};
+use super::{admin, alerts, grants, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -14,6 +14,15 @@ use utoipa::OpenApi;
         openai::model,
         jobs::job,
         jobs::usage,
+        grants::list,
+        grants::ask,
+        grants::show,
+        grants::revoke,
+        grants::claim,
+        grants::narrow,
+        grants::entries,
+        grants::approve,
+        grants::deny,
         admin::status,
         admin::workers,
         admin::models,

@@ -1,6 +1,6 @@
 //! Health by asking: a small job for each loaded model that has not answered for a while.
 
-use super::job::{JobRequest, Purpose};
+use super::job::{JobInput, JobRequest, Purpose};
 use super::{Dispatcher, SYSTEM};
 use crate::clock;
 use ringfence_protocol::{EmbedInput, Item};
@@ -47,7 +47,10 @@ impl Dispatcher {
             client: SYSTEM.to_owned(),
             request_id: "canary".to_owned(),
             model: name.clone(),
-            input: EmbedInput { items: vec![Item::Text("canary".to_owned())], truncate: true },
+            input: JobInput::Items(EmbedInput {
+                items: vec![Item::Text("canary".to_owned())],
+                truncate: true,
+            }),
             received: clock::instant(),
             deadline: Some(ANSWER_MAX),
             dimensions: None,

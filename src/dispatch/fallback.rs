@@ -1,7 +1,7 @@
 //! A model that can't answer now may have another that does, if the operator said so and the client may use it.
 
 use super::models::{package_of_twin, twin};
-use super::{Dispatcher, JobRequest, Output};
+use super::{Dispatcher, JobInput, JobRequest, Output};
 use crate::api::ApiError;
 use std::sync::Arc;
 
@@ -37,7 +37,12 @@ impl Dispatcher {
         if package_of_twin(&asked).is_some() {
             return Err(ApiError::model_unknown(&asked));
         }
-        let mut rest = self.chain(&request.client, &asked).into_iter();
+        let mut rest = self.chain(&request.client, &asked);
+        if matches!(request.input, JobInput::Granted { .. }) {
+            // The file was granted to this model and to no other; on which device it runs makes no difference.
+            rest.retain(|next| package_of_twin(next) == Some(asked.as_str()));
+        }
+        let mut rest = rest.into_iter();
         loop {
             let model = request.model.clone();
             // Only where another may be asked: an input has megabytes.

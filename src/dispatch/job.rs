@@ -4,6 +4,7 @@ use super::Dispatcher;
 use super::models::package_of_twin;
 use crate::api::ApiError;
 use crate::clock;
+use crate::grants::GrantedFile;
 use crate::oom::Rung;
 use crate::workers::End;
 use axum::http::StatusCode;
@@ -26,7 +27,7 @@ pub(crate) struct JobRequest {
     /// The model's name.
     pub(crate) model: String,
     /// What to embed.
-    pub(crate) input: EmbedInput,
+    pub(crate) input: JobInput,
     /// When the request's head had been read.
     pub(crate) received: Instant,
     /// From receipt until the answer is worthless.
@@ -35,6 +36,20 @@ pub(crate) struct JobRequest {
     pub(crate) dimensions: Option<u32>,
     /// Whose wish it is.
     pub(crate) purpose: Purpose,
+}
+
+/// Where a job's texts come from.
+#[derive(Debug, Clone)]
+pub(crate) enum JobInput {
+    /// From the request.
+    Items(EmbedInput),
+    /// A granted file, one text: the worker reads it, the server does not.
+    Granted {
+        /// Opens it anew for each worker that gets the job.
+        file: Arc<GrantedFile>,
+        /// Cut it if it is too long.
+        truncate: bool,
+    },
 }
 
 /// Why a job is there.
@@ -202,11 +217,16 @@ fn failed(failure: &Failure) -> ApiError {
 pub(super) enum Input {
     Inline(EmbedInput),
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
+    Granted { file: Arc<GrantedFile>, truncate: bool },
 }
 
 impl Input {
     /// Small inputs travel in the message, large ones as sealed memory.
-    fn new(input: EmbedInput) -> Result<Self, std::io::Error> {
+    fn new(input: JobInput) -> Result<Self, std::io::Error> {
+        let input = match input {
+            JobInput::Items(input) => input,
+            JobInput::Granted { file, truncate } => return Ok(Self::Granted { file, truncate }),
+        };
         let encoded = input.encode();
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
             return Ok(Self::Inline(input));
@@ -223,12 +243,15 @@ impl Input {
         match self {
             Self::Inline(input) => (Data::Inline(input.clone()), Vec::new()),
             Self::Sealed { memfd, bytes } => (Data::Descriptor { bytes: *bytes }, vec![memfd.clone()]),
+            Self::Granted { file, truncate } => (Data::File { truncate: *truncate }, vec![file.connect()]),
         }
     }
 }
 
-/// Most tokens that an input can have: a token has at least one byte, and two special ones stand around it.
-fn tokens_bound(input: &EmbedInput, max_tokens: u32) -> u64 {
+/// Most tokens that an input can have: a token has at least one byte, and two special ones stand around it. A file is one
+/// text, of which nobody here knows the length.
+fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
+    let JobInput::Items(input) = input else { return u64::from(max_tokens) };
     let of = |item: &Item| match item {
         Item::Text(text) => text.len() as u64 + 2,
         Item::Tokens(tokens) => tokens.len() as u64 + 2,
@@ -265,7 +288,10 @@ impl Dispatcher {
         self: &Arc<Self>,
         request: JobRequest,
     ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
-        let items = u32::try_from(request.input.items.len()).expect("at most ITEMS_MAX");
+        let items = match &request.input {
+            JobInput::Items(input) => u32::try_from(input.items.len()).expect("at most ITEMS_MAX"),
+            JobInput::Granted { .. } => 1,
+        };
         let (answer, answered) = oneshot::channel();
         let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } =
             request;

@@ -15,7 +15,8 @@ mod views;
 mod worker;
 
 pub(crate) use explain::{JobView, UsageView};
-pub(crate) use job::{JobRequest, Output, Purpose};
+pub(crate) use fallback::Answered;
+pub(crate) use job::{JobInput, JobRequest, Output, Purpose};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
 pub(crate) use quotas::{Devices, Machine, QuotasView, Replaced, Replacement};
@@ -26,7 +27,7 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::gpus::Gpus;
 use crate::nvml::{Cards, NvmlView};
-use crate::packages::Packages;
+use crate::packages::{Packages, PackagesError};
 use crate::workers::{self, ProbeError, Spawner};
 use axum::http::StatusCode;
 use job::Job;
@@ -93,6 +94,15 @@ struct Client {
 }
 
 impl Dispatcher {
+    /// Whether the operator has signed these bytes.
+    pub(crate) fn is_signed_by_operator(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<bool, PackagesError> {
+        self.packages.is_signed_by_operator(message, signature)
+    }
+
     /// A dispatcher over the packages of a home, not yet read.
     pub(crate) fn new(
         scheduler: Scheduler,

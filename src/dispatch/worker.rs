@@ -328,6 +328,10 @@ fn job_end(end: &End) -> JobEnd {
             | JobError::InputEmpty { .. }
             | JobError::TokenUnknown { .. }
             | JobError::Tokenizer { .. }
+            | JobError::InputRefused { .. }
+            | JobError::InputUnavailable
+            | JobError::InputTooLarge { .. }
+            | JobError::InputNotText { .. }
             | JobError::NotFinite { .. },
         ) => JobEnd::Failed,
     }

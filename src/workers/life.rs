@@ -422,12 +422,16 @@ const LAYERS: [Layer; 6] = [
 ];
 
 fn check_sandbox(pid: i32, reported: &[Layer]) -> Result<(), Over> {
+    is_sealed(pid, reported).map_err(Over::SandboxFalse)
+}
+
+/// Whether a program has reported every layer and the kernel says the same; else what is missing.
+pub(crate) fn is_sealed(pid: i32, reported: &[Layer]) -> Result<(), String> {
     if let Some(missing) = LAYERS.iter().find(|layer| !reported.contains(layer)) {
-        return Err(Over::SandboxFalse(format!("{missing:?} is not reported")));
+        return Err(format!("{missing:?} is not reported"));
     }
-    let facts =
-        ringfence_sandbox::process_facts(pid).map_err(|error| Over::SandboxFalse(error.to_string()))?;
-    facts.check_sealed().map_err(|error| Over::SandboxFalse(error.to_string()))
+    let facts = ringfence_sandbox::process_facts(pid).map_err(|error| error.to_string())?;
+    facts.check_sealed().map_err(|error| error.to_string())
 }
 
 fn send(connection: &Connection, message: ToWorker, descriptors: Vec<Arc<OwnedFd>>) -> Result<(), Over> {
@@ -454,9 +458,10 @@ async fn wait(child: &Child) -> bool {
     exited(child, Duration::from_secs(1)).await || end(child).await
 }
 
-async fn end(child: &Child) -> bool {
+/// Kills a program; whether all of it was gone in time.
+pub(crate) async fn end(child: &Child) -> bool {
     if let Err(error) = child.kill() {
-        tracing::error!(pid = child.pid, %error, "a worker could not be killed");
+        tracing::error!(pid = child.pid, %error, "a program could not be killed");
     }
     exited(child, REAP_MAX).await
 }

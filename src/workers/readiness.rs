@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use tokio::io::unix::AsyncFd;
 
 /// Registers a value that owns or borrows its descriptor.
-pub(super) fn watch<T: AsRawFd>(owner: T) -> std::io::Result<AsyncFd<T>> {
+pub(crate) fn watch<T: AsRawFd>(owner: T) -> std::io::Result<AsyncFd<T>> {
     #[expect(
         deprecated,
         reason = "its successor is unsafe; every `T` here keeps its descriptor open while it lives"

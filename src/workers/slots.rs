@@ -218,7 +218,12 @@ fn item_of(error: &JobError) -> Option<u32> {
         | JobError::TokenUnknown { item, .. }
         | JobError::Tokenizer { item }
         | JobError::NotFinite { item } => Some(*item),
-        JobError::OutOfMemory { .. } | JobError::Cancelled => None,
+        JobError::OutOfMemory { .. }
+        | JobError::InputRefused { .. }
+        | JobError::InputUnavailable
+        | JobError::InputTooLarge { .. }
+        | JobError::InputNotText { .. }
+        | JobError::Cancelled => None,
     }
 }
 

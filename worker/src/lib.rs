@@ -13,6 +13,7 @@ pub mod convert;
 pub mod device;
 #[cfg(feature = "wgpu")]
 pub mod devices;
+mod files;
 pub mod jobs;
 pub mod memory;
 pub mod models;

@@ -3,6 +3,7 @@
 #[cfg(feature = "wgpu")]
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
+use crate::files::{Progress, Reading};
 use crate::jobs::{Jobs, Owner, Share, SlotFault};
 #[cfg(feature = "wgpu")]
 use crate::memory::load_refused;
@@ -24,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Bytes of input that are tokenised between two looks at the link.
+const FILE_LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const TOKENISE_BYTES: usize = 64 * 1024;
 
 /// Decoded items take at most this many times their encoding: a token id is one byte there and four here, and the list
@@ -98,6 +100,7 @@ pub fn serve_jobs(
         pace,
         calibrate: start.calibrate,
         jobs: Jobs::default(),
+        readings: Vec::new(),
         owner: Owner::default(),
     };
     told(link, server.run())
@@ -240,6 +243,8 @@ struct Server<'a> {
     pace: Pace,
     calibrate: bool,
     jobs: Jobs,
+    /// Jobs whose text is still being read.
+    readings: Vec<Reading>,
     /// Of the model's buffers.
     owner: Owner,
 }
@@ -255,11 +260,16 @@ impl Server<'_> {
         self.send_ready()?;
         loop {
             while self.jobs.is_empty() || self.message_waits()? {
+                if self.jobs.is_empty() && !self.readings.is_empty() && !self.await_bytes()? {
+                    self.read_on()?;
+                    continue;
+                }
                 match self.handle(self.link.receive()?)? {
                     Next::Go => {}
                     Next::Stop => return Ok(()),
                 }
             }
+            self.read_on()?;
             match self.jobs.tokenise(&self.loaded.text, TOKENISE_BYTES) {
                 Ok(()) => self.step()?,
                 Err((slot, error)) => self.fail(slot, error)?,
@@ -280,6 +290,46 @@ impl Server<'_> {
             vocabulary: text.vocabulary(),
         };
         send(self.link, ready)
+    }
+
+    /// Waits for bytes of a file or a message; whether there is a message.
+    fn await_bytes(&self) -> Result<bool, End> {
+        let mut watched: Vec<PollFd<'_>> =
+            self.readings.iter().map(|reading| PollFd::new(reading, PollFlags::IN)).collect();
+        watched.push(PollFd::new(self.link, PollFlags::IN));
+        loop {
+            match poll(&mut watched, Some(&FILE_LOOK_EVERY)) {
+                Ok(_) => return Ok(watched.last().is_some_and(|link| !link.revents().is_empty())),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(LinkError::Os(error).into()),
+            }
+        }
+    }
+
+    /// Takes what has come of the files; texts that are whole become jobs.
+    fn read_on(&mut self) -> Result<(), End> {
+        let mut at = 0;
+        while let Some(reading) = self.readings.get_mut(at) {
+            let (slot, share) = (reading.slot, reading.share);
+            match reading.advance(self.memory) {
+                Progress::Waits => {
+                    at += 1;
+                    continue;
+                }
+                Progress::Read(input) => self.jobs.add(slot, share, input),
+                Progress::Failed(error) => send(self.link, FromWorker::Failed { slot, error })?,
+            }
+            self.readings.swap_remove(at);
+        }
+        Ok(())
+    }
+
+    /// A slot that may take a job now.
+    fn free(&mut self, slot: u32) -> Result<(), End> {
+        if self.readings.iter().any(|reading| reading.slot == slot) {
+            return Err(SlotFault::Taken.into());
+        }
+        Ok(self.jobs.free(slot)?)
     }
 
     /// Whether the link can be read without waiting; its end counts.
@@ -307,6 +357,11 @@ impl Server<'_> {
             (ToWorker::Run { slot, domain, weight, input: Data::Descriptor { bytes } }, 1) => {
                 self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
+            (ToWorker::Run { slot, domain, weight, input: Data::File { truncate } }, 1) => {
+                self.free(slot)?;
+                let share = Share { domain, weight };
+                self.readings.push(Reading::new(slot, share, truncate, descriptors.remove(0)));
+            }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Drill { bytes }, 0) => hoard(bytes),
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
@@ -331,7 +386,7 @@ impl Server<'_> {
     }
 
     fn run_inline(&mut self, slot: u32, share: Share, input: EmbedInput) -> Result<(), End> {
-        self.jobs.free(slot)?;
+        self.free(slot)?;
         let bytes: usize = input.items.iter().map(least_encoding).sum();
         if !input.is_legal() || bytes > INLINE_INPUT_BYTES_MAX {
             return Err(End::Illegal("an inline input out of bounds"));
@@ -347,7 +402,7 @@ impl Server<'_> {
         bytes: u64,
         descriptor: OwnedFd,
     ) -> Result<(), End> {
-        self.jobs.free(slot)?;
+        self.free(slot)?;
         let file = SealedFile::from_descriptor(descriptor)?;
         if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
             return Err(End::Illegal("an input of another length, or out of bounds"));
@@ -361,7 +416,9 @@ impl Server<'_> {
     }
 
     fn cancel(&mut self, slot: u32) -> Result<(), End> {
-        if self.jobs.cancel(slot)? {
+        let readings = self.readings.len();
+        self.readings.retain(|reading| reading.slot != slot);
+        if self.jobs.cancel(slot)? || self.readings.len() < readings {
             send(self.link, FromWorker::Failed { slot, error: JobError::Cancelled })?;
         }
         Ok(())

@@ -1,0 +1,606 @@
+//! Grants while the server runs: the table under a lock, the file services that hold the granted roots, and the time that
+//! ends them. `ringfence-grants` decides; here it takes effect.
+
+mod guard;
+mod view;
+
+pub(crate) use guard::{GuardError, Page};
+pub(crate) use view::{GrantView, GrantsView};
+
+use crate::api::ApiError;
+use crate::clock;
+use crate::home::{Home, HomeError};
+use crate::status::GrantCounts;
+use crate::workers::Spawner;
+use axum::http::StatusCode;
+use guard::{Guard, Opening};
+use ringfence_grants::{
+    Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, Grant, GrantId,
+    Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, Rules, SECRET_BYTES, Shown, State,
+};
+use ringfence_protocol::{FileAccess, Identity, connected_pair};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+/// File services that run at a time: one for each root that is asked for or granted.
+pub(crate) const FILEGUARDS_MAX: usize = 64;
+/// The longest text of rules, in bytes.
+const RULES_BYTES_MAX: usize = 1024 * 1024;
+/// What the operator has decided beforehand.
+const RULES_FILE: &str = "grants.toml";
+/// A machine that slept, or whose clock was set, is noticed after so long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The grants of this run.
+pub(crate) struct GrantService {
+    table: Mutex<Grants>,
+    /// Those of granted roots that run, by the grant that was asked for.
+    guards: Mutex<HashMap<GrantId, Held>>,
+    /// Tells whoever uses a grant of its end.
+    ends: Mutex<HashMap<GrantId, watch::Sender<bool>>>,
+    places: Arc<Semaphore>,
+    spawner: Spawner,
+    home: Arc<Home>,
+    /// The home as the kernel knows it: nothing of it is ever given.
+    excluded: Vec<Identity>,
+    home_path: PathBuf,
+    run_id: String,
+    /// Counts changes, for whoever waits for one.
+    version: watch::Sender<u64>,
+    /// The earliest end may have changed.
+    sooner: Notify,
+}
+
+struct Held {
+    guard: Guard,
+    _place: OwnedSemaphorePermit,
+}
+
+/// One use of a grant: a file that may be read, as long as this lives.
+pub(crate) struct GrantedFile {
+    service: Arc<GrantService>,
+    guard: Guard,
+    /// Given back at the end.
+    read: Mutex<Option<FileRead>>,
+    /// Bytes that went over its sockets.
+    bytes: Arc<AtomicU64>,
+    grant: GrantId,
+    path: String,
+    until_boot_ms: u64,
+    bytes_max: u64,
+    /// Why the file could not be opened the last time.
+    refusal: Arc<Mutex<Option<ApiError>>>,
+    /// Made with this, so that a worker always gets one; then the last one.
+    socket: Mutex<Socket>,
+    ended: watch::Receiver<bool>,
+}
+
+/// The socket that a worker gets, and the end that fileguard is to have of it, until it has it.
+struct Socket {
+    theirs: Arc<OwnedFd>,
+    ours: Option<OwnedFd>,
+}
+
+impl Socket {
+    fn new() -> Result<Self, Errno> {
+        let (theirs, ours) = connected_pair()?;
+        rustix::io::ioctl_fionbio(&theirs, true)?;
+        Ok(Self { theirs: Arc::new(theirs), ours: Some(ours) })
+    }
+}
+
+impl std::fmt::Debug for GrantedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A path is a client's own affair.
+        f.debug_struct("GrantedFile").field("grant", &self.grant).finish_non_exhaustive()
+    }
+}
+
+impl GrantedFile {
+    /// A socket on which the file is asked for, for a worker: what is read over it never comes through the server. The file
+    /// is opened behind it; if that fails, the socket closes, and [`GrantedFile::refusal`] says why.
+    pub(crate) fn connect(&self) -> Arc<OwnedFd> {
+        let mut socket = self.socket.lock().expect("no thread panics with this lock");
+        if socket.ours.is_none() {
+            // Another worker gets the job. Without descriptors for a new pair it finds the old one closed.
+            match Socket::new() {
+                Ok(new) => *socket = new,
+                Err(error) => tracing::error!(%error, "no socket can be made for a granted file"),
+            }
+        }
+        if let Some(ours) = socket.ours.take() {
+            self.open_behind(ours);
+        }
+        socket.theirs.clone()
+    }
+
+    fn open_behind(&self, socket: OwnedFd) {
+        let (closed, when_closed) = oneshot::channel();
+        let opening = Opening {
+            grant: self.grant,
+            path: self.path.clone(),
+            access: FileAccess::Read,
+            until_boot_ms: self.until_boot_ms,
+            bytes_max: self.bytes_max,
+            socket,
+            closed,
+        };
+        let (guard, refusal, bytes) = (self.guard.clone(), self.refusal.clone(), self.bytes.clone());
+        tokio::spawn(async move {
+            match guard.open(opening).await {
+                Ok(()) => {
+                    bytes.fetch_add(when_closed.await.unwrap_or(0), Ordering::Relaxed);
+                }
+                Err(error) => {
+                    *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
+                }
+            }
+        });
+    }
+
+    /// Why the file could not be opened.
+    pub(crate) fn refusal(&self) -> Option<ApiError> {
+        self.refusal.lock().expect("no thread panics with this lock").take()
+    }
+
+    /// Returns when the grant has ended: what was made from it must not be given out any more.
+    pub(crate) async fn ended(&self) {
+        // The service keeps the sender until the end, and lets it go then.
+        drop(self.ended.clone().wait_for(|ended| *ended).await);
+    }
+}
+
+impl Drop for GrantedFile {
+    fn drop(&mut self) {
+        let read = self.read.lock().expect("no thread panics with this lock").take();
+        if let Some(read) = read {
+            self.service.table().spent(read, self.bytes.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// Who presents a capability string.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Holder<'a> {
+    pub(crate) client: &'a str,
+    pub(crate) capability: &'a str,
+    pub(crate) audience: &'a Audience,
+}
+
+impl Holder<'_> {
+    fn presented(&self) -> Presented<'_> {
+        Presented { string: self.capability, client: self.client, audience: self.audience }
+    }
+}
+
+impl GrantService {
+    /// No grants yet; `run` names this run of the server, `run_id` is the same in words.
+    pub(crate) fn new(
+        home: Arc<Home>,
+        spawner: Spawner,
+        run: [u8; 6],
+        run_id: String,
+    ) -> Result<Self, HomeError> {
+        let (device, inode) = home.identity()?;
+        let home_path = std::fs::canonicalize(home.path()).unwrap_or_else(|_| home.path().to_owned());
+        Ok(Self {
+            table: Mutex::new(Grants::new(run)),
+            guards: Mutex::default(),
+            ends: Mutex::default(),
+            places: Arc::new(Semaphore::new(FILEGUARDS_MAX)),
+            spawner,
+            excluded: vec![Identity { device, inode }],
+            home,
+            home_path,
+            run_id,
+            version: watch::Sender::new(0),
+            sooner: Notify::new(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Grants> {
+        self.table.lock().expect("no thread panics with this lock")
+    }
+
+    /// The operator's rules as they stand now: an edit counts for the next question, a broken file for none.
+    fn rules(&self) -> Result<Rules, ApiError> {
+        let broken = |why: String| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "grant_rules_invalid",
+                format!("{RULES_FILE}: {why}; nothing is granted until the operator has mended it"),
+            )
+        };
+        let bytes = self.home.read(RULES_FILE, RULES_BYTES_MAX).map_err(|error| broken(error.to_string()))?;
+        let text = String::from_utf8(bytes.unwrap_or_default()).map_err(|error| broken(error.to_string()))?;
+        Rules::parse(&text).map_err(|error| broken(error.to_string()))
+    }
+
+    /// Puts a question: its root is opened and shown before anybody is asked.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<GrantView, ApiError> {
+        let rules = self.rules()?;
+        if self.is_of_home(Path::new(&ask.path)) {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "path_excluded",
+                "the server's own home is never given, nor a folder that it is in",
+            ));
+        }
+        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "fileguards_full",
+                format!(
+                    "{FILEGUARDS_MAX} granted roots are held already; revoke some, or narrow one of them"
+                ),
+            )
+            .retry_after(Some(LOOK_EVERY))
+        })?;
+        let (client, path, kind) = (ask.client.clone(), ask.path.clone(), ask.kind);
+        let id = self.table().ask(clock::moment(), ask, &rules).map_err(|refusal| asked(&refusal))?;
+        tracing::info!(grant = id.0, client, "a grant is asked for");
+        let access = match kind {
+            Kind::FileRead => FileAccess::Read,
+            Kind::FileWrite => FileAccess::Write,
+        };
+        let (guard, shown) = match Guard::start(&self.spawner, &path, access, &self.excluded).await {
+            Ok(started) => started,
+            Err(error) => {
+                self.table().revoke(id);
+                tracing::info!(grant = id.0, %error, "what is asked for can't be opened");
+                return Err(guarded(&error));
+            }
+        };
+        self.show(id, shown, Held { guard, _place: place }, &rules).await
+    }
+
+    async fn show(
+        &self,
+        id: GrantId,
+        shown: Shown,
+        held: Held,
+        rules: &Rules,
+    ) -> Result<GrantView, ApiError> {
+        self.guards.lock().expect("no thread panics with this lock").insert(id, held);
+        let state = self.table().shown(clock::moment(), id, shown, rules);
+        match state {
+            Ok(state) => {
+                self.changed(id, state);
+                self.view(id, None).ok_or_else(unknown)
+            }
+            // It was answered, or its time was over, while the root was opened.
+            Err(refusal) => {
+                self.let_go(id).await;
+                Err(decided(refusal))
+            }
+        }
+    }
+
+    fn is_of_home(&self, path: &Path) -> bool {
+        path.starts_with(&self.home_path) || self.home_path.starts_with(path)
+    }
+
+    fn changed(&self, id: GrantId, state: State) {
+        tracing::info!(grant = id.0, ?state, "grant");
+        metrics::counter!("ringfence_grants_total", "state" => view::state_name(state)).increment(1);
+        if state == State::Live {
+            let mut ends = self.ends.lock().expect("no thread panics with this lock");
+            ends.insert(id, watch::Sender::new(false));
+        }
+        self.version.send_modify(|version| *version += 1);
+        self.sooner.notify_one();
+    }
+
+    /// One grant, if the viewer may see it; nobody is the operator.
+    pub(crate) fn view(&self, id: GrantId, viewer: Option<&str>) -> Option<GrantView> {
+        let table = self.table();
+        let grant = table.grant(id)?;
+        viewer.is_none_or(|viewer| viewer == grant.ask.client).then(|| GrantView::of(grant))
+    }
+
+    /// All that the viewer may see, as soon as there was a change after this version, or after this time.
+    pub(crate) async fn list(&self, viewer: Option<&str>, after: Option<u64>, wait: Duration) -> GrantsView {
+        let mut version = self.version.subscribe();
+        if let Some(after) = after {
+            drop(tokio::time::timeout(wait, version.wait_for(|version| *version != after)).await);
+        }
+        let version = *version.borrow();
+        let table = self.table();
+        let mine = |grant: &&Grant| viewer.is_none_or(|viewer| viewer == grant.ask.client);
+        GrantsView {
+            run: self.run_id.clone(),
+            version,
+            grants: table.all().filter(mine).map(GrantView::of).collect(),
+        }
+    }
+
+    /// One grant as soon as it is no longer pending, or after this time.
+    pub(crate) async fn answered(
+        &self,
+        id: GrantId,
+        viewer: Option<&str>,
+        wait: Duration,
+    ) -> Option<GrantView> {
+        let mut version = self.version.subscribe();
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            let view = self.view(id, viewer)?;
+            if !view.is_pending() || tokio::time::timeout_at(until, version.changed()).await.is_err() {
+                return Some(view);
+            }
+        }
+    }
+
+    /// What the operator's key has to sign where the approver has the asker's uid.
+    pub(crate) fn approval_text(&self, id: GrantId, lifetime_ms: Option<u64>) -> Option<String> {
+        let table = self.table();
+        let Grant { ask, shown, .. } = table.grant(id)?;
+        let shown = shown.as_ref()?;
+        let approval = Approval {
+            run: &self.run_id,
+            grant: id.0,
+            client: &ask.client,
+            kind: view::kind_name(ask.kind),
+            path: &ask.path,
+            audience: &view::audience_name(&ask.audience),
+            object: (shown.device, shown.inode),
+            lifetime_ms: lifetime_ms.unwrap_or(ask.lifetime_ms),
+            bytes_max: ask.bytes_max,
+            snapshot: ask.snapshot,
+        };
+        Some(approval.text())
+    }
+
+    /// Answers a question.
+    pub(crate) async fn decide(
+        &self,
+        id: GrantId,
+        decision: Decision,
+        by: Approver,
+    ) -> Result<GrantView, ApiError> {
+        let state = {
+            let mut table = self.table();
+            table.decide(clock::moment(), id, decision, by).map_err(decided)?.state
+        };
+        tracing::info!(grant = id.0, uid = by.uid, operator = by.operator, ?state, "a grant is decided");
+        self.changed(id, state);
+        if state != State::Live {
+            self.let_go(id).await;
+        }
+        self.view(id, None).ok_or_else(unknown)
+    }
+
+    /// The holder's string, once.
+    pub(crate) fn claim(&self, id: GrantId, client: &str) -> Result<String, ApiError> {
+        let mut secret = [0; SECRET_BYTES];
+        getrandom::fill(&mut secret).map_err(|error| ApiError::internal(&error))?;
+        let claimed = self.table().claim(id, client, &secret);
+        claimed.map(|string| string.reveal().to_owned()).ok_or_else(|| {
+            ApiError::new(
+                StatusCode::CONFLICT,
+                "grant_not_claimable",
+                "there is no live grant of yours of this number whose capability string was not given yet",
+            )
+        })
+    }
+
+    /// A grant of less, with its string.
+    pub(crate) fn narrow(
+        &self,
+        holder: Holder<'_>,
+        narrower: &Narrower,
+    ) -> Result<(GrantView, String), ApiError> {
+        let narrowed = self.table().narrow(clock::moment(), holder.presented(), narrower);
+        let id = narrowed.map_err(|refusal| match refusal {
+            NarrowRefusal::Use(refusal) => refused(refusal),
+            NarrowRefusal::Wider(field) => {
+                ApiError::invalid("grant_wider", field, NarrowRefusal::Wider(field).to_string())
+            }
+            refusal @ (NarrowRefusal::TooDeep | NarrowRefusal::Full(_)) => {
+                ApiError::new(StatusCode::CONFLICT, "grants_full", refusal.to_string())
+            }
+        })?;
+        self.changed(id, State::Live);
+        let string = self.claim(id, holder.client)?;
+        Ok((self.view(id, None).ok_or_else(unknown)?, string))
+    }
+
+    /// Takes a grant back, for its holder or the operator. When this returns no byte is read on it any more.
+    pub(crate) async fn revoke(&self, id: GrantId, viewer: Option<&str>) -> Result<GrantView, ApiError> {
+        if self.view(id, viewer).is_none() {
+            return Err(unknown());
+        }
+        let changes = self.table().revoke(id);
+        self.end_all(changes).await;
+        self.view(id, viewer).ok_or_else(unknown)
+    }
+
+    /// Lets a change take effect: whoever uses the grant is told, its files are closed, its root is let go.
+    async fn end_all(&self, changes: Vec<Change>) {
+        let ends: Vec<_> = {
+            let mut ends = self.ends.lock().expect("no thread panics with this lock");
+            changes.iter().filter_map(|change| ends.remove(&change.grant)).collect()
+        };
+        for end in ends {
+            end.send_replace(true);
+        }
+        for change in changes {
+            self.let_go(change.grant).await;
+            self.changed(change.grant, change.state);
+        }
+    }
+
+    /// Ends the file service of a grant, or closes what a narrowed one has open.
+    async fn let_go(&self, id: GrantId) {
+        let held = self.guards.lock().expect("no thread panics with this lock").remove(&id);
+        if let Some(held) = held {
+            return held.guard.end().await;
+        }
+        let root = self.table().grant(id).map(|grant| grant.root);
+        if let Some(guard) = root.filter(|root| *root != id).and_then(|root| self.guard_of(root)) {
+            guard.close_all_of(id).await;
+        }
+    }
+
+    fn guard_of(&self, root: GrantId) -> Option<Guard> {
+        let guards = self.guards.lock().expect("no thread panics with this lock");
+        guards.get(&root).map(|held| held.guard.clone())
+    }
+
+    /// Lets one file be read, by whoever gets a socket from what is returned.
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        holder: Holder<'_>,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<Arc<GrantedFile>, ApiError> {
+        let read = self.table().read(clock::moment(), holder.presented(), path, bytes_max);
+        let read = read.map_err(|refusal| {
+            tracing::info!(client = holder.client, code = refusal.code(), "a use of a grant is refused");
+            metrics::counter!("ringfence_grant_refusals_total", "code" => refusal.code()).increment(1);
+            refused(refusal)
+        })?;
+        let ends = self.ends.lock().expect("no thread panics with this lock");
+        let ended = ends.get(&read.grant()).map(watch::Sender::subscribe);
+        drop(ends);
+        let (Some(ended), Some(guard)) = (ended, self.guard_of(read.root())) else {
+            self.table().spent(read, 0);
+            return Err(guarded(&GuardError::Ended));
+        };
+        let socket = Socket::new().map_err(|error| ApiError::internal(&error))?;
+        Ok(Arc::new(GrantedFile {
+            socket: Mutex::new(socket),
+            service: self.clone(),
+            guard,
+            bytes: Arc::default(),
+            grant: read.grant(),
+            path: self.path_for_guard(&read),
+            until_boot_ms: read.until_boot_ms(),
+            bytes_max: read.bytes_max(),
+            refusal: Arc::default(),
+            ended,
+            read: Mutex::new(Some(read)),
+        }))
+    }
+
+    /// Where the root is a file, fileguard wants its name.
+    fn path_for_guard(&self, read: &FileRead) -> String {
+        if !read.path().is_root() {
+            return read.path().as_str().to_owned();
+        }
+        let table = self.table();
+        let path = table.grant(read.root()).map_or("", |grant| grant.ask.path.as_str());
+        path.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
+    /// A page of a folder, for the holder to walk.
+    pub(crate) async fn entries(
+        &self,
+        holder: Holder<'_>,
+        path: &str,
+        after: String,
+        entries_max: u32,
+    ) -> Result<Page, ApiError> {
+        let read = self.table().read(clock::moment(), holder.presented(), path, 1).map_err(refused)?;
+        let guard = self.guard_of(read.root());
+        let path = read.path().as_str().to_owned();
+        self.table().spent(read, 0);
+        let guard = guard.ok_or_else(|| guarded(&GuardError::Ended))?;
+        guard.list(path, after, entries_max).await.map_err(|error| guarded(&error))
+    }
+
+    /// Ends what is over, when it is.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let now = clock::moment();
+            let changes = self.table().tick(now);
+            self.end_all(changes).await;
+            let next = self.table().next_boot_ms();
+            let wait =
+                next.map(|next| Duration::from_millis(next.saturating_sub(now.boot_ms)).min(LOOK_EVERY));
+            match wait {
+                None => self.sooner.notified().await,
+                Some(wait) => drop(tokio::time::timeout(wait, self.sooner.notified()).await),
+            }
+        }
+    }
+
+    /// For `/status`.
+    pub(crate) fn counts(&self) -> GrantCounts {
+        let file_services = self.guards.lock().expect("no thread panics with this lock").len();
+        GrantCounts { open: self.table().open(), file_services }
+    }
+}
+
+fn unknown() -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "grant_unknown",
+        "there is no such grant of yours, or it is long over",
+    )
+}
+
+fn asked(refusal: &AskRefusal) -> ApiError {
+    let message = refusal.to_string();
+    match refusal {
+        AskRefusal::Path(_) | AskRefusal::WholeDisk => ApiError::invalid("path_invalid", "path", message),
+        AskRefusal::Text(field) | AskRefusal::Range(field, _) => {
+            ApiError::invalid("grant_invalid", field, message)
+        }
+        AskRefusal::TooManyPending(_) => {
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "grants_pending", message)
+                .retry_after(Some(Duration::from_millis(ringfence_grants::QUESTION_EVERY_MS)))
+        }
+        AskRefusal::TooOften { retry_ms } => {
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "grants_too_often", message)
+                .retry_after(Some(Duration::from_millis(*retry_ms)))
+        }
+        AskRefusal::Full(_) => ApiError::new(StatusCode::CONFLICT, "grants_full", message),
+        AskRefusal::Rule => ApiError::new(StatusCode::FORBIDDEN, "grant_denied_by_rule", message),
+    }
+}
+
+fn decided(refusal: DecideRefusal) -> ApiError {
+    let (status, code) = match refusal {
+        DecideRefusal::Unknown => (StatusCode::NOT_FOUND, "grant_unknown"),
+        DecideRefusal::NotPending => (StatusCode::CONFLICT, "grant_not_pending"),
+        DecideRefusal::NotShown => (StatusCode::CONFLICT, "grant_not_shown"),
+        DecideRefusal::SelfApproval => (StatusCode::FORBIDDEN, "operator_proof_needed"),
+        DecideRefusal::Lifetime => (StatusCode::BAD_REQUEST, "lifetime_invalid"),
+    };
+    ApiError::new(status, code, refusal.to_string())
+}
+
+/// A use that the table refuses.
+fn refused(refusal: Refusal) -> ApiError {
+    let status = match refusal {
+        Refusal::String(_) | Refusal::Unknown => StatusCode::UNAUTHORIZED,
+        Refusal::Path(_) => StatusCode::BAD_REQUEST,
+        Refusal::WrongHolder
+        | Refusal::WrongAudience
+        | Refusal::Expired
+        | Refusal::Revoked
+        | Refusal::UsedUp
+        | Refusal::OutOfScope
+        | Refusal::ClockTurnedBack => StatusCode::FORBIDDEN,
+    };
+    ApiError::new(status, refusal.code(), refusal.to_string())
+}
+
+/// What the file service can't or won't do.
+fn guarded(error: &GuardError) -> ApiError {
+    let (status, code) = match error {
+        GuardError::Root(_) => (StatusCode::UNPROCESSABLE_ENTITY, "path_refused"),
+        GuardError::Start(_) => (StatusCode::SERVICE_UNAVAILABLE, "file_service_failed"),
+        GuardError::File(_) => (StatusCode::UNPROCESSABLE_ENTITY, "file_refused"),
+        GuardError::Ended => (StatusCode::FORBIDDEN, "grant_revoked"),
+        GuardError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "file_service_busy"),
+    };
+    ApiError::new(status, code, error.to_string())
+}

@@ -1,0 +1,149 @@
+//! Texts that are still being read: a job whose input is a granted file gets a socket on which the file's service answers.
+//! Nothing here waits: other jobs go on meanwhile, and one that gets no bytes for too long fails.
+
+use crate::jobs::Share;
+use crate::memory::{Memory, job_error};
+use crate::stopwatch::Stopwatch;
+use ringfence_protocol::{
+    EmbedInput, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileLink, FileReply, FileRequest, INPUT_BYTES_MAX, Item,
+    JobError, LinkError, Received,
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// How long the service may give no bytes, in microseconds.
+const SILENCE_US_MAX: u64 = 10_000_000;
+
+/// One file of one job.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// The server's number for the job.
+    pub(crate) slot: u32,
+    /// Whose the job is.
+    pub(crate) share: Share,
+    truncate: bool,
+    link: FileLink,
+    text: Vec<u8>,
+    /// Where the next request begins.
+    asked: usize,
+    /// Requests without an answer yet.
+    steps: usize,
+    silence: Stopwatch,
+}
+
+/// How far it is.
+pub(crate) enum Progress {
+    /// More is awaited.
+    Waits,
+    /// All is there.
+    Read(EmbedInput),
+    /// It can't be had, or is no text.
+    Failed(JobError),
+}
+
+impl Reading {
+    /// The first of its steps is asked for at [`Reading::advance`].
+    pub(crate) fn new(slot: u32, share: Share, truncate: bool, socket: OwnedFd) -> Self {
+        let link = FileLink::new(socket);
+        Self {
+            slot,
+            share,
+            truncate,
+            link,
+            text: Vec::new(),
+            asked: 0,
+            steps: 0,
+            silence: Stopwatch::start(),
+        }
+    }
+
+    /// Takes what has come and asks for more.
+    pub(crate) fn advance(&mut self, memory: &dyn Memory) -> Progress {
+        match self.go_on(memory) {
+            Ok(false) if self.silence.micros() > SILENCE_US_MAX => {
+                Progress::Failed(JobError::InputUnavailable)
+            }
+            Ok(false) => Progress::Waits,
+            Ok(true) => self.decode(),
+            Err(error) => Progress::Failed(error),
+        }
+    }
+
+    /// Whether all is there.
+    fn go_on(&mut self, memory: &dyn Memory) -> Result<bool, JobError> {
+        loop {
+            while self.steps < FILE_STEPS_MAX && self.asked <= INPUT_BYTES_MAX {
+                let request =
+                    FileRequest::Read { offset: self.asked as u64, length: FILE_STEP_BYTES_MAX as u32 };
+                match self.link.send(&request, &[]) {
+                    Ok(()) => {
+                        self.asked += FILE_STEP_BYTES_MAX;
+                        self.steps += 1;
+                    }
+                    Err(LinkError::WouldBlock) => break,
+                    // What it says before it went away may still be there.
+                    Err(_) if self.steps > 0 => break,
+                    Err(_) => return Err(self.last_word()),
+                }
+            }
+            match self.link.receive() {
+                Ok(Received { message, descriptors, .. }) if descriptors.is_empty() => {
+                    if self.take(message, memory)? {
+                        return Ok(true);
+                    }
+                }
+                Err(LinkError::WouldBlock) => return Ok(false),
+                Ok(_) | Err(_) => return Err(JobError::InputUnavailable),
+            }
+        }
+    }
+
+    /// The refusal that stands in the socket where it could not be written to any more.
+    fn last_word(&self) -> JobError {
+        match self.link.receive() {
+            Ok(Received { message: FileReply::Refused(refusal), .. }) => JobError::InputRefused { refusal },
+            _ => JobError::InputUnavailable,
+        }
+    }
+
+    /// Whether a reply was the last one.
+    fn take(&mut self, reply: FileReply, memory: &dyn Memory) -> Result<bool, JobError> {
+        self.steps -= 1;
+        self.silence = Stopwatch::start();
+        let FileReply::Bytes { offset, data } = reply else {
+            return Err(match reply {
+                FileReply::Refused(refusal) => JobError::InputRefused { refusal },
+                _ => JobError::InputUnavailable,
+            });
+        };
+        if offset != self.text.len() as u64 {
+            return Err(JobError::InputUnavailable);
+        }
+        let bytes = &data.0;
+        if self.text.len() + bytes.len() > INPUT_BYTES_MAX {
+            return Err(JobError::InputTooLarge { limit: INPUT_BYTES_MAX as u64 });
+        }
+        // Growing may hold the old and the new text for a moment.
+        memory.check(3 * (self.text.len() + bytes.len()) as u64).map_err(job_error)?;
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len() < FILE_STEP_BYTES_MAX)
+    }
+
+    /// UTF-8, with or without a byte order mark.
+    fn decode(&mut self) -> Progress {
+        match String::from_utf8(std::mem::take(&mut self.text)) {
+            Ok(text) => {
+                let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+                Progress::Read(EmbedInput { items: vec![Item::Text(text)], truncate: self.truncate })
+            }
+            Err(error) => {
+                Progress::Failed(JobError::InputNotText { byte: error.utf8_error().valid_up_to() as u64 })
+            }
+        }
+    }
+}
+
+impl AsFd for Reading {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
+    }
+}
