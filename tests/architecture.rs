@@ -5,13 +5,29 @@ use std::process::Command;
 
 /// Each package and the packages of this workspace that it may depend on (normal edges).
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("ringfence", &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"]),
+    (
+        "ringfence",
+        &[
+            "ringfence-grants",
+            "ringfence-models",
+            "ringfence-protocol",
+            "ringfence-sandbox",
+            "ringfence-scheduler",
+        ],
+    ),
     (
         "ringfence-server",
-        &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"],
+        &[
+            "ringfence-grants",
+            "ringfence-models",
+            "ringfence-protocol",
+            "ringfence-sandbox",
+            "ringfence-scheduler",
+        ],
     ),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-gpu", &[]),
+    ("ringfence-grants", &[]),
     ("ringfence-kernels", &[]),
     ("ringfence-models", &[]),
     ("ringfence-protocol", &[]),

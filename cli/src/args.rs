@@ -4,6 +4,7 @@ use crate::commands::alert::AlertArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::grant::GrantArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
@@ -88,6 +89,8 @@ pub enum Command {
     Usage(UsageArgs),
     /// Show what went wrong, and have a command told of it
     Alert(AlertArgs),
+    /// Say who may read or write which files, and until when
+    Grant(GrantArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
     /// Record what comes to the server, and replay it under other quotas

@@ -123,11 +123,17 @@ impl Home {
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = self.program("ringfence");
         command.args(arguments).arg("--home").arg(self.path());
-        if matches!(arguments, ["init" | "trust", ..] | ["model", "add" | "sign", ..]) {
+        if matches!(
+            arguments,
+            ["init" | "trust", ..] | ["model", "add" | "sign", ..] | ["grant", "approve" | "watch", ..]
+        ) {
             command.arg("--config").arg(self.config());
         }
         if !matches!(arguments, ["trust", "show" | "restore", ..])
-            && matches!(arguments, ["init" | "trust", ..] | ["model", "add" | "sign", ..])
+            && matches!(
+                arguments,
+                ["init" | "trust", ..] | ["model", "add" | "sign", ..] | ["grant", "approve" | "watch", ..]
+            )
         {
             command.arg("--passphrase-file").arg(self.passphrase());
         }

@@ -4,6 +4,7 @@ pub mod alert;
 pub mod bench;
 pub mod client;
 pub mod doctor;
+pub mod grant;
 pub mod init;
 pub mod key;
 pub mod model;
@@ -45,6 +46,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Top(args) => top::run(args, home, output),
         Command::Usage(args) => usage::run(args, home, output),
         Command::Alert(args) => alert::run(args, home, output),
+        Command::Grant(args) => grant::run(args, home, output),
         Command::Why(args) => why::run(&args, home, output),
         Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),

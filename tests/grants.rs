@@ -1,0 +1,302 @@
+//! Files by grant against a real server: asked for, shown, decided by somebody else, read by the worker and nobody else, and
+//! over when it is over.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can not go on fails, and waits by the clock"
+)]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{Answer, Home, Server, Target};
+
+const NOTE: &str = "the cat sat on the mat";
+
+/// A folder that belongs to the server's user, as what it may give must.
+struct Notes(PathBuf);
+
+impl Notes {
+    fn new(home: &Home) -> Self {
+        let folder = home.folder.path().join("notes");
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        let notes = Self(folder);
+        notes.give(Path::new(""));
+        notes.give(Path::new("sub"));
+        notes.write("a.md", NOTE.as_bytes());
+        notes.write("sub/b.md", b"another text");
+        notes
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.join(name), bytes).unwrap();
+        self.give(Path::new(name));
+    }
+
+    fn give(&self, name: &Path) {
+        if rustix::process::getuid().is_root() {
+            chown(self.0.join(name), Some(65_534), Some(65_534)).unwrap();
+        }
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+fn body(path: &str) -> Value {
+    json!({"kind": "file_read", "path": path, "model": "tiny-bert", "reason": "to find passages",
+           "results": "an answer to the asker", "lifetime_ms": 600_000, "bytes_max": 100_000_000})
+}
+
+fn with(mut body: Value, field: &str, value: impl Into<Value>) -> Value {
+    body[field] = value.into();
+    body
+}
+
+fn ask(server: &Server, body: &Value) -> Value {
+    server.api().post("/grants", body).ok()
+}
+
+/// A capability string for a folder or file, approved by the operator.
+fn granted(home: &Home, server: &Server, body: &Value) -> (u64, String) {
+    let grant = ask(server, body)["grant"].as_u64().unwrap();
+    home.cli_ok(&["grant", "approve", &grant.to_string()]);
+    (grant, claim(server, grant))
+}
+
+fn claim(server: &Server, grant: u64) -> String {
+    let claimed = server.api().post(&format!("/grants/{grant}/claim"), &json!({})).ok();
+    claimed["capability"].as_str().unwrap().to_owned()
+}
+
+fn embed(target: &Target, model: &str, capability: &str, path: &str) -> Answer {
+    target.embed(&json!({"model": model, "input": {"grant": capability, "path": path}}))
+}
+
+fn read(server: &Server, capability: &str, path: &str) -> Answer {
+    embed(&server.api(), "tiny-bert", capability, path)
+}
+
+#[test]
+fn a_granted_file_is_what_its_text_is_and_nothing_beside_it_can_be_read() {
+    let home = Home::with_tiny();
+    home.add_tiny("tiny-other");
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let asked = ask(&server, &body(notes.path()));
+    assert_eq!(
+        (&asked["state"], &asked["object"]["kind"]),
+        (&"pending".into(), &"folder".into()),
+        "{asked:#}"
+    );
+    let grant = asked["grant"].as_u64().unwrap();
+    let claimed = server.api().post(&format!("/grants/{grant}/claim"), &json!({}));
+    assert_eq!((claimed.status, claimed.code()), (409, "grant_not_claimable".to_owned()));
+    // Whoever asks is whoever answers here, and neither the client's socket nor the plain word is enough.
+    let approve = format!("/grants/{grant}/approve");
+    assert_eq!(server.api().post(&approve, &json!({})).code(), "admin_only");
+    assert_eq!(server.admin().post(&approve, &json!({})).code(), "operator_proof_needed");
+    let forged = json!({"signature": "AAAA"});
+    assert_eq!(server.admin().post(&approve, &forged).code(), "operator_proof_wrong");
+    let page = home.cli_ok(&["grant", "show", &grant.to_string()]);
+    assert!(page.contains(notes.path()) && page.contains("to find passages"), "{page}");
+    home.cli_ok(&["grant", "approve", &grant.to_string(), "--minutes", "5"]);
+    let capability = claim(&server, grant);
+
+    let of_file = read(&server, &capability, "a.md").ok();
+    let of_text = server.api().embed(&json!({"model": "tiny-bert", "input": NOTE})).ok();
+    assert_eq!(of_file["data"], of_text["data"]);
+    assert_eq!(read(&server, &capability, "sub/b.md").status, 200);
+    notes.write("mark.md", "\u{feff}the cat sat on the mat".as_bytes());
+    assert_eq!(read(&server, &capability, "mark.md").ok()["data"], of_text["data"]);
+
+    notes.write("picture", &[b'a', 0xff, 0xfe]);
+    symlink("/etc/passwd", notes.0.join("link")).unwrap();
+    fs::hard_link(notes.0.join("sub/b.md"), notes.0.join("hard")).unwrap();
+    for (path, status, code) in [
+        ("../notes/a.md", 400, "grant_path_refused"),
+        ("/etc/passwd", 400, "grant_path_refused"),
+        ("link", 422, "file_refused"),
+        ("hard", 422, "file_refused"),
+        ("sub", 422, "file_refused"),
+        ("missing", 422, "file_refused"),
+        ("picture", 400, "input_not_text"),
+    ] {
+        let answer = read(&server, &capability, path);
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{path}: {:#}", answer.json());
+    }
+    let entries =
+        server.api().post("/grants/entries", &json!({"capability": capability, "model": "tiny-bert"})).ok();
+    let names: Vec<&str> =
+        entries["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a.md", "hard", "link", "mark.md", "picture", "sub"], "{entries:#}");
+
+    home.cli_ok(&["client", "add", "mail"]);
+    assert_eq!(
+        embed(&server.client("mail"), "tiny-bert", &capability, "a.md").code(),
+        "capability_wrong_holder"
+    );
+    assert_eq!(embed(&server.api(), "tiny-other", &capability, "a.md").code(), "capability_wrong_audience");
+    assert_eq!(read(&server, "rfg_x", "a.md").code(), "capability_malformed");
+    assert_eq!(
+        server.client("mail").get(&format!("/grants/{grant}")).status,
+        404,
+        "others' grants are not shown"
+    );
+    assert_eq!(server.client("mail").get("/grants").ok()["grants"], json!([]));
+}
+
+#[test]
+fn what_is_revoked_is_gone_with_the_answer_and_what_expires_goes_by_itself() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let (grant, capability) = granted(&home, &server, &body(notes.path()));
+    assert_eq!(read(&server, &capability, "a.md").status, 200);
+    let narrow = json!({"capability": capability, "model": "tiny-bert", "path": "sub", "uses_max": 1});
+    let narrowed = server.api().post("/grants/narrow", &narrow).ok();
+    let less = narrowed["capability"].as_str().unwrap();
+    assert_eq!(read(&server, less, "b.md").status, 200);
+    assert_eq!(read(&server, less, "b.md").code(), "grant_used_up");
+    assert_eq!(read(&server, less, "../a.md").code(), "grant_path_refused");
+    assert_eq!(server.status()["grants"], json!({"open": 2, "file_services": 1}));
+
+    // Jobs go on while it is taken back; none that is asked for after the answer succeeds.
+    let api = server.api();
+    let string = capability.clone();
+    let reader = std::thread::spawn(move || {
+        let mut last = Instant::now();
+        loop {
+            let begun = Instant::now();
+            let answer = embed(&api, "tiny-bert", &string, "a.md");
+            match answer.status {
+                200 => last = begun,
+                403 => return (last, answer.code()),
+                status => panic!("{status}: {:#}", answer.json()),
+            }
+        }
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let revoked = server.api().send("DELETE", &format!("/grants/{grant}"), &[], b"").ok();
+    let answered = Instant::now();
+    assert_eq!(revoked["state"], "revoked");
+    let (last, code) = reader.join().unwrap();
+    assert!(last < answered && code == "grant_revoked", "{code}");
+    assert_eq!(read(&server, less, "b.md").code(), "grant_revoked", "what was narrowed from it too");
+    assert_eq!(server.status()["grants"], json!({"open": 0, "file_services": 0}));
+
+    let (_, short) = granted(&home, &server, &with(body(notes.path()), "lifetime_ms", 1_500));
+    assert_eq!(read(&server, &short, "a.md").status, 200);
+    server.await_status("the end of a grant", |status| status["grants"]["open"] == 0);
+    assert_eq!(read(&server, &short, "a.md").code(), "grant_expired");
+}
+
+#[test]
+fn rules_decide_beforehand_and_broken_ones_for_nobody() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let rules = home.path().join("grants.toml");
+    let rule = |decision: &str| {
+        format!(
+            "[[rule]]\nclient = \"*\"\nkind = \"file_read\"\ndecision = \"{decision}\"\nbelow = \"{}\"\nuntil = 2100-01-01\n",
+            notes.path()
+        )
+    };
+    fs::write(&rules, rule("allow")).unwrap();
+    make_readable(&rules);
+    let answer = server.api().post("/grants", &body(&format!("{}/a.md", notes.path())));
+    assert_eq!((answer.status, &answer.ok()["state"]), (201, &"live".into()));
+    let capability = claim(&server, answer.ok()["grant"].as_u64().unwrap());
+    assert_eq!(read(&server, &capability, "").status, 200, "the root is the file");
+    fs::write(&rules, rule("deny")).unwrap();
+    assert_eq!(server.api().post("/grants", &body(notes.path())).code(), "grant_denied_by_rule");
+    fs::write(&rules, "[[rule]]\nclient = 1\n").unwrap();
+    let broken = server.api().post("/grants", &body(notes.path()));
+    assert_eq!((broken.status, broken.code()), (503, "grant_rules_invalid".to_owned()));
+}
+
+fn make_readable(path: &Path) {
+    if rustix::process::getuid().is_root() {
+        chown(path, Some(65_534), Some(65_534)).unwrap();
+    }
+}
+
+#[test]
+fn what_must_not_be_given_is_not_even_asked_about() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    symlink(notes.path(), home.folder.path().join("alias")).unwrap();
+    let own = home.path();
+    for (path, code) in [
+        (own.to_str().unwrap(), "path_excluded"),
+        (own.join("models").to_str().unwrap(), "path_excluded"),
+        (home.folder.path().to_str().unwrap(), "path_excluded"),
+        ("/", "path_invalid"),
+        ("notes", "path_invalid"),
+        ("/etc/../etc", "path_invalid"),
+        (home.folder.path().join("alias").to_str().unwrap(), "path_refused"),
+        (&format!("{}/missing", notes.path()), "path_refused"),
+        ("/proc/self", "path_refused"),
+        ("/dev/null", "path_refused"),
+    ] {
+        let answer = server.api().post("/grants", &body(path));
+        assert_eq!(answer.code(), code, "{path}: {:#}", answer.json());
+    }
+    let mut wrong = body(notes.path());
+    for (field, value) in [
+        ("reason", json!("a\nApproved: yes")),
+        ("results", json!("")),
+        ("lifetime_ms", json!(0)),
+        ("lifetime_ms", json!(90_000_000)),
+        ("bytes_max", json!(0)),
+    ] {
+        let right = std::mem::replace(&mut wrong[field], value);
+        assert_eq!(server.api().post("/grants", &wrong).code(), "grant_invalid", "{field}");
+        wrong[field] = right;
+    }
+    assert_eq!(server.status()["grants"], json!({"open": 0, "file_services": 0}), "nothing is left behind");
+}
+
+/// `ringfence grant watch --exec COMMAND` in the background.
+struct Watcher(Child);
+
+impl Watcher {
+    fn start(home: &Home, exec: &str) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_ringfence-server")).with_file_name("ringfence");
+        let mut command = Command::new(program);
+        command.args(["grant", "watch", "--exec", exec, "--home"]).arg(home.path());
+        command.arg("--config").arg(home.config()).arg("--passphrase-file").arg(home.passphrase());
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_command_answers_questions_as_they_come() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    // It says yes to what is about passages, and no to the rest.
+    let _watcher = Watcher::start(&home, "if grep -q passages; then echo approve 1; else echo deny; fi");
+    let state = |reason: &str| {
+        let asked = ask(&server, &with(body(notes.path()), "reason", reason));
+        let path = format!("/grants/{}?wait_ms=60000", asked["grant"]);
+        server.api().get(&path).ok()["state"].clone()
+    };
+    assert_eq!(state("to find passages"), "live");
+    assert_eq!(state("because"), "denied");
+}
