@@ -18,7 +18,9 @@ fn hostile(mode: &str, quotas: &str) -> Home {
     let mut home = Home::with_tiny();
     let folder = home.folder.path().join("programs");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::copy(programs().join("ringfence-server"), folder.join("ringfence-server")).unwrap();
+    for name in ["ringfence-server", "ringfence-fileguard"] {
+        std::fs::copy(programs().join(name), folder.join(name)).unwrap();
+    }
     let worker: PathBuf = folder.join("ringfence-worker");
     std::fs::copy(programs().join("examples/hostile_worker"), &worker).unwrap();
     let mut file = std::fs::OpenOptions::new().append(true).open(&worker).unwrap();

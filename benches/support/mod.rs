@@ -17,7 +17,18 @@ pub(crate) fn root() -> &'static Path {
 /// Builds the programs that `cargo bench` of this package does not.
 pub(crate) fn build_programs(extra: &[&str]) {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--quiet", "-p", "ringfence", "-p", "ringfence-worker", "--bins"])
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "-p",
+            "ringfence",
+            "-p",
+            "ringfence-worker",
+            "-p",
+            "ringfence-fileguard",
+            "--bins",
+        ])
         .args(extra)
         .current_dir(root())
         .status()

@@ -283,6 +283,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_route_and_message_is_in_the_table_of_capabilities() {
+        let page = include_str!("../../docs/capabilities.md");
+        let listed =
+            |word: &str| page.lines().filter(|line| line.starts_with(&format!("| {word} |"))).count();
+        for route in Route::ALL {
+            let (method, path, _) = route.place();
+            assert_eq!(listed(&format!("`{method} {path}`")), 1, "{method} {path}");
+        }
+        let routes =
+            page.lines().filter(|line| line.starts_with("| `GET ") || line.starts_with("| `POST ")).count();
+        assert!(routes <= Route::ALL.len(), "the page has a route that is none");
+        let worker = include_str!("../../protocol/src/worker.rs");
+        let convert = include_str!("../../protocol/src/convert.rs");
+        let fileguard = include_str!("../../protocol/src/fileguard.rs");
+        for (source, name) in [
+            (worker, "ToWorker"),
+            (worker, "FromWorker"),
+            (convert, "ToConverter"),
+            (convert, "FromConverter"),
+            (fileguard, "ToFileguard"),
+            (fileguard, "FromFileguard"),
+            (fileguard, "FileRequest"),
+            (fileguard, "FileReply"),
+        ] {
+            let row = format!("`{name}`: {}", variants(source, name).join(", "));
+            assert_eq!(listed(&row), 1, "{row}");
+        }
+    }
+
+    /// The variants of an enum, from its source as rustfmt writes it.
+    fn variants(source: &str, name: &str) -> Vec<String> {
+        let after = source.split_once(&format!("pub enum {name} {{\n")).expect("it is there").1;
+        let body = after.split_once("\n}").expect("it ends").0;
+        let names = body
+            .lines()
+            .filter_map(|line| line.strip_prefix("    ").filter(|rest| rest.starts_with(char::is_uppercase)));
+        names
+            .map(|rest| format!("`{}`", rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or(rest)))
+            .collect()
+    }
+
+    #[test]
     fn every_route_is_listed_once_and_only_the_open_ones_need_no_client() {
         let mut places: Vec<_> =
             Route::ALL.iter().map(|route| format!("{} {}", route.place().0, route.place().1)).collect();
