@@ -4,6 +4,7 @@
 //! descriptors. Each direction has its own closed enum, so that the two ends can't be swapped.
 
 mod convert;
+mod fileguard;
 mod link;
 mod worker;
 
@@ -11,6 +12,12 @@ pub use convert::{
     Archive, ArchiveKind, BLOCK_TENSORS_MAX, BlockType, CONVERT_NAME_BYTES_MAX, Content, ConvertError,
     ConverterLink, ConverterSideLink, Facts, FromConverter, MEMBERS_MAX, Member, ModelArchitecture,
     OUTPUTS_MAX, SOURCES_MAX, SourceForm, ToConverter,
+};
+pub use fileguard::{
+    EXCLUDED_MAX, EntryKind, FILE_NAME_BYTES_MAX, FILE_PATH_BYTES_MAX, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX,
+    FileAccess, FileEnd, FileEntry, FileLink, FileRefusal, FileReply, FileRequest, FileSideLink,
+    FileguardLink, FileguardSideLink, FromFileguard, Identity, LIST_ENTRIES_MAX, LIST_FOLDER_ENTRIES_MAX,
+    OPEN_FILES_MAX, RootKind, SNAPSHOT_BYTES_MAX, ToFileguard, WRITE_BYTES_MAX,
 };
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{
