@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ringfence-server",
         &["ringfence-models", "ringfence-protocol", "ringfence-sandbox", "ringfence-scheduler"],
     ),
+    ("ringfence-fileguard", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-gpu", &[]),
     ("ringfence-kernels", &[]),
