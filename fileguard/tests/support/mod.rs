@@ -268,12 +268,12 @@ impl Guard {
     /// How a file ended: bytes, digest, why.
     pub(crate) fn closed(&self, number: u32) -> (u64, Option<[u8; 32]>, FileEnd) {
         let of = |message: &FromFileguard| matches!(message, FromFileguard::Closed { number: of, .. } if *of == number);
-        let kept = self.ends.borrow().iter().position(of);
-        let end =
-            kept.and_then(|at| self.ends.borrow_mut().remove(at)).unwrap_or_else(|| self.receive().message);
-        match end {
-            FromFileguard::Closed { number: of, bytes, sha256, end } if of == number => (bytes, sha256, end),
-            other => panic!("{other:?}"),
+        loop {
+            let kept = self.ends.borrow().iter().position(of);
+            match kept.and_then(|at| self.ends.borrow_mut().remove(at)) {
+                Some(FromFileguard::Closed { bytes, sha256, end, .. }) => return (bytes, sha256, end),
+                _ => self.ends.borrow_mut().push_back(self.receive().message),
+            }
         }
     }
 
