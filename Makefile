@@ -35,6 +35,7 @@ soak: system-packages nextest
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
+	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'
 	RINGFENCE_OOM_ROUNDS=100 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(memory)'
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 	scripts/fuzz 600
@@ -78,7 +79,7 @@ $(CACHE)/sources/ready: $(wildcard models/catalog/*.toml) scripts/fetch-sources 
 
 install:
 	$(CARGO) build --release --bins --workspace
-	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker
+	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker target/release/ringfence-fileguard
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/ringfence packaging/README.md packaging/apparmor/ringfence packaging/container/Containerfile packaging/container/seccomp.json

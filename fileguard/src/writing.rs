@@ -221,3 +221,80 @@ fn write_at(file: &OwnedFd, offset: u64, data: &[u8]) -> Result<(), Errno> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_sandbox::{FileId, HostRoot, RootAccess};
+    use std::path::Path;
+
+    fn root(folder: &Path) -> Root {
+        let host = HostRoot {
+            path: "/a/root".to_owned(),
+            access: RootAccess::Write,
+            is_folder: true,
+            id: FileId { device: 0, inode: 0 },
+            owner: 0,
+            size: 0,
+            modified: 0,
+            above: vec![],
+        };
+        Root::open(&host, folder.to_str().unwrap()).unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// As where files can't be made without a name.
+    fn with_a_name(root: &Root, path: &str) -> Writing {
+        let mut writing = Writing::new(root, path, 100, true).unwrap();
+        writing.contents = Contents::named(&writing.target, NEW_MODE).unwrap();
+        writing
+    }
+
+    #[test]
+    fn a_random_name_is_hidden_and_goes_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        let mut writing = with_a_name(&root, "new");
+        writing.write(0, b"lost").unwrap();
+        assert!(matches!(&names(folder.path())[..], [name] if name.starts_with(".ringfence-")));
+        drop(writing);
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn contents_under_a_random_name_take_their_place_as_others_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        for contents in [b"first", b"other"] {
+            let mut writing = with_a_name(&root, "new");
+            writing.write(0, contents).unwrap();
+            assert_eq!(writing.commit(&root), Ok(5));
+            let digest = writing.end().1;
+            assert!(digest.is_some());
+            assert_eq!(std::fs::read(folder.path().join("new")).unwrap(), contents);
+            assert_eq!(names(folder.path()), ["new"]);
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_taken_meanwhile_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        for make in [with_a_name, |root: &Root, path: &str| Writing::new(root, path, 100, true).unwrap()] {
+            let mut writing = make(&root, "new");
+            std::fs::write(folder.path().join("new"), "theirs").unwrap();
+            // Past the look that a commit begins with, as where it happens just then.
+            assert_eq!(writing.contents.replace(&writing.target), Err(Errno::EXIST));
+            drop(writing);
+            assert_eq!(std::fs::read(folder.path().join("new")).unwrap(), b"theirs");
+            std::fs::remove_file(folder.path().join("new")).unwrap();
+        }
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+}

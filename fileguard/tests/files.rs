@@ -11,7 +11,6 @@ use ringfence_protocol::{
 };
 use ringfence_sandbox::Exit;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -19,7 +18,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 use std::time::Duration;
-use support::{Guard, Host, INSIDE, NEVER, SECRET, is_root, last_words};
+use support::{Guard, Host, INSIDE, Mounted, NEVER, SECRET, is_root, last_words};
 
 const STEP: u32 = FILE_STEP_BYTES_MAX as u32;
 /// A number of steps and a bit.
@@ -96,15 +95,6 @@ fn special(host: &Host, path: &str, kind: FileType, device: u64) {
     support::own(&host.at(path));
 }
 
-/// Mounts something for the length of a test.
-struct Mounted(std::path::PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn each_thing_that_is_no_file_of_the_root_has_its_own_refusal() {
     let host = Host::new();
@@ -156,8 +146,7 @@ fn each_thing_that_is_no_file_of_the_root_has_its_own_refusal() {
         for (name, kind) in [("mounted", c"tmpfs"), ("processes", c"proc")] {
             let path = host.at("root").join(name);
             std::fs::create_dir(&path).unwrap();
-            mount(c"none", &path, kind, MountFlags::empty(), None).unwrap();
-            mounts.push(Mounted(path));
+            mounts.push(Mounted::new(path, kind));
         }
         std::fs::write(host.at("root/mounted/file"), SECRET).unwrap();
         cases.extend([

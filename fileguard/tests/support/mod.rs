@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use ringfence_protocol::{
-    DIGEST, FileAccess, FileEnd, FileLink, FileRefusal, FileReply, FileRequest, FileguardLink, FromFileguard,
-    Identity, Received, ToFileguard, connected_pair,
+    DIGEST, FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEnd, FileLink, FileRefusal, FileReply, FileRequest,
+    FileguardLink, FromFileguard, Identity, Received, ToFileguard, connected_pair,
 };
 use ringfence_sandbox::{Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CStr;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -15,8 +17,6 @@ use std::path::{Path, PathBuf};
 
 /// Who it runs as where the test runs as root, as no sandboxed program may.
 pub(crate) const ORDINARY: User = User { uid: 65_534, gid: 65_534 };
-/// Of all that the program may allocate.
-const DATA_BYTES_MAX: u64 = 512 << 20;
 pub(crate) const NEVER: u64 = u64::MAX;
 pub(crate) const SECRET: &[u8] = b"the secret that lies outside";
 pub(crate) const INSIDE: &[u8] = b"what may be read";
@@ -88,6 +88,22 @@ impl Host {
     }
 }
 
+/// Something that is mounted for the length of a test.
+pub(crate) struct Mounted(PathBuf);
+
+impl Mounted {
+    pub(crate) fn new(path: PathBuf, kind: &CStr) -> Self {
+        mount(c"none", &path, kind, MountFlags::empty(), None).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
 /// Gives a file to the user that the program runs as.
 pub(crate) fn own(path: &Path) {
     if is_root() {
@@ -110,7 +126,7 @@ pub(crate) fn start(arguments: &[&str]) -> (Child, StatusPage, FileguardLink) {
         status_page: &page,
         cgroup: None,
         user: is_root().then_some(ORDINARY),
-        data_bytes_max: Some(DATA_BYTES_MAX),
+        data_bytes_max: Some(FILEGUARD_DATA_BYTES_MAX),
     });
     (child.unwrap(), page, link)
 }
