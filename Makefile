@@ -35,6 +35,7 @@ soak: system-packages nextest
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
+	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'
 	RINGFENCE_OOM_ROUNDS=100 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(memory)'
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 	scripts/fuzz 600

@@ -25,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ringfence-scheduler",
         ],
     ),
+    ("ringfence-fileguard", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-gpu", &[]),
     ("ringfence-grants", &[]),

@@ -48,6 +48,10 @@ pub const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// The largest file that is written, in bytes.
 pub const WRITE_BYTES_MAX: u64 = 1 << 40;
 
+/// What a fileguard's own memory comes to at most, in bytes: windows of writes of all open files, and room. For the limit
+/// under which it is started.
+pub const FILEGUARD_DATA_BYTES_MAX: u64 = 256 << 20;
+
 /// The server's end of a fileguard's link.
 pub type FileguardLink = Link<ToFileguard, FromFileguard>;
 /// Fileguard's end.
@@ -296,7 +300,8 @@ pub enum FileReply {
         /// Its length.
         size: u64,
     },
-    /// Not done. After `Expired` and `TooMany` the socket is closed.
+    /// Not done. The socket is closed after `Expired`, `TooMany`, and `TooLarge` for a step of more than
+    /// [`FILE_STEP_BYTES_MAX`]; where it is full, without this word.
     Refused(FileRefusal),
 }
 
@@ -306,7 +311,7 @@ pub enum FileRefusal {
     /// Nothing has this name.
     #[error("there is no such file")]
     NotFound,
-    /// The path is empty, absolute, has `..` in it, a zero byte, or is too long.
+    /// The path is absolute, has a zero byte or a part that is empty, `.` or `..`, or is too long.
     #[error("the path is none below the root")]
     OutsideRoot,
     /// A part of the path is a symbolic link.

@@ -15,9 +15,9 @@ pub use convert::{
 };
 pub use fileguard::{
     EXCLUDED_MAX, EntryKind, FILE_NAME_BYTES_MAX, FILE_PATH_BYTES_MAX, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX,
-    FileAccess, FileEnd, FileEntry, FileLink, FileRefusal, FileReply, FileRequest, FileSideLink,
-    FileguardLink, FileguardSideLink, FromFileguard, Identity, LIST_ENTRIES_MAX, LIST_FOLDER_ENTRIES_MAX,
-    OPEN_FILES_MAX, RootKind, SNAPSHOT_BYTES_MAX, ToFileguard, WRITE_BYTES_MAX,
+    FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEnd, FileEntry, FileLink, FileRefusal, FileReply, FileRequest,
+    FileSideLink, FileguardLink, FileguardSideLink, FromFileguard, Identity, LIST_ENTRIES_MAX,
+    LIST_FOLDER_ENTRIES_MAX, OPEN_FILES_MAX, RootKind, SNAPSHOT_BYTES_MAX, ToFileguard, WRITE_BYTES_MAX,
 };
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod devices;
+mod host_root;
 mod landlock;
 mod namespaces;
 mod privileges;
@@ -19,8 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use descriptors::{LINK, STATUS_PAGE};
 pub use devices::DeviceFault;
+pub use host_root::{FileId, GRANTED, HostRoot, RootAccess, RootFault};
 pub(crate) use landlock::{ABI_MIN, abi, missing};
-pub(crate) use namespaces::{INNER_ID, try_in_child};
+pub(crate) use namespaces::{INNER_ID, OWNER_ID, try_in_child};
 
 /// A layer of the sandbox, in the order in which they are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +148,9 @@ pub enum EnterError {
         #[source]
         source: Errno,
     },
+    /// The root that the program is started for is none that is given.
+    #[error("this root is not given to the program: {0}")]
+    Root(RootFault),
     /// Landlock can't be applied in full.
     #[error("Landlock can't be applied in full")]
     Landlock(#[from] ::landlock::RulesetError),
@@ -214,21 +219,48 @@ pub struct Sealed {
 /// # Errors
 /// Any layer that can't be applied. Nothing is left out.
 pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
+    enter_with(policy, None).map(|(entered, _)| entered)
+}
+
+/// The same for a program that is started for one file or folder of the host, which it finds at [`GRANTED`] and of which
+/// it may do what `access` says; of nothing else of the host. The path is opened before any namespace is entered. What is
+/// mounted is the very object that was opened then, and the host's other mounts below it can't be written either. For
+/// [`RootAccess::Write`] of a file it is the folder that the file is in ([`HostRoot::shows_folder_above`]), since new
+/// contents are renamed into place there; the program has to keep to the one name.
+///
+/// # Errors
+/// [`EnterError::Root`] where the path is relative, not plain, has a symbolic link in it, or names what is neither a
+/// folder nor a regular file with one name; and any layer that can't be applied.
+pub fn enter_with_root(
+    policy: &Policy,
+    path: &str,
+    access: RootAccess,
+) -> Result<(Entered, HostRoot), EnterError> {
+    let (entered, root) = enter_with(policy, Some((path, access)))?;
+    Ok((entered, root.expect("one was asked for")))
+}
+
+fn enter_with(
+    policy: &Policy,
+    root: Option<(&str, RootAccess)>,
+) -> Result<(Entered, Option<HostRoot>), EnterError> {
     let filter = policy.filter()?;
     let waiter_filter = Policy::waiter().filter()?;
     let parent = privileges::parent();
     descriptors::check_environment()?;
     let pages = descriptors::take()?;
     let in_cgroup = pages.in_cgroup();
-    let paths = namespaces::enter(policy.paths())?;
+    let root =
+        root.map(|(path, access)| HostRoot::look(path, access)).transpose().map_err(EnterError::Root)?;
+    let paths = namespaces::enter(policy.paths(), root.as_ref())?;
     limit(policy)?;
     privileges::drop_all()?;
     privileges::die_with(parent)?;
-    let landlock_abi = landlock::restrict(&paths)?;
+    let landlock_abi = landlock::restrict(&paths, root.as_ref())?;
     waiters::leave_behind(&pages, &waiter_filter)?;
     let page = pages.into_program_page().map_err(os(Layer::Descriptors, "munmap"))?;
     count_on(page);
-    Ok(Entered { link: Some(descriptors::link()), filter, landlock_abi, in_cgroup })
+    Ok((Entered { link: Some(descriptors::link()), filter, landlock_abi, in_cgroup }, root))
 }
 
 fn limit(policy: &Policy) -> Result<(), EnterError> {

@@ -28,13 +28,16 @@ mod user;
 mod vulkan;
 
 pub use allocator::{CountingAllocator, check_headroom, clear_denial, keep_freed_memory};
-pub use enter::{DeviceFault, EnterError, Entered, Layer, Missing, Sealed, enter};
+pub use enter::{
+    DeviceFault, EnterError, Entered, FileId, GRANTED, HostRoot, Layer, Missing, RootAccess, RootFault,
+    Sealed, enter, enter_with_root,
+};
 pub use hoard::hoard;
 pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
-pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe};
+pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe, probe_with_root};
 pub use process_facts::{ProcessFacts, ProcessFactsError, Unsealed, process_facts};
-pub use sealed_file::{Map, Place, SealedFile, SealedFileError};
+pub use sealed_file::{Filling, Map, Place, SealedFile, SealedFileError};
 pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, User, spawn};
 pub use status_page::{Denial, Status, StatusPage};
 pub use user::{DropError, drop_to_user, raise_nofile};

@@ -147,6 +147,12 @@ impl Policy {
         Policy::parse(include_str!("../policies/converter.policy")).expect("a test parses this file")
     }
 
+    /// The policy of `ringfence-fileguard`. What it sees of the host is no part of it, but the one root that the program is
+    /// started for: [`crate::enter_with_root`].
+    pub fn fileguard() -> Policy {
+        Policy::parse(include_str!("../policies/fileguard.policy")).expect("a test parses this file")
+    }
+
     /// The policy of the processes that wait for a program.
     pub(crate) fn waiter() -> Policy {
         Policy::parse(include_str!("../policies/waiter.policy")).expect("a test parses this file")
@@ -460,7 +466,7 @@ mod tests {
 
     #[test]
     fn the_files_parse_and_compile() {
-        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::waiter()] {
+        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::fileguard(), Policy::waiter()] {
             assert!(!policy.filter().unwrap().is_empty());
         }
     }

@@ -2,7 +2,7 @@
 
 mod acts;
 
-use crate::{Exit, Policy, enter};
+use crate::{EnterError, Entered, Exit, Policy, RootAccess, enter, enter_with_root};
 use rustix::io::Errno;
 use std::fmt;
 use std::process::ExitCode;
@@ -45,7 +45,16 @@ const NOT_SEALED: u8 = 250;
 /// The whole of `ringfence-worker probe ACT`: enters, seals, attempts. Code 0 says that the act succeeded, 1 to 249
 /// is the error number of the refusal, 250 that the sandbox could not be entered (the reason is on standard error).
 pub fn probe(policy: &Policy, act: Act) -> ExitCode {
-    match attempt_sealed(policy, act) {
+    probe_in(act, || enter(policy))
+}
+
+/// The same in the sandbox of a program that is started for one root.
+pub fn probe_with_root(policy: &Policy, path: &str, access: RootAccess, act: Act) -> ExitCode {
+    probe_in(act, || enter_with_root(policy, path, access).map(|(entered, _)| entered))
+}
+
+fn probe_in(act: Act, enter: impl FnOnce() -> Result<Entered, EnterError>) -> ExitCode {
+    match attempt_sealed(act, enter) {
         Ok(Outcome::Succeeded) => ExitCode::SUCCESS,
         Ok(Outcome::Refused(error)) => {
             ExitCode::from(u8::try_from(error.raw_os_error()).unwrap_or(NOT_SEALED))
@@ -57,9 +66,12 @@ pub fn probe(policy: &Policy, act: Act) -> ExitCode {
     }
 }
 
-fn attempt_sealed(policy: &Policy, act: Act) -> Result<Outcome, crate::EnterError> {
+fn attempt_sealed(
+    act: Act,
+    enter: impl FnOnce() -> Result<Entered, EnterError>,
+) -> Result<Outcome, EnterError> {
     act.prepare();
-    let entered = enter(policy)?;
+    let entered = enter()?;
     match act {
         Act::OpenFileInOlderThread => {
             let older = OlderThread::start();

@@ -1,6 +1,6 @@
 //! What the kernel says about a sandboxed program, so that the server need not believe the program.
 
-use crate::enter::INNER_ID;
+use crate::enter::{INNER_ID, OWNER_ID};
 use std::io::Read;
 
 /// From `/proc/PID/status` and `uid_map`.
@@ -91,7 +91,7 @@ impl ProcessFacts {
             return Err(Unsealed::Capabilities);
         }
         let own_pids = self.pids.len() == 2 && self.pids[1] == 2;
-        let own_ids = matches!(self.uid_map[..], [[INNER_ID, _, 1]]);
+        let own_ids = matches!(self.uid_map[..], [[INNER_ID | OWNER_ID, _, 1]]);
         if !own_pids || !own_ids || self.uid == 0 {
             return Err(Unsealed::Namespaces);
         }

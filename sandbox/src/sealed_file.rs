@@ -55,17 +55,10 @@ impl SealedFile {
     }
 
     /// A fresh sealed memfd with these bytes. Not inside the filter.
-    pub fn from_bytes(name: &str, mut bytes: &[u8]) -> Result<SealedFile, SealedFileError> {
-        let os = |call| move |source| SealedFileError::Os { call, source };
-        let len = bytes.len();
-        let descriptor = create(name).map_err(os("memfd_create"))?;
-        while !bytes.is_empty() {
-            // write and not mmap: a writable map that still lives makes the seal fail.
-            let written = rustix::io::write(&descriptor, bytes).map_err(os("write"))?;
-            bytes = &bytes[written..];
-        }
-        fcntl_add_seals(&descriptor, SEALS).map_err(os("fcntl"))?;
-        Ok(SealedFile { descriptor, len })
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<SealedFile, SealedFileError> {
+        let mut filling = Filling::create(name)?;
+        filling.write(bytes)?;
+        filling.seal()
     }
 
     /// Length in bytes.
@@ -89,6 +82,50 @@ impl SealedFile {
         };
         let start = start.map_err(|source| SealedFileError::Os { call: "mmap", source })?;
         Ok(Map { start: NonNull::new(start.cast()).expect("mmap never returns null"), len: self.len })
+    }
+}
+
+/// A memfd that is filled piece by piece and sealed when it is whole. Inside the filter where a policy lets files be made.
+#[derive(Debug)]
+pub struct Filling {
+    descriptor: OwnedFd,
+    len: usize,
+}
+
+impl Filling {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn create(name: &str) -> Result<Filling, SealedFileError> {
+        let descriptor =
+            create(name).map_err(|source| SealedFileError::Os { call: "memfd_create", source })?;
+        Ok(Filling { descriptor, len: 0 })
+    }
+
+    /// Adds these bytes at its end.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), SealedFileError> {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            // write and not mmap: a writable map that still lives makes the seal fail.
+            let written = rustix::io::write(&self.descriptor, bytes)
+                .map_err(|source| SealedFileError::Os { call: "write", source })?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// What was written, with every seal.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn seal(self) -> Result<SealedFile, SealedFileError> {
+        fcntl_add_seals(&self.descriptor, SEALS)
+            .map_err(|source| SealedFileError::Os { call: "fcntl", source })?;
+        Ok(SealedFile { descriptor: self.descriptor, len: self.len })
     }
 }
 

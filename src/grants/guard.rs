@@ -4,8 +4,8 @@
 use crate::workers::{Spawner, Start, end, is_sealed, watch};
 use ringfence_grants::{GrantId, Shown, ShownKind, visible};
 use ringfence_protocol::{
-    self as protocol, FileAccess, FileEntry, FileRefusal, FileguardLink, FromFileguard, Identity, LinkError,
-    Received, RootKind, ToFileguard,
+    self as protocol, FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEntry, FileRefusal, FileguardLink,
+    FromFileguard, Identity, LinkError, Received, RootKind, ToFileguard,
 };
 use ringfence_sandbox::{Child, StatusPage};
 use rustix::io::Errno;
@@ -103,15 +103,12 @@ impl Guard {
         let link = FileguardLink::new(ours);
         link.receive_credentials().map_err(|error| failed(&error))?;
         let link = watch(link).map_err(|error| failed(&error))?;
-        let word = match access {
-            FileAccess::Read => "read",
-            FileAccess::Write => "write",
-        };
         let start = Start {
-            arguments: vec![word.to_owned(), path.to_owned()],
+            arguments: vec![word(access).to_owned(), path.to_owned()],
             threads: None,
             link: theirs,
             status_page: Arc::new(StatusPage::create().map_err(|error| failed(&error))?),
+            data_bytes_max: Some(FILEGUARD_DATA_BYTES_MAX),
         };
         let child = spawner.start(start).await.map_err(|error| failed(&error))?;
         let shown = match timeout(START_MAX, handshake(&link, excluded)).await {
@@ -179,6 +176,14 @@ impl Guard {
             Ok(Err(_)) => Err(GuardError::Ended),
             Err(_) => Err(GuardError::Busy),
         }
+    }
+}
+
+/// The program's word for it.
+pub(super) fn word(access: FileAccess) -> &'static str {
+    match access {
+        FileAccess::Read => "read",
+        FileAccess::Write => "write",
     }
 }
 

@@ -11,7 +11,7 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::home::{Home, HomeError};
 use crate::status::GrantCounts;
-use crate::workers::Spawner;
+use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
 use guard::{Guard, Opening};
 use ringfence_grants::{
@@ -45,6 +45,8 @@ pub(crate) struct GrantService {
     /// Tells whoever uses a grant of its end.
     ends: Mutex<HashMap<GrantId, watch::Sender<bool>>>,
     places: Arc<Semaphore>,
+    /// For which accesses the sandbox of file services is proven.
+    proven: tokio::sync::Mutex<Vec<FileAccess>>,
     spawner: Spawner,
     home: Arc<Home>,
     /// The home as the kernel knows it: nothing of it is ever given.
@@ -194,6 +196,7 @@ impl GrantService {
             guards: Mutex::default(),
             ends: Mutex::default(),
             places: Arc::new(Semaphore::new(FILEGUARDS_MAX)),
+            proven: tokio::sync::Mutex::default(),
             spawner,
             excluded: vec![Identity { device, inode }],
             home,
@@ -249,15 +252,35 @@ impl GrantService {
             Kind::FileRead => FileAccess::Read,
             Kind::FileWrite => FileAccess::Write,
         };
-        let (guard, shown) = match Guard::start(&self.spawner, &path, access, &self.excluded).await {
-            Ok(started) => started,
+        match self.start(&path, access).await {
+            Ok((guard, shown)) => self.show(id, shown, Held { guard, _place: place }, &rules).await,
             Err(error) => {
                 self.table().revoke(id);
-                tracing::info!(grant = id.0, %error, "what is asked for can't be opened");
-                return Err(guarded(&error));
+                tracing::info!(grant = id.0, code = error.code(), "what is asked for can't be opened");
+                Err(error)
             }
-        };
-        self.show(id, shown, Held { guard, _place: place }, &rules).await
+        }
+    }
+
+    /// A file service that has its root open, in a sandbox that was seen to hold.
+    async fn start(&self, path: &str, access: FileAccess) -> Result<(Guard, Shown), ApiError> {
+        let started = Guard::start(&self.spawner, path, access, &self.excluded).await;
+        let (guard, shown) = started.map_err(|error| guarded(&error))?;
+        let mut proven = self.proven.lock().await;
+        if !proven.contains(&access) {
+            if let Err(error) = prove_fileguard(&self.spawner, guard::word(access), path).await {
+                tracing::error!(%error, "the sandbox of file services does not hold: nothing is granted");
+                guard.end().await;
+                let message = "the sandbox of file services does not hold on this machine; the server's log says which layer";
+                return Err(ApiError::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "file_sandbox_not_proven",
+                    message,
+                ));
+            }
+            proven.push(access);
+        }
+        Ok((guard, shown))
     }
 
     async fn show(

@@ -215,6 +215,7 @@ async fn start(spawner: &Spawner, plan: &Plan) -> Result<(Child, Arc<Connection>
         threads: Some(plan.start.threads),
         link: theirs,
         status_page: plan.page.clone(),
+        data_bytes_max: None,
     };
     let child = spawner.start(start).await?;
     for pipe in [&child.stdout, &child.stderr] {

@@ -55,6 +55,15 @@ pub(crate) async fn prove_gpu(spawner: &Spawner, driver: VulkanDriver) -> Result
     probe_all(spawner, &words, &Policy::worker_vulkan(&driver)).await
 }
 
+/// Proves the sandbox of file services for a root and what may be done with it.
+pub(crate) async fn prove_fileguard(
+    spawner: &Spawner,
+    access: &str,
+    path: &str,
+) -> Result<usize, ProbeError> {
+    probe_all(spawner, &[access, path], &Policy::fileguard()).await.map(|probes| probes.len())
+}
+
 /// Tries every act under a policy, and names what was tried.
 async fn probe_all(spawner: &Spawner, words: &[&str], policy: &Policy) -> Result<Vec<String>, ProbeError> {
     let mut probes = Vec::new();
@@ -63,7 +72,8 @@ async fn probe_all(spawner: &Spawner, words: &[&str], policy: &Policy) -> Result
         judge(policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
         probes.push([words, &[act.name()]].concat().join(" "));
     }
-    tracing::info!(policy = words.join(" "), probes = probes.len(), "sandbox proven");
+    // A path is a client's own affair.
+    tracing::info!(policy = words.first().unwrap_or(&"cpu"), probes = probes.len(), "sandbox proven");
     Ok(probes)
 }
 
@@ -76,6 +86,7 @@ async fn probe(spawner: &Spawner, policy: &[&str], act: Act) -> Result<(Exit, St
         threads: None,
         link: theirs,
         status_page: Arc::new(page),
+        data_bytes_max: None,
     };
     let child = spawner.start(start).await.map_err(|error: StartError| failed(error.to_string()))?;
     let exit = exited(&child).await.map_err(|error| failed(error.to_string()))?;

@@ -21,6 +21,8 @@ pub(crate) struct Start {
     pub(crate) link: OwnedFd,
     /// Where the program and its shim leave word of how it ended.
     pub(crate) status_page: Arc<StatusPage>,
+    /// RLIMIT_DATA from its first moment, for one that nobody sets a limit for later.
+    pub(crate) data_bytes_max: Option<u64>,
 }
 
 type Answer = oneshot::Sender<Result<Child, SpawnError>>;
@@ -74,6 +76,6 @@ fn spawn(program: &OwnedFd, start: Start) -> Result<Child, SpawnError> {
         status_page: &start.status_page,
         cgroup: None,
         user: None,
-        data_bytes_max: None,
+        data_bytes_max: start.data_bytes_max,
     })
 }

@@ -1,7 +1,7 @@
 //! Landlock: every right that this kernel can take away is taken away, on everything but the paths of the policy.
 
 use super::namespaces::Visible;
-use super::{EnterError, Missing};
+use super::{EnterError, GRANTED, HostRoot, Missing, RootAccess};
 use crate::policy::PathAccess;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
@@ -37,7 +37,7 @@ pub(crate) fn missing(abi: u32) -> Vec<Missing> {
 
 /// Takes every right away from this process and its later children; returns the ABI. Before ABI 8 other threads are
 /// not covered, so there must be none.
-pub(super) fn restrict(paths: &[Visible]) -> Result<u32, EnterError> {
+pub(super) fn restrict(paths: &[Visible], root: Option<&HostRoot>) -> Result<u32, EnterError> {
     let version = abi();
     if version < ABI_MIN {
         return Err(EnterError::LandlockTooOld(version));
@@ -61,6 +61,12 @@ pub(super) fn restrict(paths: &[Visible]) -> Result<u32, EnterError> {
             created = created.add_rule(PathBeneath::new(opened(parent)?, AccessFs::ReadDir))?;
         }
     }
+    if let Some(root) = root {
+        created = created.add_rule(PathBeneath::new(
+            opened(Path::new(GRANTED))?,
+            root_rights(root) & AccessFs::from_all(abi),
+        ))?;
+    }
     let status = created.restrict_self()?;
     assert_eq!(status.ruleset, RulesetStatus::FullyEnforced, "a hard requirement is met or an error");
     Ok(version)
@@ -77,6 +83,16 @@ fn rights(path: &Visible, abi: ABI) -> BitFlags<AccessFs> {
         (PathAccess::Device(_), _) => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
     };
     wanted & AccessFs::from_all(abi)
+}
+
+/// Making is for new contents, removing for what they replace and for those that are given up.
+fn root_rights(root: &HostRoot) -> BitFlags<AccessFs> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    match (root.access, root.is_folder) {
+        (RootAccess::Read, true) => read,
+        (RootAccess::Read, false) => AccessFs::ReadFile.into(),
+        (RootAccess::Write, _) => read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile,
+    }
 }
 
 #[cfg(test)]

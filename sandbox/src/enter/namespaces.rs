@@ -1,7 +1,7 @@
 //! Namespaces of its own, and a root folder with nothing in it.
 
 use super::privileges::last_errno;
-use super::{EnterError, Layer, devices};
+use super::{EnterError, HostRoot, Layer, devices};
 use crate::policy::{PathAccess, PathRight, Paths};
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, open};
 use rustix::io::{Errno, write};
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 /// What the program's uid and gid are inside: nobody's.
 pub(crate) const INNER_ID: u32 = 65534;
+/// The same where it is given files of the host. An owner that has no number inside reads as nobody, so the program's
+/// own files must not.
+pub(crate) const OWNER_ID: u32 = 1;
 
 const ALL: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
@@ -30,17 +33,17 @@ const ALL: i32 = libc::CLONE_NEWUSER
 const STEPPING_STONE: &CStr = c"/proc";
 
 /// Enters them; the pid namespace begins with the next fork. Returns the paths that are there.
-pub(super) fn enter(rights: &[PathRight]) -> Result<Vec<Visible>, EnterError> {
+pub(super) fn enter(rights: &[PathRight], root: Option<&HostRoot>) -> Result<Vec<Visible>, EnterError> {
     let os = |(call, source)| EnterError::Os { layer: Layer::Namespaces, call, source };
     if !has_one_id_and_not_roots() {
         return Err(EnterError::Ids);
     }
-    if rights.is_empty() {
+    if rights.is_empty() && root.is_none() {
         return separate().map(|()| Vec::new()).map_err(os);
     }
     let paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?.concat();
-    separate_ids().map_err(os)?;
-    root_with(&paths)?;
+    separate_ids(if root.is_some() { OWNER_ID } else { INNER_ID }).map_err(os)?;
+    root_with(&paths, root)?;
     Ok(paths)
 }
 
@@ -80,19 +83,19 @@ fn answer_of(child: i32, reader: &std::os::fd::OwnedFd) -> Result<(), (&'static 
 }
 
 fn separate() -> Result<(), (&'static str, Errno)> {
-    separate_ids()?;
+    separate_ids(INNER_ID)?;
     empty_root()
 }
 
-fn separate_ids() -> Result<(), (&'static str, Errno)> {
+fn separate_ids(inner: u32) -> Result<(), (&'static str, Errno)> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     // SAFETY: no memory is passed.
     if unsafe { libc::unshare(ALL) } != 0 {
         return Err(("unshare", last_errno()));
     }
     write_file(c"/proc/self/setgroups", "deny").map_err(|source| ("write of setgroups", source))?;
-    write_map(c"/proc/self/uid_map", uid).map_err(|source| ("write of uid_map", source))?;
-    write_map(c"/proc/self/gid_map", gid).map_err(|source| ("write of gid_map", source))
+    write_map(c"/proc/self/uid_map", inner, uid).map_err(|source| ("write of uid_map", source))?;
+    write_map(c"/proc/self/gid_map", inner, gid).map_err(|source| ("write of gid_map", source))
 }
 
 /// A read-only tmpfs without a file becomes the root, and the old root goes away with all below it.
@@ -109,18 +112,22 @@ fn empty_root() -> Result<(), (&'static str, Errno)> {
     chdir(c"/").map_err(at("chdir"))
 }
 
-/// The same with a few paths of the old root, each read-only and at its place.
-fn root_with(paths: &[Visible]) -> Result<(), EnterError> {
+/// The same with a few paths of the old root, each read-only and at its place, and with the program's own root.
+fn root_with(paths: &[Visible], root: Option<&HostRoot>) -> Result<(), EnterError> {
     let os = |call| move |source| EnterError::Os { layer: Layer::Namespaces, call, source };
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(os("mount (private)"))?;
     // Before the new root covers a folder of the old one that some of them are in.
     let trees = paths.iter().map(Visible::tree).collect::<Result<Vec<_>, _>>()?;
+    let granted = root.map(|root| root.tree().map(|tree| (root, tree))).transpose()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(c"ringfence", STEPPING_STONE, c"tmpfs", flags, Some(c"size=256k,nr_inodes=128,mode=755"))
         .map_err(os("mount (tmpfs)"))?;
     for (path, tree) in paths.iter().zip(&trees) {
         path.show(tree)?;
+    }
+    if let Some((root, tree)) = &granted {
+        root.show(tree)?;
     }
     mount_remount(STEPPING_STONE, flags | MountFlags::RDONLY, c"").map_err(os("mount (read-only)"))?;
     chdir(STEPPING_STONE).map_err(os("chdir"))?;
@@ -206,10 +213,10 @@ fn locked(place: &Path) -> MountFlags {
     pairs.into_iter().filter(|(has, _)| now.f_flag.contains(*has)).map(|(_, flag)| flag).collect()
 }
 
-fn write_map(path: &CStr, outer: u32) -> Result<(), Errno> {
+fn write_map(path: &CStr, inner: u32, outer: u32) -> Result<(), Errno> {
     // No allocation: a forked child of a threaded process may come here.
     let mut line = Line { bytes: [0; 32], len: 0 };
-    let fits = std::fmt::Write::write_fmt(&mut line, format_args!("{INNER_ID} {outer} 1"));
+    let fits = std::fmt::Write::write_fmt(&mut line, format_args!("{inner} {outer} 1"));
     debug_assert!(fits.is_ok(), "three numbers fit");
     write_bytes(path, &line.bytes[..line.len])
 }

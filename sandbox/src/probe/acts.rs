@@ -60,7 +60,7 @@ acts! {
     /// The same by the oldest call.
     OpenFileOld "open-file-old": libc::SYS_open, [path(c"/etc/passwd"), libc::O_RDONLY];
     /// The same by the newest.
-    OpenFileNew "open-file-new": libc::SYS_openat2, [HERE, path(c"/etc/passwd"), NOWHERE, 24];
+    OpenFileNew "open-file-new": libc::SYS_openat2, [HERE, path(c"/etc/passwd"), buffer(), 24];
     /// Opens a file from a thread that is older than the filter.
     OpenFileInOlderThread "open-file-in-older-thread": libc::SYS_openat, [HERE, path(c"/etc/passwd"), libc::O_RDONLY];
     /// Opens a descriptor of its own again, with other rights.
@@ -286,7 +286,15 @@ impl Act {
 
     /// The error by which the kernel refuses an act whose system call a policy may rightly let through.
     fn refused_by_kernel(self) -> Option<Errno> {
-        (self == Act::WriteSealedMap).then_some(Errno::ACCESS)
+        match self {
+            Act::WriteSealedMap => Some(Errno::ACCESS),
+            // The program's root has nothing but what it was started for.
+            Act::OpenFileNew => Some(Errno::NOENT),
+            // The probe has let go of the link.
+            Act::ListFolder => Some(Errno::BADF),
+            Act::Unlink | Act::Rename => Some(Errno::ROFS),
+            _ => None,
+        }
     }
 
     /// A kernel without 32-bit calls ends the process by SIGSEGV instead.
