@@ -418,27 +418,40 @@ impl Grants {
     ) -> Result<Use, Refusal> {
         let id = self.usable(now, by)?;
         let path = RelativePath::new(path).map_err(Refusal::Path)?;
-        let grant = self.open.get_mut(&id).expect("usable ones are open");
+        let grant = &self.open[&id];
         let of_file = grant.shown.as_ref().is_some_and(|shown| shown.kind == ShownKind::File);
         if grant.ask.kind != kind || (of_file && !path.is_root()) {
             return Err(Refusal::OutOfScope);
         }
         let path = grant.path.join(&path).map_err(Refusal::Path)?;
-        // What may yet be moved by this use is held until it is given back.
-        let bytes_max = bytes.min(grant.ask.bytes_max - grant.bytes);
-        if bytes_max == 0 || grant.ask.uses_max.is_some_and(|most| grant.uses >= u64::from(most)) {
+        let (root, snapshot) = (grant.root, grant.ask.snapshot);
+        let until_boot_ms = grant.until.map_or(0, |until| until.boot_ms);
+        // What one that was narrowed uses counts for those that it came from: together they never have more.
+        let chain = self.chain(id);
+        let mut bytes_max = bytes;
+        for id in &chain {
+            let grant = &self.open[id];
+            if grant.ask.uses_max.is_some_and(|most| grant.uses >= u64::from(most)) {
+                return Err(Refusal::UsedUp);
+            }
+            bytes_max = bytes_max.min(grant.ask.bytes_max - grant.bytes);
+        }
+        if bytes_max == 0 {
             return Err(Refusal::UsedUp);
         }
-        grant.uses += 1;
-        grant.bytes += bytes_max;
-        Ok(Use {
-            grant: id,
-            root: grant.root,
-            path,
-            until_boot_ms: grant.until.map_or(0, |until| until.boot_ms),
-            bytes_max,
-            snapshot: grant.ask.snapshot,
-        })
+        for id in &chain {
+            let grant = self.open.get_mut(id).expect("a chain is of open ones");
+            grant.uses += 1;
+            // Held until the capability is given back.
+            grant.bytes += bytes_max;
+        }
+        Ok(Use { grant: id, root, path, until_boot_ms, bytes_max, snapshot })
+    }
+
+    /// A grant and those that it was narrowed from, as far as they are open; they end together.
+    fn chain(&self, id: GrantId) -> Vec<GrantId> {
+        let parent = |id: &GrantId| self.open.get(id).and_then(|grant| grant.parent);
+        std::iter::successors(Some(id), parent).filter(|id| self.open.contains_key(id)).collect()
     }
 
     /// The open grant that a string stands for, if it may be used by whom and where it is presented.
@@ -466,12 +479,14 @@ impl Grants {
     /// Gives a capability back, with the bytes that it moved.
     pub fn spent(&mut self, used: impl Into<Spent>, bytes: u64) {
         let Spent { grant, bytes_max } = used.into();
-        if let Some(grant) = self.open.get_mut(&grant) {
+        for id in self.chain(grant) {
+            let grant = self.open.get_mut(&id).expect("a chain is of open ones");
             grant.bytes -= bytes_max.saturating_sub(bytes).min(grant.bytes);
         }
     }
 
-    /// Makes a grant of less from a grant; it lives at once, and ends with the other at the latest.
+    /// Makes a grant of less from a grant; it lives at once, and ends with the other at the latest. What is used on it counts
+    /// for the other too.
     ///
     /// # Errors
     /// The other can't be used, or it would be more in some way.
@@ -489,26 +504,17 @@ impl Grants {
         }
         let left_ms = parent.until.map_or(0, |until| until.boot_ms.saturating_sub(now.boot_ms));
         let lifetime = within("lifetime", narrower.lifetime_ms, left_ms)?;
-        let bytes_max = within("bytes_max", narrower.bytes_max, parent.ask.bytes_max - parent.bytes)?;
-        let uses_left = parent.ask.uses_max.map(|most| u64::from(most).saturating_sub(parent.uses));
-        let uses_max = match (narrower.uses_max, uses_left) {
-            (None, left) => left.map(|left| u32::try_from(left).expect("less than the most")),
+        let bytes_max = within("bytes_max", narrower.bytes_max, parent.ask.bytes_max)?;
+        let uses_max = match (narrower.uses_max, parent.ask.uses_max) {
+            (None, most) => most,
             (Some(0), _) => return Err(NarrowRefusal::Wider("uses_max")),
-            (Some(most), Some(left)) if u64::from(most) > left => {
-                return Err(NarrowRefusal::Wider("uses_max"));
-            }
-            (most, _) => most,
+            (Some(wanted), Some(most)) if wanted > most => return Err(NarrowRefusal::Wider("uses_max")),
+            (Some(wanted), _) => Some(wanted),
         };
         let path = parent.path.join(&narrower.path).map_err(Refusal::Path)?;
         let of_file = parent.shown.as_ref().is_some_and(|shown| shown.kind == ShownKind::File);
         if of_file && !narrower.path.is_root() {
             return Err(NarrowRefusal::Wider("path"));
-        }
-        // Its share is taken from the other's, so that both together never have more.
-        let held = self.open.get_mut(&id).expect("usable ones are open");
-        held.bytes += bytes_max;
-        if held.ask.uses_max.is_some() {
-            held.uses += uses_max.map_or(0, u64::from);
         }
         let child = self.number();
         let mut ask = parent.ask.clone();

@@ -253,6 +253,7 @@ fn what_is_revoked_takes_what_was_narrowed_from_it_along() {
         grants.narrow(START, by, &Narrower { path, bytes_max: Some(10), ..Narrower::default() }).unwrap();
     let narrowed = grants.claim(child, "notes", &secret(100)).unwrap().reveal().to_owned();
     assert_eq!(read_at(&mut grants, START, &narrowed, "b"), Ok(10));
+    assert_eq!(grants.grant(parent).unwrap().bytes, 1, "what it uses counts for the other");
     let by = Presented { string: &narrowed, client: "notes", audience: &minilm() };
     let read = grants.read(START, by, "b", 1).unwrap();
     assert_eq!((read.grant(), read.root(), read.path().as_str()), (child, parent, "a/b"));

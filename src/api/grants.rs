@@ -164,10 +164,10 @@ pub(super) struct NarrowBody {
     /// From now on, in milliseconds.
     #[serde(default)]
     lifetime_ms: Option<u64>,
-    /// How often; what it gets is taken from the other.
+    /// How often; its uses count for the other too.
     #[serde(default)]
     uses_max: Option<u32>,
-    /// Bytes in all; what it gets is taken from the other.
+    /// Bytes in all; they count for the other too.
     #[serde(default)]
     bytes_max: Option<u64>,
     /// No copies, even where the other allows them.
@@ -296,7 +296,8 @@ fn proven(app: &App, id: GrantId, lifetime_ms: Option<u64>, signature: &str) -> 
         return Err(wrong("the signature is too long"));
     }
     let signature = STANDARD.decode(signature).map_err(|_| wrong("the signature is not base64"))?;
-    let text = app.grants.approval_text(id, lifetime_ms).ok_or_else(unknown)?;
+    // One that is not there, or not opened yet, is refused by its state.
+    let Some(text) = app.grants.approval_text(id, lifetime_ms) else { return Ok(false) };
     match app.dispatcher.is_signed_by_operator(text.as_bytes(), &signature) {
         Ok(true) => Ok(true),
         Ok(false) => Err(wrong("no key of the operator's has signed this approval")),

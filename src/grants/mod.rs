@@ -335,11 +335,13 @@ impl GrantService {
         }
         let version = *version.borrow();
         let table = self.table();
+        // What is being opened is no question yet.
+        let put = |grant: &&Grant| grant.state != State::Pending || grant.shown.is_some();
         let mine = |grant: &&Grant| viewer.is_none_or(|viewer| viewer == grant.ask.client);
         GrantsView {
             run: self.run_id.clone(),
             version,
-            grants: table.all().filter(mine).map(GrantView::of).collect(),
+            grants: table.all().filter(put).filter(mine).map(GrantView::of).collect(),
         }
     }
 
