@@ -20,6 +20,8 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Messages that wait for the server to read; new ones of its own are not taken while any waits, so that each open file's
 /// end has a place and a few more.
 const OUTBOX_MAX: usize = OPEN_FILES_MAX + 8;
+/// Messages of the server that are obeyed before open files have their turn.
+const MESSAGES_MAX: usize = 16;
 /// The longest wait in milliseconds; after it everything is looked at again.
 const WAIT_MS_MAX: u64 = 60_000;
 
@@ -143,9 +145,12 @@ impl<'a> Serving<'a> {
         self.say(FromFileguard::Closed { number, bytes, sha256, end }, None)
     }
 
-    /// Takes messages while none of ours waits; `false` at the end of the link.
+    /// Takes a few messages, as long as none of ours waits; `false` at the end of the link.
     fn hear(&mut self) -> Result<bool, End> {
-        while self.outbox.is_empty() {
+        for _ in 0..MESSAGES_MAX {
+            if !self.outbox.is_empty() {
+                break;
+            }
             let received = match self.link.receive() {
                 Ok(received) => received,
                 Err(LinkError::WouldBlock) => return Ok(true),

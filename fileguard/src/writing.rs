@@ -80,7 +80,7 @@ impl Writing {
 
     /// Bytes and time of the file that is there now, if one is.
     pub fn old(&self) -> (u64, i64) {
-        self.target.old.map_or((0, 0), |old| (old.size, old.modified.0))
+        self.target.old.as_ref().map_or((0, 0), |old| (old.facts.size, old.facts.modified.0))
     }
 
     /// One step.
@@ -126,7 +126,7 @@ impl Writing {
 
 impl Contents {
     fn make(target: &Target) -> Result<Self, FileRefusal> {
-        let mode = target.old.map_or(NEW_MODE, |old| old.mode);
+        let mode = target.old.as_ref().map_or(NEW_MODE, |old| old.facts.mode);
         match Self::nameless(target, Mode::from_raw_mode(mode)) {
             Ok(Some(file)) => Ok(Self::Nameless(file)),
             Ok(None) => Self::named(target, mode),
