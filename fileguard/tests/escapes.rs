@@ -101,15 +101,15 @@ fn payload(random: &mut Random, host: &Host) -> String {
 }
 
 fn check_typed(path: &str, refusal: FileRefusal) {
-    let typed = match refusal {
+    let typed = matches!(
+        refusal,
         FileRefusal::NotFound
-        | FileRefusal::OutsideRoot
-        | FileRefusal::Symlink
-        | FileRefusal::NotAFile
-        | FileRefusal::NotAFolder
-        | FileRefusal::ReadOnly => true,
-        _ => false,
-    };
+            | FileRefusal::OutsideRoot
+            | FileRefusal::Symlink
+            | FileRefusal::NotAFile
+            | FileRefusal::NotAFolder
+            | FileRefusal::ReadOnly
+    );
     assert!(typed, "{path:?}: {refusal:?}");
 }
 

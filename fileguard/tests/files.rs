@@ -103,7 +103,7 @@ fn each_thing_that_is_no_file_of_the_root_has_its_own_refusal() {
     host.make_folder("root/kept-out/below");
     host.write("root/kept-out/below/file", SECRET);
     host.write("root/closed", b"");
-    std::fs::set_permissions(host.at("root/closed"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(host.at("root/closed"), PermissionsExt::from_mode(0o000)).unwrap();
     host.link("file", "root/link");
     host.link("folder", "root/link-to-folder");
     host.link("/proc/self", "root/link-to-proc");
