@@ -87,11 +87,11 @@ pub struct Seen {
 }
 
 impl Root {
-    /// Opens what was mounted for this program. Before the filter is on.
+    /// Opens what was mounted for this program. Its files must be this user's. Before the filter is on.
     ///
     /// # Errors
     /// The user that the program runs as may not read it.
-    pub fn open(host: &HostRoot, place: &str) -> Result<Self, Errno> {
+    pub fn open(host: &HostRoot, place: &str, owner: u32) -> Result<Self, Errno> {
         let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let file = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let open = |flags| openat(CWD, place, flags, Mode::empty());
@@ -104,7 +104,7 @@ impl Root {
         Ok(Self {
             place,
             writable: host.access == RootAccess::Write,
-            owner: rustix::process::getuid().as_raw(),
+            owner,
             own: host.above.iter().chain([&host.id]).map(identity_of).collect(),
             excluded: Vec::new(),
         })

@@ -239,7 +239,7 @@ mod tests {
             modified: 0,
             above: vec![],
         };
-        Root::open(&host, folder.to_str().unwrap()).unwrap()
+        Root::open(&host, folder.to_str().unwrap(), rustix::process::getuid().as_raw()).unwrap()
     }
 
     fn names(folder: &Path) -> Vec<String> {
