@@ -60,6 +60,16 @@ struct Outgoing {
     descriptor: Option<OwnedFd>,
 }
 
+/// A file that is to be served.
+#[derive(Debug)]
+struct Wanted {
+    path: String,
+    access: FileAccess,
+    until_boot_ms: u64,
+    bytes_max: u64,
+    digest: bool,
+}
+
 /// Makes a socket one that does not block. The only flags that the filter lets be set.
 ///
 /// # Errors
@@ -183,7 +193,7 @@ impl<'a> Serving<'a> {
             _ if !self.started => Err(End::Illegal("a message before the start")),
             ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest } => {
                 let socket = descriptors.pop().expect("counted above");
-                self.open(number, socket, until_boot_ms, || (path, access, bytes_max, digest))
+                self.open(number, socket, &Wanted { path, access, until_boot_ms, bytes_max, digest })
             }
             ToFileguard::Snapshot { number, path, bytes_max } => self.snapshot(number, &path, bytes_max),
             ToFileguard::List { number, path, after, entries_max } => {
@@ -202,13 +212,7 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn open(
-        &mut self,
-        number: u32,
-        socket: OwnedFd,
-        until_boot_ms: u64,
-        what: impl FnOnce() -> (String, FileAccess, u64, bool),
-    ) -> Result<(), End> {
+    fn open(&mut self, number: u32, socket: OwnedFd, wanted: &Wanted) -> Result<(), End> {
         if self.files.contains_key(&number) {
             return Err(End::Illegal("a number that is in use"));
         }
@@ -217,35 +221,30 @@ impl<'a> Serving<'a> {
             return Err(End::Illegal("a descriptor that is no socket"));
         }
         set_nonblocking(&socket).map_err(|error| End::Os { call: "fcntl", error })?;
-        if boot_ms() >= until_boot_ms {
+        if boot_ms() >= wanted.until_boot_ms {
             return self.answer(number, Err(FileRefusal::Expired));
         }
         if self.files.len() >= OPEN_FILES_MAX {
             return self.answer(number, Err(FileRefusal::TooMany));
         }
-        let (path, access, bytes_max, digest) = what();
-        let opened = self.work(&path, access, bytes_max, digest).map(|(work, size, modified)| {
-            self.files.insert(number, Served::new(Link::new(socket), work, until_boot_ms));
+        let opened = self.work(wanted).map(|(work, size, modified)| {
+            self.files.insert(number, Served::new(Link::new(socket), work, wanted.until_boot_ms));
             FromFileguard::Opened { number, size, modified }
         });
         self.answer(number, opened)
     }
 
-    fn work(
-        &self,
-        path: &str,
-        access: FileAccess,
-        bytes_max: u64,
-        digest: bool,
-    ) -> Result<(Work, u64, i64), FileRefusal> {
+    /// With the size and time of the file that is there now.
+    fn work(&self, wanted: &Wanted) -> Result<(Work, u64, i64), FileRefusal> {
+        let Wanted { path, access, bytes_max, digest, .. } = wanted;
         match access {
             FileAccess::Read => {
                 let opened = self.root.open_file(path)?;
                 let (size, modified) = (opened.facts.size, opened.facts.modified.0);
-                Ok((Work::Read(Reading::new(opened, bytes_max, digest)), size, modified))
+                Ok((Work::Read(Reading::new(opened, *bytes_max, *digest)), size, modified))
             }
             FileAccess::Write => {
-                let writing = Writing::new(&self.root, path, bytes_max, digest)?;
+                let writing = Writing::new(&self.root, path, *bytes_max, *digest)?;
                 let (size, modified) = writing.old();
                 Ok((Work::Write(writing), size, modified))
             }

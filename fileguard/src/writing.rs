@@ -155,6 +155,8 @@ impl Contents {
         let name = random_name().map_err(refusal::of)?;
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(mode);
+        // Where `openat2` says EPERM, cap-std goes on by calls that the filter ends the program for; a folder that lets
+        // nobody make files has said so to the try without a name.
         let file = folder.open_with(&name, &options).map_err(os)?.into_std().into();
         Ok(Self::Named(Named { file, folder, name, keep: false }))
     }
