@@ -61,7 +61,8 @@ fn run(path: &str, access: RootAccess) -> ExitCode {
 
 fn serve(mut entered: Entered, host: &HostRoot) -> Result<(), Box<dyn Display>> {
     let link = FileguardSideLink::new(entered.link());
-    let root = Root::open(host, GRANTED).map_err(|error| boxed(End::Os { call: "open", error }))?;
+    let root = Root::open(host, GRANTED, rustix::process::getuid().as_raw())
+        .map_err(|error| boxed(End::Os { call: "open", error }))?;
     // The rights of files that are made are those that are named.
     rustix::process::umask(Mode::empty());
     // Finds the fast clock while it may still look for it.

@@ -75,15 +75,23 @@ pub struct Target {
     /// The name in it.
     pub name: String,
     /// What has the name now.
-    pub old: Option<Facts>,
+    pub old: Option<Seen>,
+}
+
+/// A file that was looked at, and not opened to be read. While it is held, no other file can be the same object.
+#[derive(Debug)]
+pub struct Seen {
+    /// What was seen.
+    pub facts: Facts,
+    _held: OwnedFd,
 }
 
 impl Root {
-    /// Opens what was mounted for this program. Before the filter is on.
+    /// Opens what was mounted for this program. Its files must be this user's. Before the filter is on.
     ///
     /// # Errors
     /// The user that the program runs as may not read it.
-    pub fn open(host: &HostRoot, place: &str) -> Result<Self, Errno> {
+    pub fn open(host: &HostRoot, place: &str, owner: u32) -> Result<Self, Errno> {
         let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let file = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let open = |flags| openat(CWD, place, flags, Mode::empty());
@@ -96,7 +104,7 @@ impl Root {
         Ok(Self {
             place,
             writable: host.access == RootAccess::Write,
-            owner: rustix::process::getuid().as_raw(),
+            owner,
             own: host.above.iter().chain([&host.id]).map(identity_of).collect(),
             excluded: Vec::new(),
         })
@@ -120,13 +128,10 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..NAME_TRIES_MAX {
             let (folder, name) = path.split_last();
-            let seen = {
-                let folder = self.walk(folder)?;
-                self.facts(open_below(folder.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW)?.as_fd())?
-            };
+            let seen = self.look_at(self.walk(folder)?.as_fd(), name)?.ok_or(FileRefusal::NotFound)?;
             let file = open_below(self.base()?, path.as_str(), flags)?;
             let facts = self.facts(file.as_fd())?;
-            if facts.identity == seen.identity {
+            if facts.identity == seen.facts.identity {
                 return Ok(Opened { file: Rc::new(file), facts });
             }
         }
@@ -171,9 +176,8 @@ impl Root {
         let path = self.parse(path)?;
         let folder = self.walk(path.split_last().0)?;
         let facts = fstat(&folder).map_err(refusal::of)?;
-        let same = |old: Facts, new: Facts| old.identity == new.identity;
-        let unchanged = match (target.old, self.look_at(folder.as_fd(), &target.name)?) {
-            (Some(old), Some(new)) => same(old, new),
+        let unchanged = match (&target.old, self.look_at(folder.as_fd(), &target.name)?) {
+            (Some(old), Some(new)) => old.facts.identity == new.facts.identity,
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
@@ -231,7 +235,8 @@ impl Root {
     fn reopen_folder(&self, path: Option<&str>) -> Result<(OwnedFd, Identity), FileRefusal> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         for _ in 0..NAME_TRIES_MAX {
-            let seen = identity(&fstat(self.walk(path)?).map_err(refusal::of)?);
+            let held = self.walk(path)?;
+            let seen = identity(&fstat(&held).map_err(refusal::of)?);
             let folder = open_below(self.base()?, path.unwrap_or("."), flags)?;
             if identity(&fstat(&folder).map_err(refusal::of)?) == seen {
                 return Ok((folder, seen));
@@ -241,9 +246,9 @@ impl Root {
     }
 
     /// What has this name, if anything; it must be a file that may be given.
-    fn look_at(&self, folder: BorrowedFd<'_>, name: &str) -> Result<Option<Facts>, FileRefusal> {
+    fn look_at(&self, folder: BorrowedFd<'_>, name: &str) -> Result<Option<Seen>, FileRefusal> {
         match open_below(folder, name, OFlags::PATH | OFlags::NOFOLLOW) {
-            Ok(file) => self.facts(file.as_fd()).map(Some),
+            Ok(file) => Ok(Some(Seen { facts: self.facts(file.as_fd())?, _held: file })),
             Err(FileRefusal::NotFound) => Ok(None),
             Err(refusal) => Err(refusal),
         }

@@ -20,6 +20,8 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Messages that wait for the server to read; new ones of its own are not taken while any waits, so that each open file's
 /// end has a place and a few more.
 const OUTBOX_MAX: usize = OPEN_FILES_MAX + 8;
+/// Messages of the server that are obeyed before open files have their turn.
+const MESSAGES_MAX: usize = 16;
 /// The longest wait in milliseconds; after it everything is looked at again.
 const WAIT_MS_MAX: u64 = 60_000;
 
@@ -56,6 +58,16 @@ pub struct Serving<'a> {
 struct Outgoing {
     message: FromFileguard,
     descriptor: Option<OwnedFd>,
+}
+
+/// A file that is to be served.
+#[derive(Debug)]
+struct Wanted {
+    path: String,
+    access: FileAccess,
+    until_boot_ms: u64,
+    bytes_max: u64,
+    digest: bool,
 }
 
 /// Makes a socket one that does not block. The only flags that the filter lets be set.
@@ -143,9 +155,12 @@ impl<'a> Serving<'a> {
         self.say(FromFileguard::Closed { number, bytes, sha256, end }, None)
     }
 
-    /// Takes messages while none of ours waits; `false` at the end of the link.
+    /// Takes a few messages, as long as none of ours waits; `false` at the end of the link.
     fn hear(&mut self) -> Result<bool, End> {
-        while self.outbox.is_empty() {
+        for _ in 0..MESSAGES_MAX {
+            if !self.outbox.is_empty() {
+                break;
+            }
             let received = match self.link.receive() {
                 Ok(received) => received,
                 Err(LinkError::WouldBlock) => return Ok(true),
@@ -178,7 +193,7 @@ impl<'a> Serving<'a> {
             _ if !self.started => Err(End::Illegal("a message before the start")),
             ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest } => {
                 let socket = descriptors.pop().expect("counted above");
-                self.open(number, socket, until_boot_ms, || (path, access, bytes_max, digest))
+                self.open(number, socket, &Wanted { path, access, until_boot_ms, bytes_max, digest })
             }
             ToFileguard::Snapshot { number, path, bytes_max } => self.snapshot(number, &path, bytes_max),
             ToFileguard::List { number, path, after, entries_max } => {
@@ -197,13 +212,7 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn open(
-        &mut self,
-        number: u32,
-        socket: OwnedFd,
-        until_boot_ms: u64,
-        what: impl FnOnce() -> (String, FileAccess, u64, bool),
-    ) -> Result<(), End> {
+    fn open(&mut self, number: u32, socket: OwnedFd, wanted: &Wanted) -> Result<(), End> {
         if self.files.contains_key(&number) {
             return Err(End::Illegal("a number that is in use"));
         }
@@ -212,35 +221,30 @@ impl<'a> Serving<'a> {
             return Err(End::Illegal("a descriptor that is no socket"));
         }
         set_nonblocking(&socket).map_err(|error| End::Os { call: "fcntl", error })?;
-        if boot_ms() >= until_boot_ms {
+        if boot_ms() >= wanted.until_boot_ms {
             return self.answer(number, Err(FileRefusal::Expired));
         }
         if self.files.len() >= OPEN_FILES_MAX {
             return self.answer(number, Err(FileRefusal::TooMany));
         }
-        let (path, access, bytes_max, digest) = what();
-        let opened = self.work(&path, access, bytes_max, digest).map(|(work, size, modified)| {
-            self.files.insert(number, Served::new(Link::new(socket), work, until_boot_ms));
+        let opened = self.work(wanted).map(|(work, size, modified)| {
+            self.files.insert(number, Served::new(Link::new(socket), work, wanted.until_boot_ms));
             FromFileguard::Opened { number, size, modified }
         });
         self.answer(number, opened)
     }
 
-    fn work(
-        &self,
-        path: &str,
-        access: FileAccess,
-        bytes_max: u64,
-        digest: bool,
-    ) -> Result<(Work, u64, i64), FileRefusal> {
+    /// With the size and time of the file that is there now.
+    fn work(&self, wanted: &Wanted) -> Result<(Work, u64, i64), FileRefusal> {
+        let Wanted { path, access, bytes_max, digest, .. } = wanted;
         match access {
             FileAccess::Read => {
                 let opened = self.root.open_file(path)?;
                 let (size, modified) = (opened.facts.size, opened.facts.modified.0);
-                Ok((Work::Read(Reading::new(opened, bytes_max, digest)), size, modified))
+                Ok((Work::Read(Reading::new(opened, *bytes_max, *digest)), size, modified))
             }
             FileAccess::Write => {
-                let writing = Writing::new(&self.root, path, bytes_max, digest)?;
+                let writing = Writing::new(&self.root, path, *bytes_max, *digest)?;
                 let (size, modified) = writing.old();
                 Ok((Work::Write(writing), size, modified))
             }

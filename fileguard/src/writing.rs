@@ -80,7 +80,7 @@ impl Writing {
 
     /// Bytes and time of the file that is there now, if one is.
     pub fn old(&self) -> (u64, i64) {
-        self.target.old.map_or((0, 0), |old| (old.size, old.modified.0))
+        self.target.old.as_ref().map_or((0, 0), |old| (old.facts.size, old.facts.modified.0))
     }
 
     /// One step.
@@ -126,7 +126,7 @@ impl Writing {
 
 impl Contents {
     fn make(target: &Target) -> Result<Self, FileRefusal> {
-        let mode = target.old.map_or(NEW_MODE, |old| old.mode);
+        let mode = target.old.as_ref().map_or(NEW_MODE, |old| old.facts.mode);
         match Self::nameless(target, Mode::from_raw_mode(mode)) {
             Ok(Some(file)) => Ok(Self::Nameless(file)),
             Ok(None) => Self::named(target, mode),
@@ -155,6 +155,8 @@ impl Contents {
         let name = random_name().map_err(refusal::of)?;
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(mode);
+        // Where `openat2` says EPERM, cap-std goes on by calls that the filter ends the program for; a folder that lets
+        // nobody make files has said so to the try without a name.
         let file = folder.open_with(&name, &options).map_err(os)?.into_std().into();
         Ok(Self::Named(Named { file, folder, name, keep: false }))
     }
@@ -239,7 +241,7 @@ mod tests {
             modified: 0,
             above: vec![],
         };
-        Root::open(&host, folder.to_str().unwrap()).unwrap()
+        Root::open(&host, folder.to_str().unwrap(), rustix::process::getuid().as_raw()).unwrap()
     }
 
     fn names(folder: &Path) -> Vec<String> {

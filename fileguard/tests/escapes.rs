@@ -3,8 +3,12 @@
 
 mod support;
 
+use ringfence_fileguard::reading::read_at;
+use ringfence_fileguard::root::Root;
 use ringfence_protocol::{FileAccess, FileRefusal, FromFileguard};
+use ringfence_sandbox::{FileId, HostRoot, RootAccess};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Guard, Host, INSIDE, SECRET};
 
@@ -101,15 +105,15 @@ fn payload(random: &mut Random, host: &Host) -> String {
 }
 
 fn check_typed(path: &str, refusal: FileRefusal) {
-    let typed = match refusal {
+    let typed = matches!(
+        refusal,
         FileRefusal::NotFound
-        | FileRefusal::OutsideRoot
-        | FileRefusal::Symlink
-        | FileRefusal::NotAFile
-        | FileRefusal::NotAFolder
-        | FileRefusal::ReadOnly => true,
-        _ => false,
-    };
+            | FileRefusal::OutsideRoot
+            | FileRefusal::Symlink
+            | FileRefusal::NotAFile
+            | FileRefusal::NotAFolder
+            | FileRefusal::ReadOnly
+    );
     assert!(typed, "{path:?}: {refusal:?}");
 }
 
@@ -154,38 +158,10 @@ fn no_words_lead_outside() {
 
 #[test]
 fn no_swap_of_folders_and_links_leads_outside() {
-    let tries = std::env::var("RINGFENCE_RACES").ok().and_then(|tries| tries.parse().ok()).unwrap_or(RACES);
-    let host = Host::new();
-    host.make_folder("root/now");
-    host.write("root/now/secret", INSIDE);
-    host.link("../outside", "root/then");
-    host.make_folder("root/files");
-    host.write("root/files/secret", INSIDE);
-    host.link("../../outside/secret", "root/files/link");
-    // A second name of a file outside: refused whenever it is met.
-    host.write("outside/other", SECRET);
-    std::fs::hard_link(host.at("outside/other"), host.at("root/files/other")).unwrap();
+    let (tries, host) = (races(), Host::new());
+    lay_traps(&host);
     let guard = Guard::write(&host.root());
-    let done = AtomicBool::new(false);
-    let swaps = [
-        ("root/now", "root/then"),
-        ("root/files/secret", "root/files/link"),
-        ("root/files/secret", "root/files/other"),
-        ("root/now", "root/files"),
-    ];
-    std::thread::scope(|scope| {
-        let (host, stop) = (&host, &done);
-        // Also where the test fails.
-        let done = Stop(stop);
-        let swapper = scope.spawn(move || {
-            let mut count = 0_usize;
-            while !stop.load(Ordering::Relaxed) {
-                let (a, b) = swaps[count / 2 % swaps.len()];
-                renameat_with(CWD, host.at(a), CWD, host.at(b), RenameFlags::EXCHANGE).unwrap();
-                count += 1;
-            }
-            count
-        });
+    while_folders_are_swapped(&host, || {
         let mut outcomes = std::collections::BTreeMap::new();
         for turn in 0..tries {
             let path = if turn % 2 == 0 { "now/secret" } else { "files/secret" };
@@ -202,12 +178,114 @@ fn no_swap_of_folders_and_links_leads_outside() {
             }
             *outcomes.entry(format!("{outcome:?}")).or_insert(0) += 1;
         }
-        drop(done);
-        println!("{tries} tries, {} swaps: {outcomes:?}", swapper.join().unwrap());
+        println!("{tries} tries: {outcomes:?}");
         assert!(outcomes.contains_key("Ok(())") && outcomes.len() > 2, "the race is none");
     });
     assert_eq!(host.names("outside"), ["other", "secret"]);
     assert_eq!((host.read("outside/secret"), host.read("outside/other")), (SECRET.to_vec(), SECRET.to_vec()));
+}
+
+/// The same without the sandbox, which would hold if this did not: the way from a name to a descriptor has to hold alone.
+#[test]
+fn no_swap_leads_outside_where_the_outside_can_be_seen() {
+    let (tries, host) = (races(), Host::new());
+    lay_traps(&host);
+    let root = seen_from_inside(&host);
+    while_folders_are_swapped(&host, || {
+        let mut outcomes = std::collections::BTreeMap::new();
+        for turn in 0..tries {
+            let path = if turn % 2 == 0 { "now/secret" } else { "files/secret" };
+            let outcome = root.open_file(path).map(|opened| {
+                let bytes = read_at(opened.file.as_fd(), 0, 1000).unwrap();
+                assert_eq!(bytes, INSIDE, "{path}");
+            });
+            let target = root.open_target("now/new").map(|target| {
+                assert_ne!(target.folder_identity, host.identity("outside"));
+            });
+            for outcome in [outcome, target] {
+                *outcomes.entry(format!("{outcome:?}")).or_insert(0) += 1;
+            }
+        }
+        println!("{tries} tries: {outcomes:?}");
+        assert!(outcomes.contains_key("Ok(())") && outcomes.len() > 2, "the race is none");
+    });
+}
+
+#[test]
+fn no_words_lead_outside_where_the_outside_can_be_seen() {
+    let host = Host::new();
+    host.make_folder("root/folder");
+    host.write("root/folder/deep", INSIDE);
+    host.link("../outside", "root/link-out");
+    host.link("..", "root/link-up");
+    let root = seen_from_inside(&host);
+    let mut random = Random(0xca11);
+    for _ in 0..PAYLOADS {
+        let path = payload(&mut random, &host);
+        match root.open_file(&path) {
+            Ok(opened) => assert_eq!(read_at(opened.file.as_fd(), 0, 1000).unwrap(), INSIDE, "{path:?}"),
+            Err(refusal) => check_typed(&path, refusal),
+        }
+        if let Err(refusal) = root.open_folder(&path) {
+            check_typed(&path, refusal);
+        }
+    }
+}
+
+/// The root as the program has it, but in this process, which sees all of the host.
+fn seen_from_inside(host: &Host) -> Root {
+    let described = HostRoot {
+        path: host.root(),
+        access: RootAccess::Write,
+        is_folder: true,
+        id: FileId { device: 0, inode: 0 },
+        owner: 0,
+        size: 0,
+        modified: 0,
+        above: vec![],
+    };
+    Root::open(&described, &host.root(), support::owner()).unwrap()
+}
+
+fn races() -> usize {
+    std::env::var("RINGFENCE_RACES").ok().and_then(|tries| tries.parse().ok()).unwrap_or(RACES)
+}
+
+/// Names that lead inside, and others to swap them with that don't.
+fn lay_traps(host: &Host) {
+    host.make_folder("root/now");
+    host.write("root/now/secret", INSIDE);
+    host.link("../outside", "root/then");
+    host.make_folder("root/files");
+    host.write("root/files/secret", INSIDE);
+    host.link("../../outside/secret", "root/files/link");
+    // A second name of a file outside: refused whenever it is met.
+    host.write("outside/other", SECRET);
+    std::fs::hard_link(host.at("outside/other"), host.at("root/files/other")).unwrap();
+}
+
+fn while_folders_are_swapped(host: &Host, work: impl FnOnce()) {
+    let swaps = [
+        ("root/now", "root/then"),
+        ("root/files/secret", "root/files/link"),
+        ("root/files/secret", "root/files/other"),
+        ("root/now", "root/files"),
+    ];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Also where the work fails.
+        let _stop = Stop(&done);
+        scope.spawn(|| {
+            for turn in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (a, b): (&str, &str) = swaps[turn / 2 % swaps.len()];
+                renameat_with(CWD, host.at(a), CWD, host.at(b), RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        work();
+    });
 }
 
 /// Ends the other thread when it is dropped.

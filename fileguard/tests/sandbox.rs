@@ -128,14 +128,22 @@ fn the_program_s_root_holds_the_granted_root_and_nothing_else() {
 }
 
 #[test]
-fn what_is_mounted_below_a_root_that_is_read_is_read_only_too() {
+fn what_is_mounted_below_a_root_is_read_only_whatever_it_is_for() {
     if !is_root() {
         return println!("not root: nothing can be mounted");
     }
     let host = Host::new();
     host.make_folder("root/mounted");
     let _mounted = Mounted::new(host.at("root/mounted"), c"tmpfs");
-    for (place, flags) in mounts(&Guard::read(&host.root())) {
-        assert!(flags.iter().any(|flag| flag == "ro"), "{place} {flags:?}");
+    for (access, granted) in [("read", "ro"), ("write", "rw")] {
+        let mounts = mounts(&Guard::new(access, &host.root(), vec![]));
+        let rights: Vec<(&str, &str)> =
+            mounts.iter().map(|(place, flags)| (place.as_str(), flags[0].as_str())).collect();
+        assert_eq!(rights, [("/", "ro"), ("/granted", granted), ("/granted/mounted", "ro")]);
     }
+    // A host's own mount that is read-only stays so.
+    let path = host.at("root/mounted");
+    rustix::mount::mount_remount(&path, rustix::mount::MountFlags::RDONLY, c"").unwrap();
+    let mounts = mounts(&Guard::write(&host.text("root/mounted")));
+    assert_eq!(mounts[1].1[0], "ro");
 }

@@ -88,6 +88,11 @@ impl Host {
     }
 }
 
+/// Whose the files of tests are.
+pub(crate) fn owner() -> u32 {
+    if is_root() { ORDINARY.uid } else { rustix::process::getuid().as_raw() }
+}
+
 /// Something that is mounted for the length of a test.
 pub(crate) struct Mounted(PathBuf);
 

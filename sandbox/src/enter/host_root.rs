@@ -272,28 +272,37 @@ fn clone_of(opened: &OwnedFd) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// For the whole tree: no programs, no devices, no set-uid, and no writing unless that is what it is for.
+/// For the whole tree: no programs, no devices, no set-uid, no writing; the root itself may then be written, if that is
+/// what it is for.
 fn restrict_mount(tree: BorrowedFd<'_>, access: RootAccess) -> Result<(), EnterError> {
-    let read_only = if access == RootAccess::Read { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | read_only,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let none =
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let failed = os(Layer::Namespaces, "mount_setattr");
+    set_attributes(tree, libc::AT_RECURSIVE, none, 0).map_err(&failed)?;
+    if access == RootAccess::Read {
+        return Ok(());
+    }
+    match set_attributes(tree, 0, 0, libc::MOUNT_ATTR_RDONLY) {
+        // The host's own mount is read-only: writing is refused, as it would be there.
+        Err(Errno::PERM) => Ok(()),
+        cleared => cleared.map_err(failed),
+    }
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, depth: i32, set: u64, clear: u64) -> Result<(), Errno> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
     // SAFETY: an open descriptor, an empty path, and a structure of ours with its true size, which is only read.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            flags,
+            libc::AT_EMPTY_PATH | depth,
             &raw const attributes,
             size_of_val(&attributes),
         )
     };
-    if result == 0 { Ok(()) } else { Err(os(Layer::Namespaces, "mount_setattr")(last_errno())) }
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 #[cfg(test)]

@@ -391,4 +391,18 @@ mod tests {
             assert_eq!(let_through, *act == Act::WriteSealedMap, "{}", act.name());
         }
     }
+
+    #[test]
+    fn fileguard_s_policy_lets_through_what_works_on_its_root_only() {
+        let policy = Policy::fileguard();
+        let through = |act: &&Act| {
+            let Call { number, arguments } = act.call();
+            policy.permits(number, &arguments)
+        };
+        let acts: Vec<Act> = Act::ALL.iter().filter(through).copied().collect();
+        let refused_by_kernel =
+            [Act::OpenFileNew, Act::ListFolder, Act::Unlink, Act::Rename, Act::WriteSealedMap];
+        assert_eq!(acts, refused_by_kernel);
+        assert!(acts.iter().all(|act| act.refused_by_kernel().is_some()));
+    }
 }
