@@ -68,7 +68,7 @@ impl Gpu {
         let (device, queue) = now(adapter.raw.request_device(&descriptor(adapter, &shaders)))
             .map_err(|error| OpenError::Driver { reason: error.to_string() })?;
         let health = Health::watch(&device);
-        let mut gate = Gate::new(device.clone(), Arc::clone(&health), lease);
+        let gate = Gate::new(device.clone(), Arc::clone(&health), lease);
         let recorder = Recorder::new(device.clone(), queue, Arc::clone(&health), &gate);
         let headroom = gate.measure_headroom();
         // The ring itself is refused where the lease is smaller than it.

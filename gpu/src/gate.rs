@@ -3,14 +3,11 @@
 
 use crate::device::now;
 use crate::error::{GpuError, Health, RefusedBy};
+use crate::ledger::{Ledger, Report};
 use crate::pipelines::BUFFER_BYTES_MIN;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Requests are counted in multiples of this, the largest alignment of buffers that Vulkan drivers ask for in practice.
-/// A driver that takes more is counted by what it took.
-pub const GRAIN_BYTES: u64 = 256;
 
 /// The gate's numbers, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,23 +35,12 @@ pub struct Counted {
     pub peak: u64,
 }
 
-/// Counts, shared with every buffer.
-#[derive(Debug, Default)]
-struct Ledger {
-    used: u64,
-    peak: u64,
-    /// Commands were recorded or submitted that may use any buffer.
-    busy: bool,
-    /// Let go while the device was busy: still the driver's, so still counted.
-    dead: Vec<(wgpu::Buffer, u64)>,
-}
-
 /// A buffer that was counted.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     raw: Option<wgpu::Buffer>,
     counted: u64,
-    ledger: Rc<RefCell<Ledger>>,
+    ledger: Rc<RefCell<Ledger<wgpu::Buffer>>>,
 }
 
 impl Buffer {
@@ -66,13 +52,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let raw = self.raw.take().expect("dropped once");
-        let mut ledger = self.ledger.borrow_mut();
-        if ledger.busy {
-            ledger.dead.push((raw, self.counted));
-        } else {
-            drop(raw);
-            ledger.used -= self.counted;
-        }
+        self.ledger.borrow_mut().release(raw, self.counted);
     }
 }
 
@@ -81,76 +61,67 @@ impl Drop for Buffer {
 pub(crate) struct Gate {
     device: wgpu::Device,
     health: Arc<Health>,
-    lease: u64,
-    headroom: u64,
-    ledger: Rc<RefCell<Ledger>>,
+    ledger: Rc<RefCell<Ledger<wgpu::Buffer>>>,
 }
 
 impl Gate {
     pub(crate) fn new(device: wgpu::Device, health: Arc<Health>, lease: u64) -> Self {
-        Self { device, health, lease, headroom: 0, ledger: Rc::default() }
+        Self { device, health, ledger: Rc::new(RefCell::new(Ledger::new(lease))) }
     }
 
     /// From now on what the driver has reserved so far is headroom; buffers that were made before belong to it.
     ///
     /// Everything reserved counts, not only what is allocated: an empty block of a memory type stays reserved.
-    pub(crate) fn measure_headroom(&mut self) -> u64 {
-        self.headroom = self.report().1;
-        self.ledger.borrow_mut().used = self.headroom;
-        self.restart_peak();
-        self.headroom
+    pub(crate) fn measure_headroom(&self) -> u64 {
+        self.ledger.borrow_mut().measure_headroom(self.report())
     }
 
-    /// What the driver says: allocated, reserved.
-    fn report(&self) -> (u64, u64) {
+    fn report(&self) -> Report {
         let report = self.device.generate_allocator_report();
         let report = report.expect("Vulkan's allocator reports");
-        (report.total_allocated_bytes, report.total_reserved_bytes)
+        Report { allocated: report.total_allocated_bytes, reserved: report.total_reserved_bytes }
     }
 
     pub(crate) fn numbers(&self) -> GateNumbers {
-        let (allocated, reserved) = self.report();
+        let Report { allocated, reserved } = self.report();
         let Counted { used, peak } = self.counted();
-        GateNumbers { lease: self.lease, headroom: self.headroom, used, peak, reserved, allocated }
+        let ledger = self.ledger.borrow();
+        GateNumbers { lease: ledger.lease(), headroom: ledger.headroom(), used, peak, reserved, allocated }
     }
 
     pub(crate) fn counted(&self) -> Counted {
-        let Ledger { used, peak, .. } = *self.ledger.borrow();
-        Counted { used, peak }
+        let ledger = self.ledger.borrow();
+        Counted { used: ledger.used(), peak: ledger.peak() }
     }
 
     pub(crate) fn restart_peak(&self) {
-        let mut ledger = self.ledger.borrow_mut();
-        ledger.peak = ledger.used;
+        self.ledger.borrow_mut().restart_peak();
     }
 
     /// Commands may use any buffer from now on, until [`Gate::idle`].
     pub(crate) fn busy(&self) {
-        self.ledger.borrow_mut().busy = true;
+        self.ledger.borrow_mut().busy();
     }
 
     /// The device has finished all commands and none is recorded.
     pub(crate) fn idle(&self) {
-        let mut ledger = self.ledger.borrow_mut();
-        ledger.busy = false;
-        let freed: u64 = ledger.dead.drain(..).map(|(_, counted)| counted).sum();
-        ledger.used -= freed;
+        self.ledger.borrow_mut().idle();
     }
 
     /// Whether buffers that were let go wait for the device.
     pub(crate) fn waits_for_idle(&self) -> bool {
-        !self.ledger.borrow().dead.is_empty()
+        self.ledger.borrow().waits_for_idle()
     }
 
     /// Whether this much more fits by the count, as one buffer.
     pub(crate) fn check(&self, bytes: u64) -> Result<(), GpuError> {
         self.health.alive()?;
-        let free = self.lease.saturating_sub(self.ledger.borrow().used);
-        if grains(bytes) <= free { Ok(()) } else { Err(self.refusal(bytes, RefusedBy::Gate)) }
+        if self.ledger.borrow().fits(bytes) { Ok(()) } else { Err(self.refusal(bytes, RefusedBy::Gate)) }
     }
 
     fn refusal(&self, wanted: u64, by: RefusedBy) -> GpuError {
-        GpuError::OutOfMemory { wanted, used: self.ledger.borrow().used, limit: self.lease, by }
+        let ledger = self.ledger.borrow();
+        GpuError::OutOfMemory { wanted, used: ledger.used(), limit: ledger.lease(), by }
     }
 
     /// A buffer of at least [`BUFFER_BYTES_MIN`]. Its contents are zeros until something is written: wgpu clears what a
@@ -161,22 +132,16 @@ impl Gate {
         if bytes > most {
             return Err(GpuError::TooLarge { bytes, limit: most });
         }
+        let before = self.report();
         let raw = self.ask_driver(bytes.next_multiple_of(4).max(BUFFER_BYTES_MIN), usage)?;
-        let counted = grains(bytes);
-        let mut ledger = self.ledger.borrow_mut();
-        let (allocated, reserved) = self.report();
-        // A driver that rounds up further than our grain is counted by what it took.
-        let counted = counted + allocated.saturating_sub(ledger.used + counted);
-        // The ring comes before the headroom is known; it is held against the lease as part of that.
-        if self.headroom > 0 && (reserved > self.lease || ledger.used + counted > self.lease) {
-            drop(ledger);
-            drop(raw);
-            return Err(self.refusal(bytes, RefusedBy::Reserved));
+        let admitted = self.ledger.borrow_mut().admit(bytes, before, self.report());
+        match admitted {
+            Some(counted) => Ok(Buffer { raw: Some(raw), counted, ledger: Rc::clone(&self.ledger) }),
+            None => {
+                drop(raw);
+                Err(self.refusal(bytes, RefusedBy::Reserved))
+            }
         }
-        ledger.used += counted;
-        ledger.peak = ledger.peak.max(ledger.used);
-        drop(ledger);
-        Ok(Buffer { raw: Some(raw), counted, ledger: Rc::clone(&self.ledger) })
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -198,8 +163,4 @@ impl Gate {
             Some(error) => Err(GpuError::Refused { reason: error.to_string() }),
         }
     }
-}
-
-fn grains(bytes: u64) -> u64 {
-    bytes.max(1).checked_next_multiple_of(GRAIN_BYTES).unwrap_or(u64::MAX)
 }
