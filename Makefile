@@ -36,6 +36,7 @@ soak: system-packages nextest
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'
+	RINGFENCE_GRANT_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(grants) and test(many)'
 	RINGFENCE_OOM_ROUNDS=100 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(memory)'
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 	scripts/fuzz 600

@@ -137,6 +137,13 @@ fn a_granted_file_is_what_its_text_is_and_nothing_beside_it_can_be_read() {
         entries["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["a.md", "hard", "link", "mark.md", "picture", "sub"], "{entries:#}");
 
+    // A copy gives the same, and the same refusals.
+    let (_, copies) = granted(&home, &server, &with(body(notes.path()), "snapshot", true));
+    assert_eq!(read(&server, &copies, "a.md").ok()["data"], of_text["data"]);
+    assert_eq!(read(&server, &copies, "mark.md").ok()["data"], of_text["data"]);
+    assert_eq!(read(&server, &copies, "link").code(), "file_refused");
+    assert_eq!(read(&server, &copies, "picture").code(), "input_not_text");
+
     home.cli_ok(&["client", "add", "mail"]);
     assert_eq!(
         embed(&server.client("mail"), "tiny-bert", &capability, "a.md").code(),
@@ -299,4 +306,70 @@ fn a_command_answers_questions_as_they_come() {
     };
     assert_eq!(state("to find passages"), "live");
     assert_eq!(state("because"), "denied");
+}
+
+/// Descriptors and children of the server.
+fn held(server: &Server) -> (usize, usize) {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let children = tasks.map(|task| {
+        let path = task.unwrap().path().join("children");
+        fs::read_to_string(path).unwrap_or_default().split_whitespace().count()
+    });
+    (descriptors, children.sum())
+}
+
+/// How many grants come and go one after the other; `make soak` has more.
+fn rounds() -> usize {
+    std::env::var("RINGFENCE_GRANT_ROUNDS").map_or(100, |text| text.parse().unwrap())
+}
+
+#[test]
+fn many_grants_at_a_time_and_one_after_the_other_leave_nothing_behind() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let rules = home.path().join("grants.toml");
+    let rule =
+        "[[rule]]\nclient = \"*\"\nkind = \"file_read\"\ndecision = \"allow\"\nuntil = 2100-01-01\nbelow = ";
+    fs::write(&rules, format!("{rule}\"{}\"\n", notes.path())).unwrap();
+    make_readable(&rules);
+    let live = || {
+        let grant = ask(&server, &body(notes.path()))["grant"].as_u64().unwrap();
+        (grant, claim(&server, grant))
+    };
+    let revoke = |grant: u64| server.api().send("DELETE", &format!("/grants/{grant}"), &[], b"").ok();
+
+    let (root, capability) = live();
+    assert_eq!(read(&server, &capability, "a.md").status, 200);
+    let narrow = json!({"capability": capability, "model": "tiny-bert", "path": "sub"});
+    let mut narrowed = Vec::new();
+    for _ in 0..1_000 {
+        let answer = server.api().post("/grants/narrow", &narrow).ok();
+        narrowed.push(answer["capability"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(server.status()["grants"], json!({"open": 1_001, "file_services": 1}));
+    for capability in narrowed.iter().step_by(50) {
+        assert_eq!(read(&server, capability, "b.md").status, 200);
+    }
+    revoke(root);
+    assert_eq!(server.status()["grants"], json!({"open": 0, "file_services": 0}));
+    for capability in narrowed.iter().step_by(100) {
+        assert_eq!(read(&server, capability, "b.md").code(), "grant_revoked");
+    }
+
+    let mut before = None;
+    for round in 0..rounds() {
+        let (grant, capability) = live();
+        assert_eq!(read(&server, &capability, "a.md").status, 200);
+        assert_eq!(revoke(grant)["state"], "revoked");
+        if round == 10 {
+            before = Some(held(&server));
+        }
+    }
+    // A connection or two of this test may still be on its way out.
+    let (descriptors, children) = before.unwrap();
+    let (descriptors_now, children_now) = held(&server);
+    assert!(descriptors_now <= descriptors + 8, "{descriptors} descriptors became {descriptors_now}");
+    assert_eq!(children_now, children);
 }

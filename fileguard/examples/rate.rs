@@ -90,10 +90,12 @@ impl Guard {
         let program = own.parent().and_then(Path::parent).unwrap().join("ringfence-fileguard");
         let program: OwnedFd = open(&program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let (ours, theirs) = connected_pair().unwrap();
+        rustix::net::send(&ours, folder.to_str().unwrap().as_bytes(), rustix::net::SendFlags::empty())
+            .unwrap();
         let page = StatusPage::create().unwrap();
         let child = spawn(SpawnRequest {
             program: program.as_fd(),
-            arguments: &["read", folder.to_str().unwrap()],
+            arguments: &["read"],
             environment: Environment { threads: None },
             link: theirs,
             status_page: &page,

@@ -20,31 +20,31 @@ fn main() -> ExitCode {
     let arguments = arguments.unwrap_or_default();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["read", path] => run(path, RootAccess::Read),
-        ["write", path] => run(path, RootAccess::Write),
-        ["probe", "read", path, act] => probe(path, RootAccess::Read, act),
-        ["probe", "write", path, act] => probe(path, RootAccess::Write, act),
+        ["read"] => run(RootAccess::Read),
+        ["write"] => run(RootAccess::Write),
+        ["probe", "read", act] => probe(RootAccess::Read, act),
+        ["probe", "write", act] => probe(RootAccess::Write, act),
         ["--version"] => {
             println!("ringfence-fileguard {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
         _ => say(
-            &"usage: ringfence-fileguard read PATH | write PATH | probe read|write PATH ACT | --version, where PATH is \
-              absolute and UTF-8 (started by ringfence-server)",
+            &"usage: ringfence-fileguard read | write | probe read|write ACT | --version (started by ringfence-server, which says over \
+              the link for which path)",
             USAGE,
         ),
     }
 }
 
-fn probe(path: &str, access: RootAccess, act: &str) -> ExitCode {
+fn probe(access: RootAccess, act: &str) -> ExitCode {
     match act.parse::<Act>() {
-        Ok(act) => probe_with_root(&Policy::fileguard(), path, access, act),
+        Ok(act) => probe_with_root(&Policy::fileguard(), access, act),
         Err(error) => say(&error, USAGE),
     }
 }
 
-fn run(path: &str, access: RootAccess) -> ExitCode {
-    let (entered, host) = match enter_with_root(&Policy::fileguard(), path, access) {
+fn run(access: RootAccess) -> ExitCode {
+    let (entered, host) = match enter_with_root(&Policy::fileguard(), access) {
         Ok(entered) => entered,
         Err(error) => return say(&error, 1),
     };

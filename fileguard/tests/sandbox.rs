@@ -13,7 +13,7 @@ fn every_forbidden_act_is_stopped() {
     let (policy, host) = (Policy::fileguard(), Host::new());
     for access in ["read", "write"] {
         for &act in Act::ALL {
-            let (child, _page, _link) = start(&["probe", access, &host.root(), act.name()]);
+            let (child, _page, _link) = start(&["probe", access, act.name()], &host.root());
             if let Err(failure) = judge(&policy, act, child.wait().unwrap()) {
                 panic!("{access}: {failure} {:?}", last_words(&child));
             }
@@ -84,7 +84,7 @@ fn what_is_no_root_is_refused_with_the_reason() {
     });
     for (path, reason) in cases {
         for access in ["read", "write"] {
-            let (child, _page, link) = start(&[access, &path]);
+            let (child, _page, link) = start(&[access], &path);
             let (exit, words) = last_words(&child);
             assert!(exit == Exit::Code(1) && words.contains(reason), "{path}: {exit:?} {words}");
             assert!(link.receive().is_err(), "{path}");

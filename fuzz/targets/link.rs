@@ -1,7 +1,10 @@
 //! A packet on each link in each direction; a message that was read is written as it came.
 #![no_main]
 
-use ringfence_protocol::{FromConverter, FromWorker, Link, LinkError, ToConverter, ToWorker, connected_pair};
+use ringfence_protocol::{
+    FileReply, FileRequest, FromConverter, FromFileguard, FromWorker, Link, LinkError, ToConverter, ToFileguard, ToWorker,
+    connected_pair,
+};
 use rustix::net::{SendFlags, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,10 +31,14 @@ fn check<M: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &[u8]) {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((which, packet)) = bytes.split_first() else { return };
-    match which % 4 {
+    match which % 8 {
         0 => check::<ToWorker>(packet),
         1 => check::<FromWorker>(packet),
         2 => check::<ToConverter>(packet),
-        _ => check::<FromConverter>(packet),
+        3 => check::<FromConverter>(packet),
+        4 => check::<ToFileguard>(packet),
+        5 => check::<FromFileguard>(packet),
+        6 => check::<FileRequest>(packet),
+        _ => check::<FileReply>(packet),
     }
 });

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! fileguard                           server
+//!                             <-  the path       its bytes as they are, before anything else and no message
 //!   Hello{digest}             ->
 //!   Root{..}                  ->                 what was opened, from the descriptor; an approver is shown this
 //!   Sealed{layers}            ->                 every layer is on; the server checks it in /proc

@@ -112,6 +112,13 @@ pub enum Data {
         /// Length of the encoding.
         bytes: u64,
     },
+    /// A copy of a granted file, one text: a sealed memfd with its bytes came with the message.
+    Text {
+        /// How many bytes.
+        bytes: u64,
+        /// Cut a text that is too long instead of failing the job.
+        truncate: bool,
+    },
     /// A granted file, one text: a [`crate::FileLink`] came with the message, non-blocking.
     File {
         /// Cut a text that is too long instead of failing the job.

@@ -223,35 +223,29 @@ pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
 }
 
 /// The same for a program that is started for one file or folder of the host, which it finds at [`GRANTED`] and of which
-/// it may do what `access` says; of nothing else of the host. The path is opened before any namespace is entered. What is
+/// it may do what `access` says; of nothing else of the host. The path is the first packet on the link, as it is: a command
+/// line could be read by everybody. It is opened before any namespace is entered. What is
 /// mounted is the very object that was opened then, and the host's other mounts below it can't be written either. For
 /// [`RootAccess::Write`] of a file it is the folder that the file is in ([`HostRoot::shows_folder_above`]), since new
 /// contents are renamed into place there; the program has to keep to the one name.
 ///
 /// # Errors
-/// [`EnterError::Root`] where the path is relative, not plain, has a symbolic link in it, or names what is neither a
+/// [`EnterError::Descriptor`] where no path comes; [`EnterError::Root`] where it is relative, not plain, has a symbolic link in it, or names what is neither a
 /// folder nor a regular file with one name; and any layer that can't be applied.
-pub fn enter_with_root(
-    policy: &Policy,
-    path: &str,
-    access: RootAccess,
-) -> Result<(Entered, HostRoot), EnterError> {
-    let (entered, root) = enter_with(policy, Some((path, access)))?;
+pub fn enter_with_root(policy: &Policy, access: RootAccess) -> Result<(Entered, HostRoot), EnterError> {
+    let (entered, root) = enter_with(policy, Some(access))?;
     Ok((entered, root.expect("one was asked for")))
 }
 
-fn enter_with(
-    policy: &Policy,
-    root: Option<(&str, RootAccess)>,
-) -> Result<(Entered, Option<HostRoot>), EnterError> {
+fn enter_with(policy: &Policy, root: Option<RootAccess>) -> Result<(Entered, Option<HostRoot>), EnterError> {
     let filter = policy.filter()?;
     let waiter_filter = Policy::waiter().filter()?;
     let parent = privileges::parent();
     descriptors::check_environment()?;
     let pages = descriptors::take()?;
     let in_cgroup = pages.in_cgroup();
-    let root =
-        root.map(|(path, access)| HostRoot::look(path, access)).transpose().map_err(EnterError::Root)?;
+    let look = |access| HostRoot::look(&descriptors::first_words()?, access).map_err(EnterError::Root);
+    let root = root.map(look).transpose()?;
     let paths = namespaces::enter(policy.paths(), root.as_ref())?;
     limit(policy)?;
     privileges::drop_all()?;

@@ -49,8 +49,8 @@ pub fn probe(policy: &Policy, act: Act) -> ExitCode {
 }
 
 /// The same in the sandbox of a program that is started for one root.
-pub fn probe_with_root(policy: &Policy, path: &str, access: RootAccess, act: Act) -> ExitCode {
-    probe_in(act, || enter_with_root(policy, path, access).map(|(entered, _)| entered))
+pub fn probe_with_root(policy: &Policy, access: RootAccess, act: Act) -> ExitCode {
+    probe_in(act, || enter_with_root(policy, access).map(|(entered, _)| entered))
 }
 
 fn probe_in(act: Act, enter: impl FnOnce() -> Result<Entered, EnterError>) -> ExitCode {

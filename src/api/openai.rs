@@ -117,7 +117,7 @@ pub(super) async fn embeddings(
         Input::Granted { grant, path } => {
             let audience = Audience::Model(request.model.clone());
             let holder = Holder { client: &caller.client, capability: &grant, audience: &audience };
-            let file = app.grants.read(holder, &path, INPUT_BYTES_MAX as u64)?;
+            let file = app.grants.read(holder, &path, INPUT_BYTES_MAX as u64).await?;
             (JobInput::Granted { file: file.clone(), truncate }, 1, Some(file))
         }
         input => {

@@ -243,7 +243,10 @@ impl Input {
         match self {
             Self::Inline(input) => (Data::Inline(input.clone()), Vec::new()),
             Self::Sealed { memfd, bytes } => (Data::Descriptor { bytes: *bytes }, vec![memfd.clone()]),
-            Self::Granted { file, truncate } => (Data::File { truncate: *truncate }, vec![file.connect()]),
+            Self::Granted { file, truncate } => {
+                let (data, descriptor) = file.message(*truncate);
+                (data, vec![descriptor])
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use ringfence_protocol::{
 };
 use ringfence_sandbox::{Child, StatusPage};
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -56,6 +57,13 @@ pub(crate) struct Page {
     pub(crate) unnamed: u32,
 }
 
+/// A sealed copy of a file.
+#[derive(Debug)]
+pub(crate) struct SealedCopy {
+    pub(crate) memfd: OwnedFd,
+    pub(crate) bytes: u64,
+}
+
 /// What is to be opened.
 #[derive(Debug)]
 pub(crate) struct Opening {
@@ -72,6 +80,11 @@ pub(crate) struct Opening {
 }
 
 enum Request {
+    Snapshot {
+        path: String,
+        bytes_max: u64,
+        answer: oneshot::Sender<Result<SealedCopy, GuardError>>,
+    },
     Open(Opening, oneshot::Sender<Result<(), GuardError>>),
     List {
         path: String,
@@ -100,11 +113,13 @@ impl Guard {
         let failed = |error: &dyn std::fmt::Display| GuardError::Start(error.to_string());
         let (ours, theirs) = protocol::connected_pair().map_err(|error| failed(&error))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(&error))?;
+        // Not as a word of its command line, which everybody can read.
+        send(&ours, path.as_bytes(), SendFlags::NOSIGNAL).map_err(|error| failed(&error))?;
         let link = FileguardLink::new(ours);
         link.receive_credentials().map_err(|error| failed(&error))?;
         let link = watch(link).map_err(|error| failed(&error))?;
         let start = Start {
-            arguments: vec![word(access).to_owned(), path.to_owned()],
+            arguments: vec![word(access).to_owned()],
             threads: None,
             link: theirs,
             status_page: Arc::new(StatusPage::create().map_err(|error| failed(&error))?),
@@ -128,8 +143,16 @@ impl Guard {
         };
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         tokio::spawn(
-            Task { link, child, files: HashMap::new(), lists: HashMap::new(), closing: Vec::new(), next: 0 }
-                .run(receiver),
+            Task {
+                link,
+                child,
+                files: HashMap::new(),
+                lists: HashMap::new(),
+                copies: HashMap::new(),
+                closing: Vec::new(),
+                next: 0,
+            }
+            .run(receiver),
         );
         Ok((Self(requests), shown))
     }
@@ -149,6 +172,12 @@ impl Guard {
     ) -> Result<Page, GuardError> {
         let (answer, answered) = oneshot::channel();
         self.ask(Request::List { path, after, entries_max, answer }, answered).await?
+    }
+
+    /// A copy of a file as it is now.
+    pub(crate) async fn snapshot(&self, path: String, bytes_max: u64) -> Result<SealedCopy, GuardError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Request::Snapshot { path, bytes_max, answer }, answered).await?
     }
 
     /// Closes what was opened on one grant.
@@ -272,6 +301,7 @@ struct Task {
     child: Child,
     files: HashMap<u32, Open>,
     lists: HashMap<u32, oneshot::Sender<Result<Page, GuardError>>>,
+    copies: HashMap<u32, oneshot::Sender<Result<SealedCopy, GuardError>>>,
     closing: Vec<(GrantId, oneshot::Sender<()>)>,
     next: u32,
 }
@@ -329,6 +359,11 @@ impl Task {
                 self.link.get_ref().send(&ToFileguard::List { number, path, after, entries_max }, &[])?;
                 self.lists.insert(number, answer);
             }
+            Request::Snapshot { path, bytes_max, answer } => {
+                let number = self.number();
+                self.link.get_ref().send(&ToFileguard::Snapshot { number, path, bytes_max }, &[])?;
+                self.copies.insert(number, answer);
+            }
             Request::CloseAllOf(grant, answer) => {
                 for (number, _) in self.files.iter().filter(|(_, file)| file.grant == grant) {
                     self.link.get_ref().send(&ToFileguard::Close { number: *number }, &[])?;
@@ -355,17 +390,23 @@ impl Task {
     fn number(&mut self) -> u32 {
         loop {
             self.next = self.next.wrapping_add(1);
-            if !self.files.contains_key(&self.next) && !self.lists.contains_key(&self.next) {
+            let number = self.next;
+            let taken = self.files.contains_key(&number)
+                || self.lists.contains_key(&number)
+                || self.copies.contains_key(&number);
+            if !taken {
                 return self.next;
             }
         }
     }
 
     fn hear(&mut self, received: Received<FromFileguard>) -> Result<(), Fault> {
-        if !received.descriptors.is_empty() {
+        let Received { message, mut descriptors, .. } = received;
+        let copy = if matches!(message, FromFileguard::Snapshot { .. }) { descriptors.pop() } else { None };
+        if !descriptors.is_empty() {
             return Err(Fault::Illegal("a descriptor that nobody asked for"));
         }
-        match received.message {
+        match message {
             FromFileguard::Opened { number, .. } => {
                 let file = self.files.get_mut(&number).ok_or(Fault::Illegal("a number that is not open"))?;
                 let opened = file.opened.take().ok_or(Fault::Illegal("a file opened twice"))?;
@@ -383,6 +424,8 @@ impl Task {
             }
             FromFileguard::Refused { number, refusal } => {
                 if let Some(answer) = self.lists.remove(&number) {
+                    drop(answer.send(Err(refusal.into())));
+                } else if let Some(answer) = self.copies.remove(&number) {
                     drop(answer.send(Err(refusal.into())));
                 } else {
                     let file =

@@ -13,12 +13,12 @@ use crate::home::{Home, HomeError};
 use crate::status::GrantCounts;
 use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
-use guard::{Guard, Opening};
+use guard::{Guard, Opening, SealedCopy};
 use ringfence_grants::{
     Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, Grant, GrantId,
     Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, Rules, SECRET_BYTES, Shown, State,
 };
-use ringfence_protocol::{FileAccess, Identity, connected_pair};
+use ringfence_protocol::{Data, FileAccess, Identity, connected_pair};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -78,9 +78,16 @@ pub(crate) struct GrantedFile {
     bytes_max: u64,
     /// Why the file could not be opened the last time.
     refusal: Arc<Mutex<Option<ApiError>>>,
-    /// Made with this, so that a worker always gets one; then the last one.
-    socket: Mutex<Socket>,
+    source: Source,
     ended: watch::Receiver<bool>,
+}
+
+/// Where a worker has the bytes from.
+enum Source {
+    /// Made with this, so that a worker always gets one; then the last one.
+    Socket(Mutex<Socket>),
+    /// A copy, where the grant allows that.
+    Copy { memfd: Arc<OwnedFd>, bytes: u64 },
 }
 
 /// The socket that a worker gets, and the end that fileguard is to have of it, until it has it.
@@ -105,10 +112,17 @@ impl std::fmt::Debug for GrantedFile {
 }
 
 impl GrantedFile {
-    /// A socket on which the file is asked for, for a worker: what is read over it never comes through the server. The file
-    /// is opened behind it; if that fails, the socket closes, and [`GrantedFile::refusal`] says why.
-    pub(crate) fn connect(&self) -> Arc<OwnedFd> {
-        let mut socket = self.socket.lock().expect("no thread panics with this lock");
+    /// What a worker gets: a socket on which it asks for the file, or a copy. What it reads never comes through the server.
+    /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
+    pub(crate) fn message(&self, truncate: bool) -> (Data, Arc<OwnedFd>) {
+        match &self.source {
+            Source::Copy { memfd, bytes } => (Data::Text { bytes: *bytes, truncate }, memfd.clone()),
+            Source::Socket(socket) => (Data::File { truncate }, self.connect(socket)),
+        }
+    }
+
+    fn connect(&self, socket: &Mutex<Socket>) -> Arc<OwnedFd> {
+        let mut socket = socket.lock().expect("no thread panics with this lock");
         if socket.ours.is_none() {
             // Another worker gets the job. Without descriptors for a new pair it finds the old one closed.
             match Socket::new() {
@@ -478,8 +492,8 @@ impl GrantService {
         guards.get(&root).map(|held| held.guard.clone())
     }
 
-    /// Lets one file be read, by whoever gets a socket from what is returned.
-    pub(crate) fn read(
+    /// Lets one file be read by whoever gets what is returned.
+    pub(crate) async fn read(
         self: &Arc<Self>,
         holder: Holder<'_>,
         path: &str,
@@ -491,19 +505,23 @@ impl GrantService {
             metrics::counter!("ringfence_grant_refusals_total", "code" => refusal.code()).increment(1);
             refused(refusal)
         })?;
-        let ends = self.ends.lock().expect("no thread panics with this lock");
-        let ended = ends.get(&read.grant()).map(watch::Sender::subscribe);
-        drop(ends);
-        let (Some(ended), Some(guard)) = (ended, self.guard_of(read.root())) else {
-            self.table().spent(read, 0);
-            return Err(guarded(&GuardError::Ended));
+        let made = self.source_of(&read).await;
+        let (guard, ended, source) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.table().spent(read, 0);
+                return Err(error);
+            }
         };
-        let socket = Socket::new().map_err(|error| ApiError::internal(&error))?;
+        let copied = match &source {
+            Source::Copy { bytes, .. } => *bytes,
+            Source::Socket(_) => 0,
+        };
         Ok(Arc::new(GrantedFile {
-            socket: Mutex::new(socket),
             service: self.clone(),
             guard,
-            bytes: Arc::default(),
+            source,
+            bytes: Arc::new(AtomicU64::new(copied)),
             grant: read.grant(),
             path: self.path_for_guard(&read),
             until_boot_ms: read.until_boot_ms(),
@@ -512,6 +530,25 @@ impl GrantService {
             ended,
             read: Mutex::new(Some(read)),
         }))
+    }
+
+    /// A capability is what brings bytes out of a root.
+    async fn source_of(&self, read: &FileRead) -> Result<(Guard, watch::Receiver<bool>, Source), ApiError> {
+        let ended = {
+            let ends = self.ends.lock().expect("no thread panics with this lock");
+            ends.get(&read.grant()).map(watch::Sender::subscribe)
+        };
+        let (Some(ended), Some(guard)) = (ended, self.guard_of(read.root())) else {
+            return Err(guarded(&GuardError::Ended));
+        };
+        let source = if read.snapshot() {
+            let copy = guard.snapshot(self.path_for_guard(read), read.bytes_max()).await;
+            let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
+            Source::Copy { memfd: Arc::new(memfd), bytes }
+        } else {
+            Source::Socket(Mutex::new(Socket::new().map_err(|error| ApiError::internal(&error))?))
+        };
+        Ok((guard, ended, source))
     }
 
     /// Where the root is a file, fileguard wants its name.

@@ -5,6 +5,7 @@ use super::readiness::watch;
 use super::spawner::{Spawner, Start, StartError};
 use crate::status::SandboxView;
 use ringfence_sandbox::{Act, Child, Exit, Host, Policy, ProbeFailure, StatusPage, VulkanDriver, judge};
+use rustix::net::{SendFlags, send};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(crate) enum ProbeError {
 
 /// What every worker is in, once the sandbox of those on the CPU is proven.
 pub(crate) async fn prove_cpu(spawner: &Spawner, host: &Host) -> Result<SandboxView, ProbeError> {
-    let probes = probe_all(spawner, &[], &Policy::worker_cpu()).await?;
+    let probes = probe_all(spawner, &[], None, &Policy::worker_cpu()).await?;
     let missing = host.missing.iter().map(|gap| format!("{}: {}", gap.name(), gap.compensation())).collect();
     let layers = LAYERS.iter().map(|layer| (*layer).to_owned()).collect();
     Ok(SandboxView { layers, landlock_abi: host.landlock_abi, missing, probes })
@@ -52,35 +53,44 @@ pub(crate) async fn prove_cpu(spawner: &Spawner, host: &Host) -> Result<SandboxV
 pub(crate) async fn prove_gpu(spawner: &Spawner, driver: VulkanDriver) -> Result<Vec<String>, ProbeError> {
     let words = driver.words();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    probe_all(spawner, &words, &Policy::worker_vulkan(&driver)).await
+    probe_all(spawner, &words, None, &Policy::worker_vulkan(&driver)).await
 }
 
-/// Proves the sandbox of file services for a root and what may be done with it.
-pub(crate) async fn prove_fileguard(
-    spawner: &Spawner,
-    access: &str,
-    path: &str,
-) -> Result<usize, ProbeError> {
-    probe_all(spawner, &[access, path], &Policy::fileguard()).await.map(|probes| probes.len())
+/// Proves the sandbox of file services, on a root that one has and with what may be done with it.
+pub(crate) async fn prove_fileguard(spawner: &Spawner, access: &str, path: &str) -> Result<(), ProbeError> {
+    probe_all(spawner, &[access], Some(path), &Policy::fileguard()).await.map(drop)
 }
 
 /// Tries every act under a policy, and names what was tried.
-async fn probe_all(spawner: &Spawner, words: &[&str], policy: &Policy) -> Result<Vec<String>, ProbeError> {
+async fn probe_all(
+    spawner: &Spawner,
+    words: &[&str],
+    first: Option<&str>,
+    policy: &Policy,
+) -> Result<Vec<String>, ProbeError> {
     let mut probes = Vec::new();
     for &act in Act::ALL {
-        let (exit, said) = probe(spawner, words, act).await?;
+        let (exit, said) = probe(spawner, words, first, act).await?;
         judge(policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
         probes.push([words, &[act.name()]].concat().join(" "));
     }
-    // A path is a client's own affair.
-    tracing::info!(policy = words.first().unwrap_or(&"cpu"), probes = probes.len(), "sandbox proven");
+    tracing::info!(policy = words.join(" "), probes = probes.len(), "sandbox proven");
     Ok(probes)
 }
 
-async fn probe(spawner: &Spawner, policy: &[&str], act: Act) -> Result<(Exit, String), ProbeError> {
+/// `first` is what the program is told over its link before anything.
+async fn probe(
+    spawner: &Spawner,
+    policy: &[&str],
+    first: Option<&str>,
+    act: Act,
+) -> Result<(Exit, String), ProbeError> {
     let failed = |reason: String| ProbeError::NotRun { act: act.name(), reason };
     let page = StatusPage::create().map_err(|error| failed(error.to_string()))?;
-    let (_ours, theirs) = ringfence_protocol::connected_pair().map_err(|error| failed(error.to_string()))?;
+    let (ours, theirs) = ringfence_protocol::connected_pair().map_err(|error| failed(error.to_string()))?;
+    if let Some(first) = first {
+        send(&ours, first.as_bytes(), SendFlags::NOSIGNAL).map_err(|error| failed(error.to_string()))?;
+    }
     let start = Start {
         arguments: [&["probe"], policy, &[act.name()]].concat().into_iter().map(str::to_owned).collect(),
         threads: None,

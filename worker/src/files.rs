@@ -9,6 +9,7 @@ use ringfence_protocol::{
     JobError, LinkError, Received,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::string::FromUtf8Error;
 
 /// How long the service may give no bytes, in microseconds.
 const SILENCE_US_MAX: u64 = 10_000_000;
@@ -128,18 +129,18 @@ impl Reading {
         Ok(bytes.len() < FILE_STEP_BYTES_MAX)
     }
 
-    /// UTF-8, with or without a byte order mark.
     fn decode(&mut self) -> Progress {
-        match String::from_utf8(std::mem::take(&mut self.text)) {
-            Ok(text) => {
-                let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
-                Progress::Read(EmbedInput { items: vec![Item::Text(text)], truncate: self.truncate })
-            }
-            Err(error) => {
-                Progress::Failed(JobError::InputNotText { byte: error.utf8_error().valid_up_to() as u64 })
-            }
-        }
+        decode(std::mem::take(&mut self.text), self.truncate).map_or_else(Progress::Failed, Progress::Read)
     }
+}
+
+/// The input that a file's bytes are: UTF-8, with or without a byte order mark.
+pub(crate) fn decode(bytes: Vec<u8>, truncate: bool) -> Result<EmbedInput, JobError> {
+    let not_text =
+        |error: FromUtf8Error| JobError::InputNotText { byte: error.utf8_error().valid_up_to() as u64 };
+    let text = String::from_utf8(bytes).map_err(not_text)?;
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+    Ok(EmbedInput { items: vec![Item::Text(text)], truncate })
 }
 
 impl AsFd for Reading {

@@ -3,7 +3,7 @@
 #[cfg(feature = "wgpu")]
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
-use crate::files::{Progress, Reading};
+use crate::files::{self, Progress, Reading};
 use crate::jobs::{Jobs, Owner, Share, SlotFault};
 #[cfg(feature = "wgpu")]
 use crate::memory::load_refused;
@@ -357,6 +357,9 @@ impl Server<'_> {
             (ToWorker::Run { slot, domain, weight, input: Data::Descriptor { bytes } }, 1) => {
                 self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
+            (ToWorker::Run { slot, domain, weight, input: Data::Text { bytes, truncate } }, 1) => {
+                self.run_text(slot, Share { domain, weight }, bytes, truncate, descriptors.remove(0))?;
+            }
             (ToWorker::Run { slot, domain, weight, input: Data::File { truncate } }, 1) => {
                 self.free(slot)?;
                 let share = Share { domain, weight };
@@ -412,6 +415,29 @@ impl Server<'_> {
         }
         let input = EmbedInput::decode(&file.map()?).ok_or(End::Illegal("an input that doesn't decode"))?;
         self.jobs.add(slot, share, input);
+        Ok(())
+    }
+
+    fn run_text(
+        &mut self,
+        slot: u32,
+        share: Share,
+        bytes: u64,
+        truncate: bool,
+        descriptor: OwnedFd,
+    ) -> Result<(), End> {
+        self.free(slot)?;
+        let file = SealedFile::from_descriptor(descriptor)?;
+        if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
+            return Err(End::Illegal("a text of another length, or out of bounds"));
+        }
+        if let Err(denial) = self.memory.check(bytes * DECODED_FACTOR) {
+            return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
+        }
+        match files::decode(file.map()?.to_vec(), truncate) {
+            Ok(input) => self.jobs.add(slot, share, input),
+            Err(error) => send(self.link, FromWorker::Failed { slot, error })?,
+        }
         Ok(())
     }
 

@@ -116,10 +116,12 @@ pub(crate) fn own(path: &Path) {
     }
 }
 
-pub(crate) fn start(arguments: &[&str]) -> (Child, StatusPage, FileguardLink) {
+/// Starts the program for a root.
+pub(crate) fn start(arguments: &[&str], root: &str) -> (Child, StatusPage, FileguardLink) {
     let program = env!("CARGO_BIN_EXE_ringfence-fileguard");
     let program = open(program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let (ours, theirs) = connected_pair().unwrap();
+    rustix::net::send(&ours, root.as_bytes(), rustix::net::SendFlags::empty()).unwrap();
     let link = FileguardLink::new(ours);
     link.receive_credentials().unwrap();
     let page = StatusPage::create().unwrap();
@@ -180,7 +182,7 @@ impl Guard {
     }
 
     pub(crate) fn sealed(access: &str, path: &str) -> Self {
-        let (child, page, link) = start(&[access, path]);
+        let (child, page, link) = start(&[access], path);
         let hello = link.receive().unwrap_or_else(|_| panic!("{:?}", last_words(&child)));
         assert_eq!(hello.message, FromFileguard::Hello { digest: DIGEST.to_owned() });
         let root = link.receive().unwrap().message;

@@ -3,11 +3,14 @@
 use super::{EnterError, Layer};
 use crate::status_page::Pages;
 use rustix::fs::{FileType, fstat, major, minor};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::io::retry_on_intr;
+use rustix::net::{AddressFamily, RecvFlags, SocketType, recv, sockopt};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The link's number in every program.
 pub(crate) const LINK: RawFd = 3;
+/// The longest first packet: a path, which is refused as too long if it is this long.
+const FIRST_WORDS_BYTES_MAX: usize = 8 * 1024;
 /// The status page's.
 pub(crate) const STATUS_PAGE: RawFd = 4;
 
@@ -54,6 +57,22 @@ pub(super) fn take() -> Result<Pages, EnterError> {
 pub(super) fn link() -> OwnedFd {
     // SAFETY: `take` found the link open at this number, nothing has closed it, and `enter` makes one owner.
     unsafe { OwnedFd::from_raw_fd(LINK) }
+}
+
+/// The first packet on the link, as text: what whoever started the program has to say before it locks itself in. Words of a
+/// command line would be everybody's to read.
+pub(super) fn first_words() -> Result<String, EnterError> {
+    let wrong =
+        || EnterError::Descriptor { number: LINK, expected: "a link with a path as its first packet" };
+    let mut bytes = [0; FIRST_WORDS_BYTES_MAX + 1];
+    // SAFETY: `take` has found the link open at this number, and nothing closes it meanwhile.
+    let link = unsafe { BorrowedFd::borrow_raw(LINK) };
+    let (_, length) =
+        retry_on_intr(|| recv(link, &mut bytes[..], RecvFlags::empty())).map_err(|_| wrong())?;
+    if !(1..=FIRST_WORDS_BYTES_MAX).contains(&length) {
+        return Err(wrong());
+    }
+    String::from_utf8(bytes[..length].to_vec()).map_err(|_| wrong())
 }
 
 /// Closes every descriptor from this number on.
