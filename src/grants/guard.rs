@@ -435,10 +435,15 @@ impl Task {
                     self.tell_closed();
                 }
             }
-            FromFileguard::Hello { .. }
-            | FromFileguard::Root { .. }
-            | FromFileguard::Sealed { .. }
-            | FromFileguard::Snapshot { .. } => return Err(Fault::Illegal("a message out of its order")),
+            FromFileguard::Snapshot { number, size, .. } => {
+                let memfd = copy.ok_or(Fault::Illegal("a copy without its descriptor"))?;
+                let answer =
+                    self.copies.remove(&number).ok_or(Fault::Illegal("a copy that nobody asked for"))?;
+                drop(answer.send(Ok(SealedCopy { memfd, bytes: size })));
+            }
+            FromFileguard::Hello { .. } | FromFileguard::Root { .. } | FromFileguard::Sealed { .. } => {
+                return Err(Fault::Illegal("a message out of its order"));
+            }
         }
         Ok(())
     }

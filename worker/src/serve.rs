@@ -364,6 +364,8 @@ impl Server<'_> {
                 self.free(slot)?;
                 let share = Share { domain, weight };
                 self.readings.push(Reading::new(slot, share, truncate, descriptors.remove(0)));
+                // Nothing comes before it is asked for.
+                self.read_on()?;
             }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Drill { bytes }, 0) => hoard(bytes),
