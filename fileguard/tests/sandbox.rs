@@ -59,7 +59,7 @@ fn what_is_no_root_is_refused_with_the_reason() {
     fifo.unwrap();
     let cases = [
         ("tmp".to_owned(), "not absolute"),
-        (String::new(), "not absolute"),
+        (String::new(), "a path as its first packet"),
         ("/".to_owned(), "must name one file or folder"),
         (host.text("root/../outside"), "must name one file or folder"),
         (host.text("root/"), "must name one file or folder"),

@@ -1,6 +1,6 @@
 //! What a worker sees of the devices that its sandbox shows it, as the operator's command asks before there is a model.
 
-use ringfence_gpu::{Adapter, AdapterKind, Adapters, Gpu, NoAdapters, OpenError, PassedOver, Products};
+use ringfence_gpu::{Adapter, AdapterKind, Adapters, Gpu, NoAdapters, OpenError, PassedOver};
 use serde::Serialize;
 
 /// One device.
@@ -33,24 +33,36 @@ pub struct Device {
 /// Enough for a device's own needs and the warm-up.
 const LEASE_BYTES: u64 = 64 << 20;
 
-/// Every device that models can run on, the one that workers take first; each is opened and warmed up as for a model.
+/// What a driver shows. Who turns on the filter keeps it until the process ends, as a worker does its device: threads of a
+/// driver that end make calls that a worker never needs.
+#[derive(Debug)]
+pub struct Seen {
+    /// Every device that models can run on, the one that workers take first.
+    pub devices: Vec<Device>,
+    _opened: Vec<Gpu>,
+}
+
+/// Looks for devices; each is opened and warmed up as for a model.
 ///
 /// # Errors
 /// There is none.
-pub fn seen() -> Result<Vec<Device>, NoAdapters> {
-    Ok(Adapters::list()?.all().iter().map(Device::of).collect())
+pub fn seen() -> Result<Seen, NoAdapters> {
+    let looked: Vec<(Device, Option<Gpu>)> = Adapters::list()?.all().iter().map(Device::of).collect();
+    let (devices, opened): (Vec<_>, Vec<_>) = looked.into_iter().unzip();
+    Ok(Seen { devices, _opened: opened.into_iter().flatten().collect() })
 }
 
 impl Device {
-    fn of(adapter: &Adapter) -> Self {
-        let (products, faults) = match warm_up(adapter) {
-            Ok((products, passed_over)) => {
+    fn of(adapter: &Adapter) -> (Self, Option<Gpu>) {
+        let (gpu, faults) = match warm_up(adapter) {
+            Ok(gpu) => {
                 let fault = |over: &PassedOver| format!("{}: {}", over.products.name(), over.reason);
-                (Some(products.name()), passed_over.iter().map(fault).collect())
+                let faults = gpu.passed_over().iter().map(fault).collect();
+                (Some(gpu), faults)
             }
             Err(error) => (None, vec![error.to_string()]),
         };
-        Self {
+        let device = Self {
             name: adapter.name.clone(),
             driver: adapter.driver.clone(),
             kind: kind(adapter.kind),
@@ -60,16 +72,17 @@ impl Device {
             cooperative_matrices: adapter.cooperative_matrices,
             binding_bytes_max: adapter.binding_bytes_max,
             buffer_bytes_max: adapter.buffer_bytes_max,
-            products,
+            products: gpu.as_ref().map(|gpu| gpu.products().name()),
             faults,
-        }
+        };
+        (device, gpu)
     }
 }
 
-fn warm_up(adapter: &Adapter) -> Result<(Products, Vec<PassedOver>), OpenError> {
+fn warm_up(adapter: &Adapter) -> Result<Gpu, OpenError> {
     let gpu = Gpu::open(adapter, LEASE_BYTES)?;
     gpu.warm_up()?;
-    Ok((gpu.products(), gpu.passed_over()))
+    Ok(gpu)
 }
 
 fn kind(kind: AdapterKind) -> &'static str {
