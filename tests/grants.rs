@@ -198,6 +198,24 @@ fn what_is_revoked_is_gone_with_the_answer_and_what_expires_goes_by_itself() {
     assert_eq!(read(&server, less, "b.md").code(), "grant_revoked", "what was narrowed from it too");
     assert_eq!(server.status()["grants"], json!({"open": 0, "file_services": 0}));
 
+    // Bytes: two times the file, and no more.
+    let (_, few) = granted(&home, &server, &with(body(notes.path()), "bytes_max", 2 * NOTE.len()));
+    assert_eq!([(); 2].map(|()| read(&server, &few, "a.md").status), [200, 200]);
+    assert_eq!(read(&server, &few, "a.md").code(), "grant_used_up");
+    let (_, fewer) = granted(&home, &server, &with(body(notes.path()), "bytes_max", NOTE.len() - 1));
+    assert_eq!(read(&server, &fewer, "a.md").code(), "file_refused");
+
+    // A file service that dies takes its grant along.
+    let (grant, capability) = granted(&home, &server, &body(notes.path()));
+    for (pid, words) in programs_of(&server) {
+        if words.ends_with("\0read\0") {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+    server.await_status("the end of the grants", |status| status["grants"]["open"] == 0);
+    assert_eq!(read(&server, &capability, "a.md").code(), "grant_revoked");
+    assert_eq!(server.api().get(&format!("/grants/{grant}")).ok()["state"], "revoked");
+
     let (_, short) = granted(&home, &server, &with(body(notes.path()), "lifetime_ms", 1_500));
     assert_eq!(read(&server, &short, "a.md").status, 200);
     server.await_status("the end of a grant", |status| status["grants"]["open"] == 0);
@@ -306,6 +324,20 @@ fn a_command_answers_questions_as_they_come() {
     };
     assert_eq!(state("to find passages"), "live");
     assert_eq!(state("because"), "denied");
+}
+
+/// The programs that the server has started, with their command lines.
+fn programs_of(server: &Server) -> Vec<(rustix::process::Pid, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let children = tasks.flat_map(|task| {
+        let text = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+    });
+    let words = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        (rustix::process::Pid::from_raw(pid).unwrap(), text)
+    };
+    children.map(words).collect()
 }
 
 /// Descriptors and children of the server.

@@ -159,6 +159,7 @@ async fn answer_granted(app: &Arc<App>, job: JobRequest, file: &GrantedFile) -> 
         }
         answered = app.dispatcher.answer(job) => answered,
     };
+    file.finish().await;
     answered.map_err(|error| match error.code() {
         // The worker knows only that nothing came.
         "input_unavailable" => file.refusal().unwrap_or(error),

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// How long a fileguard may take until its root is open and its sandbox complete.
@@ -75,6 +75,8 @@ pub(crate) struct Opening {
     pub(crate) bytes_max: u64,
     /// Fileguard's end of the file's socket.
     pub(crate) socket: OwnedFd,
+    /// True once the grant has ended; its files are closed after that, and none is opened.
+    pub(crate) ended: watch::Receiver<bool>,
     /// Told when the file is closed: how many bytes went over its socket.
     pub(crate) closed: oneshot::Sender<u64>,
 }
@@ -98,6 +100,14 @@ enum Request {
     End(oneshot::Sender<()>),
 }
 
+/// A fileguard that has its root.
+pub(crate) struct Started {
+    pub(crate) guard: Guard,
+    pub(crate) shown: Shown,
+    /// Ends when it does.
+    pub(crate) gone: oneshot::Receiver<()>,
+}
+
 /// Speaks to a running fileguard. Its process ends with the last of these.
 #[derive(Clone, Debug)]
 pub(crate) struct Guard(mpsc::Sender<Request>);
@@ -109,7 +119,7 @@ impl Guard {
         path: &str,
         access: FileAccess,
         excluded: &[Identity],
-    ) -> Result<(Self, Shown), GuardError> {
+    ) -> Result<Started, GuardError> {
         let failed = |error: &dyn std::fmt::Display| GuardError::Start(error.to_string());
         let (ours, theirs) = protocol::connected_pair().map_err(|error| failed(&error))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(&error))?;
@@ -142,6 +152,7 @@ impl Guard {
             }
         };
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        let (going, gone) = oneshot::channel();
         tokio::spawn(
             Task {
                 link,
@@ -151,10 +162,11 @@ impl Guard {
                 copies: HashMap::new(),
                 closing: Vec::new(),
                 next: 0,
+                _going: going,
             }
             .run(receiver),
         );
-        Ok((Self(requests), shown))
+        Ok(Started { guard: Self(requests), shown, gone })
     }
 
     /// Opens a file; it is served on its socket from then on.
@@ -304,6 +316,8 @@ struct Task {
     copies: HashMap<u32, oneshot::Sender<Result<SealedCopy, GuardError>>>,
     closing: Vec<(GrantId, oneshot::Sender<()>)>,
     next: u32,
+    /// Dropped with the task.
+    _going: oneshot::Sender<()>,
 }
 
 impl Task {
@@ -348,7 +362,12 @@ impl Task {
         match request {
             Request::Open(opening, opened) => {
                 let number = self.number();
-                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, closed } = opening;
+                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended, closed } =
+                    opening;
+                if *ended.borrow() {
+                    drop(opened.send(Err(GuardError::Ended)));
+                    return Ok(());
+                }
                 let message =
                     ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest: false };
                 self.link.get_ref().send(&message, &[socket.as_fd()])?;

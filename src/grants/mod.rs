@@ -9,11 +9,12 @@ pub(crate) use view::{GrantView, GrantsView};
 
 use crate::api::ApiError;
 use crate::clock;
-use crate::home::{Home, HomeError};
+use crate::home::Home;
+use crate::start::StartError;
 use crate::status::GrantCounts;
 use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
-use guard::{Guard, Opening, SealedCopy};
+use guard::{Guard, Opening, SealedCopy, Started};
 use ringfence_grants::{
     Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, Grant, GrantId,
     Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, Rules, SECRET_BYTES, Shown, State,
@@ -34,6 +35,8 @@ pub(crate) const FILEGUARDS_MAX: usize = 64;
 const RULES_BYTES_MAX: usize = 1024 * 1024;
 /// What the operator has decided beforehand.
 const RULES_FILE: &str = "grants.toml";
+/// How long an answer waits until what was read is counted.
+const CLOSE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// A machine that slept, or whose clock was set, is noticed after so long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -45,6 +48,8 @@ pub(crate) struct GrantService {
     /// Tells whoever uses a grant of its end.
     ends: Mutex<HashMap<GrantId, watch::Sender<bool>>>,
     places: Arc<Semaphore>,
+    /// A socket whose other end is closed, for a worker for which none can be made.
+    closed: Arc<OwnedFd>,
     /// For which accesses the sandbox of file services is proven.
     proven: tokio::sync::Mutex<Vec<FileAccess>>,
     spawner: Spawner,
@@ -66,12 +71,8 @@ struct Held {
 
 /// One use of a grant: a file that may be read, as long as this lives.
 pub(crate) struct GrantedFile {
-    service: Arc<GrantService>,
     guard: Guard,
-    /// Given back at the end.
-    read: Mutex<Option<FileRead>>,
-    /// Bytes that went over its sockets.
-    bytes: Arc<AtomicU64>,
+    spending: Arc<Spending>,
     grant: GrantId,
     path: String,
     until_boot_ms: u64,
@@ -82,25 +83,51 @@ pub(crate) struct GrantedFile {
     ended: watch::Receiver<bool>,
 }
 
+/// A capability that is being used: it is given back when the job is over and every socket of it is closed.
+struct Spending {
+    service: Arc<GrantService>,
+    read: Mutex<Option<FileRead>>,
+    /// Bytes that were moved.
+    bytes: AtomicU64,
+    /// Sockets that are not closed yet.
+    open: watch::Sender<usize>,
+}
+
+impl Spending {
+    fn give_back(&self) {
+        let read = self.read.lock().expect("no thread panics with this lock").take();
+        if let Some(read) = read {
+            self.service.table().spent(read, self.bytes.load(Ordering::Relaxed));
+        }
+    }
+}
+
+impl Drop for Spending {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
 /// Where a worker has the bytes from.
 enum Source {
-    /// Made with this, so that a worker always gets one; then the last one.
-    Socket(Mutex<Socket>),
+    /// For the first worker; another one gets a new pair.
+    Socket(Mutex<Option<Socket>>),
     /// A copy, where the grant allows that.
     Copy { memfd: Arc<OwnedFd>, bytes: u64 },
 }
 
-/// The socket that a worker gets, and the end that fileguard is to have of it, until it has it.
+/// The two ends over which a worker asks fileguard for a file. The server keeps neither: that the worker's is closed is
+/// how fileguard knows that it has done.
 struct Socket {
-    theirs: Arc<OwnedFd>,
-    ours: Option<OwnedFd>,
+    theirs: OwnedFd,
+    fileguards: OwnedFd,
 }
 
 impl Socket {
     fn new() -> Result<Self, Errno> {
-        let (theirs, ours) = connected_pair()?;
+        let (theirs, fileguards) = connected_pair()?;
         rustix::io::ioctl_fionbio(&theirs, true)?;
-        Ok(Self { theirs: Arc::new(theirs), ours: Some(ours) })
+        Ok(Self { theirs, fileguards })
     }
 }
 
@@ -121,19 +148,18 @@ impl GrantedFile {
         }
     }
 
-    fn connect(&self, socket: &Mutex<Socket>) -> Arc<OwnedFd> {
-        let mut socket = socket.lock().expect("no thread panics with this lock");
-        if socket.ours.is_none() {
-            // Another worker gets the job. Without descriptors for a new pair it finds the old one closed.
-            match Socket::new() {
-                Ok(new) => *socket = new,
-                Err(error) => tracing::error!(%error, "no socket can be made for a granted file"),
+    fn connect(&self, first: &Mutex<Option<Socket>>) -> Arc<OwnedFd> {
+        let first = first.lock().expect("no thread panics with this lock").take();
+        match first.map_or_else(Socket::new, Ok) {
+            Ok(Socket { theirs, fileguards }) => {
+                self.open_behind(fileguards);
+                Arc::new(theirs)
+            }
+            Err(error) => {
+                tracing::error!(%error, "no socket can be made for a granted file");
+                self.spending.service.closed.clone()
             }
         }
-        if let Some(ours) = socket.ours.take() {
-            self.open_behind(ours);
-        }
-        socket.theirs.clone()
     }
 
     fn open_behind(&self, socket: OwnedFd) {
@@ -145,18 +171,21 @@ impl GrantedFile {
             until_boot_ms: self.until_boot_ms,
             bytes_max: self.bytes_max,
             socket,
+            ended: self.ended.clone(),
             closed,
         };
-        let (guard, refusal, bytes) = (self.guard.clone(), self.refusal.clone(), self.bytes.clone());
+        let (guard, refusal, spending) = (self.guard.clone(), self.refusal.clone(), self.spending.clone());
+        spending.open.send_modify(|open| *open += 1);
         tokio::spawn(async move {
             match guard.open(opening).await {
                 Ok(()) => {
-                    bytes.fetch_add(when_closed.await.unwrap_or(0), Ordering::Relaxed);
+                    spending.bytes.fetch_add(when_closed.await.unwrap_or(0), Ordering::Relaxed);
                 }
                 Err(error) => {
                     *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
                 }
             }
+            spending.open.send_modify(|open| *open -= 1);
         });
     }
 
@@ -165,19 +194,19 @@ impl GrantedFile {
         self.refusal.lock().expect("no thread panics with this lock").take()
     }
 
+    /// Counts what was used, before the answer is given: the next use is decided by it.
+    pub(crate) async fn finish(&self) {
+        let mut open = self.spending.open.subscribe();
+        // The worker has closed its socket when it had read all. One that has not is counted by its end.
+        if tokio::time::timeout(CLOSE_WAIT_MAX, open.wait_for(|open| *open == 0)).await.is_ok() {
+            self.spending.give_back();
+        }
+    }
+
     /// Returns when the grant has ended: what was made from it must not be given out any more.
     pub(crate) async fn ended(&self) {
         // The service keeps the sender until the end, and lets it go then.
         drop(self.ended.clone().wait_for(|ended| *ended).await);
-    }
-}
-
-impl Drop for GrantedFile {
-    fn drop(&mut self) {
-        let read = self.read.lock().expect("no thread panics with this lock").take();
-        if let Some(read) = read {
-            self.service.table().spent(read, self.bytes.load(Ordering::Relaxed));
-        }
     }
 }
 
@@ -202,7 +231,7 @@ impl GrantService {
         spawner: Spawner,
         run: [u8; 6],
         run_id: String,
-    ) -> Result<Self, HomeError> {
+    ) -> Result<Self, StartError> {
         let (device, inode) = home.identity()?;
         let home_path = std::fs::canonicalize(home.path()).unwrap_or_else(|_| home.path().to_owned());
         Ok(Self {
@@ -210,6 +239,7 @@ impl GrantService {
             guards: Mutex::default(),
             ends: Mutex::default(),
             places: Arc::new(Semaphore::new(FILEGUARDS_MAX)),
+            closed: Arc::new(Socket::new().map_err(std::io::Error::from)?.theirs),
             proven: tokio::sync::Mutex::default(),
             spawner,
             excluded: vec![Identity { device, inode }],
@@ -240,7 +270,7 @@ impl GrantService {
     }
 
     /// Puts a question: its root is opened and shown before anybody is asked.
-    pub(crate) async fn ask(&self, ask: Ask) -> Result<GrantView, ApiError> {
+    pub(crate) async fn ask(self: &Arc<Self>, ask: Ask) -> Result<GrantView, ApiError> {
         let rules = self.rules()?;
         if self.is_of_home(Path::new(&ask.path)) {
             return Err(ApiError::new(
@@ -267,7 +297,17 @@ impl GrantService {
             Kind::FileWrite => FileAccess::Write,
         };
         match self.start(&path, access).await {
-            Ok((guard, shown)) => self.show(id, shown, Held { guard, _place: place }, &rules).await,
+            Ok(Started { guard, shown, gone }) => {
+                let view = self.show(id, shown, Held { guard, _place: place }, &rules).await?;
+                let service = self.clone();
+                tokio::spawn(async move {
+                    // Whyever it ended: what it gave can't be had any more.
+                    drop(gone.await);
+                    let changes = service.table().revoke(id);
+                    service.end_all(changes).await;
+                });
+                Ok(view)
+            }
             Err(error) => {
                 self.table().revoke(id);
                 tracing::info!(grant = id.0, code = error.code(), "what is asked for can't be opened");
@@ -277,14 +317,14 @@ impl GrantService {
     }
 
     /// A file service that has its root open, in a sandbox that was seen to hold.
-    async fn start(&self, path: &str, access: FileAccess) -> Result<(Guard, Shown), ApiError> {
+    async fn start(&self, path: &str, access: FileAccess) -> Result<Started, ApiError> {
         let started = Guard::start(&self.spawner, path, access, &self.excluded).await;
-        let (guard, shown) = started.map_err(|error| guarded(&error))?;
+        let started = started.map_err(|error| guarded(&error))?;
         let mut proven = self.proven.lock().await;
         if !proven.contains(&access) {
             if let Err(error) = prove_fileguard(&self.spawner, guard::word(access), path).await {
                 tracing::error!(%error, "the sandbox of file services does not hold: nothing is granted");
-                guard.end().await;
+                started.guard.end().await;
                 let message = "the sandbox of file services does not hold on this machine; the server's log says which layer";
                 return Err(ApiError::new(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -294,11 +334,11 @@ impl GrantService {
             }
             proven.push(access);
         }
-        Ok((guard, shown))
+        Ok(started)
     }
 
     async fn show(
-        &self,
+        self: &Arc<Self>,
         id: GrantId,
         shown: Shown,
         held: Held,
@@ -326,10 +366,13 @@ impl GrantService {
     fn changed(&self, id: GrantId, state: State) {
         tracing::info!(grant = id.0, ?state, "grant");
         metrics::counter!("ringfence_grants_total", "state" => view::state_name(state)).increment(1);
-        if state == State::Live {
+        let table = self.table();
+        // It may have ended since; then nobody would tell of the end again.
+        if table.grant(id).is_some_and(|grant| grant.state == State::Live) {
             let mut ends = self.ends.lock().expect("no thread panics with this lock");
-            ends.insert(id, watch::Sender::new(false));
+            ends.entry(id).or_insert_with(|| watch::Sender::new(false));
         }
+        drop(table);
         self.version.send_modify(|version| *version += 1);
         self.sooner.notify_one();
     }
@@ -398,7 +441,7 @@ impl GrantService {
 
     /// Answers a question.
     pub(crate) async fn decide(
-        &self,
+        self: &Arc<Self>,
         id: GrantId,
         decision: Decision,
         by: Approver,
@@ -410,7 +453,8 @@ impl GrantService {
         tracing::info!(grant = id.0, uid = by.uid, operator = by.operator, ?state, "a grant is decided");
         self.changed(id, state);
         if state != State::Live {
-            self.let_go(id).await;
+            let service = self.clone();
+            to_its_end(async move { service.let_go(id).await }).await;
         }
         self.view(id, None).ok_or_else(unknown)
     }
@@ -451,12 +495,17 @@ impl GrantService {
     }
 
     /// Takes a grant back, for its holder or the operator. When this returns no byte is read on it any more.
-    pub(crate) async fn revoke(&self, id: GrantId, viewer: Option<&str>) -> Result<GrantView, ApiError> {
+    pub(crate) async fn revoke(
+        self: &Arc<Self>,
+        id: GrantId,
+        viewer: Option<&str>,
+    ) -> Result<GrantView, ApiError> {
         if self.view(id, viewer).is_none() {
             return Err(unknown());
         }
         let changes = self.table().revoke(id);
-        self.end_all(changes).await;
+        let service = self.clone();
+        to_its_end(async move { service.end_all(changes).await }).await;
         self.view(id, viewer).ok_or_else(unknown)
     }
 
@@ -517,18 +566,24 @@ impl GrantService {
             Source::Copy { bytes, .. } => *bytes,
             Source::Socket(_) => 0,
         };
-        Ok(Arc::new(GrantedFile {
+        let (grant, path) = (read.grant(), self.path_for_guard(&read));
+        let (until_boot_ms, bytes_max) = (read.until_boot_ms(), read.bytes_max());
+        let spending = Spending {
             service: self.clone(),
-            guard,
-            source,
-            bytes: Arc::new(AtomicU64::new(copied)),
-            grant: read.grant(),
-            path: self.path_for_guard(&read),
-            until_boot_ms: read.until_boot_ms(),
-            bytes_max: read.bytes_max(),
-            refusal: Arc::default(),
-            ended,
             read: Mutex::new(Some(read)),
+            bytes: AtomicU64::new(copied),
+            open: watch::Sender::new(0),
+        };
+        Ok(Arc::new(GrantedFile {
+            guard,
+            spending: Arc::new(spending),
+            grant,
+            path,
+            until_boot_ms,
+            bytes_max,
+            refusal: Arc::default(),
+            source,
+            ended,
         }))
     }
 
@@ -546,7 +601,7 @@ impl GrantService {
             let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
             Source::Copy { memfd: Arc::new(memfd), bytes }
         } else {
-            Source::Socket(Mutex::new(Socket::new().map_err(|error| ApiError::internal(&error))?))
+            Source::Socket(Mutex::new(Some(Socket::new().map_err(|error| ApiError::internal(&error))?)))
         };
         Ok((guard, ended, source))
     }
@@ -597,6 +652,13 @@ impl GrantService {
     pub(crate) fn counts(&self) -> GrantCounts {
         let file_services = self.guards.lock().expect("no thread panics with this lock").len();
         GrantCounts { open: self.table().open(), file_services }
+    }
+}
+
+/// Runs something to its end, also where whoever waits for it goes away: what is taken back stays taken back.
+async fn to_its_end(work: impl Future<Output = ()> + Send + 'static) {
+    if let Err(error) = tokio::spawn(work).await {
+        tracing::error!(%error, "the end of a grant failed");
     }
 }
 
