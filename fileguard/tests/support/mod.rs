@@ -4,7 +4,7 @@
 
 use ringfence_protocol::{
     DIGEST, FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEnd, FileLink, FileRefusal, FileReply, FileRequest,
-    FileguardLink, FromFileguard, Identity, Received, ToFileguard, connected_pair,
+    FileguardLink, FromFileguard, Identity, LinkError, Received, ToFileguard, connected_pair,
 };
 use ringfence_sandbox::{Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn};
 use rustix::fs::{Mode, OFlags, open};
@@ -310,8 +310,15 @@ impl Guard {
 
 impl Served {
     pub(crate) fn ask(&self, request: FileRequest) -> FileReply {
-        self.link.send(&request, &[]).unwrap();
-        self.link.receive().unwrap().message
+        self.try_ask(&request).unwrap()
+    }
+
+    /// The file may have ended before it is asked, or with the request unread, which takes its last word along.
+    pub(crate) fn try_ask(&self, request: &FileRequest) -> Result<FileReply, LinkError> {
+        match self.link.send(request, &[]) {
+            Ok(()) | Err(LinkError::Closed) => self.link.receive().map(|received| received.message),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, FileRefusal> {
