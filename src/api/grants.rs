@@ -4,7 +4,7 @@ use super::App;
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::identity::{Caller, PeerUid, Viewer};
-use crate::grants::{GrantView, GrantsView, Holder};
+use crate::grants::{GrantView, GrantsView, Holder, unknown};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
@@ -62,7 +62,7 @@ pub(super) async fn ask(
     JsonBody { value, .. }: JsonBody<AskBody>,
 ) -> Result<(StatusCode, Json<GrantView>), ApiError> {
     let AskBody { kind, path, model, reason, results, lifetime_ms, uses_max, bytes_max, snapshot } = value;
-    let audience = audience(model);
+    let audience = model.map_or(Audience::Client, Audience::Model);
     let client = caller.client;
     let ask = Ask {
         client,
@@ -80,10 +80,6 @@ pub(super) async fn ask(
     let view = app.grants.ask(ask).await?;
     let status = if view.is_pending() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     Ok((status, Json(view)))
-}
-
-fn audience(model: Option<String>) -> Audience {
-    model.map_or(Audience::Client, Audience::Model)
 }
 
 /// `GET /grants?after=VERSION&wait_ms=N`: one's own, the operator's all; at once, or as soon as something has changed.
@@ -186,10 +182,9 @@ pub(super) async fn narrow(
     let NarrowBody { capability, model, path, lifetime_ms, uses_max, bytes_max, no_snapshot } = value;
     let path = RelativePath::new(&path)
         .map_err(|error| ApiError::invalid("grant_path_refused", "path", error.to_string()))?;
-    let audience = audience(model);
-    let holder = Holder { client: &caller.client, capability: &capability, audience: &audience };
+    let holder = Holder::new(&caller.client, &capability, model);
     let narrower = Narrower { path, lifetime_ms, uses_max, bytes_max, no_snapshot };
-    let (grant, capability) = app.grants.narrow(holder, &narrower)?;
+    let (grant, capability) = app.grants.narrow(&holder, &narrower)?;
     Ok((StatusCode::CREATED, Json(Claimed { grant, capability })))
 }
 
@@ -241,9 +236,8 @@ pub(super) async fn entries(
     JsonBody { value, .. }: JsonBody<EntriesBody>,
 ) -> Result<Json<Entries>, ApiError> {
     let EntriesBody { capability, model, path, after } = value;
-    let audience = audience(model);
-    let holder = Holder { client: &caller.client, capability: &capability, audience: &audience };
-    let page = app.grants.entries(holder, &path, after, LIST_ENTRIES_MAX).await?;
+    let holder = Holder::new(&caller.client, &capability, model);
+    let page = app.grants.entries(&holder, &path, after, LIST_ENTRIES_MAX).await?;
     let entry = |entry: ringfence_protocol::FileEntry| Entry {
         name: entry.name,
         kind: match entry.kind {
@@ -319,14 +313,6 @@ pub(super) async fn deny(
 
 fn number(grant: &str) -> Result<GrantId, ApiError> {
     grant.parse().map(GrantId).map_err(|_| unknown())
-}
-
-fn unknown() -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_FOUND,
-        "grant_unknown",
-        "there is no such grant of yours, or it is long over",
-    )
 }
 
 fn wait(ms: Option<u64>) -> Result<Duration, ApiError> {

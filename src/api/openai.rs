@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ringfence_grants::Audience;
 use ringfence_protocol::{EmbedInput, INPUT_BYTES_MAX, ITEMS_MAX, Item};
 use ringfence_scheduler::quotas::DEADLINE_MAX;
 use serde::de::value::MapAccessDeserializer;
@@ -115,9 +114,8 @@ pub(super) async fn embeddings(
     let truncate = request.truncate;
     let (input, items, granted) = match request.input {
         Input::Granted { grant, path } => {
-            let audience = Audience::Model(request.model.clone());
-            let holder = Holder { client: &caller.client, capability: &grant, audience: &audience };
-            let file = app.grants.read(holder, &path, INPUT_BYTES_MAX as u64).await?;
+            let holder = Holder::new(&caller.client, &grant, Some(request.model.clone()));
+            let file = app.grants.read(&holder, &path, INPUT_BYTES_MAX as u64).await?;
             (JobInput::Granted { file: file.clone(), truncate }, 1, Some(file))
         }
         input => {

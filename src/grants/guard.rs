@@ -1,7 +1,7 @@
 //! One `ringfence-fileguard`: the process that has one granted root, and the only one that opens names below it. Its end is
 //! the end of the grant.
 
-use crate::workers::{Spawner, Start, end, is_sealed, watch};
+use crate::workers::{Spawner, Start, end, is_sealed, receive, watch};
 use ringfence_grants::{GrantId, Shown, ShownKind, visible};
 use ringfence_protocol::{
     self as protocol, FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEntry, FileRefusal, FileguardLink,
@@ -252,16 +252,6 @@ impl From<LinkError> for Fault {
 
 type Link = AsyncFd<FileguardLink>;
 
-async fn receive(link: &Link) -> Result<Received<FromFileguard>, Fault> {
-    loop {
-        let mut ready = link.readable().await.map_err(|_| Fault::Link(LinkError::Os(Errno::BADF)))?;
-        match link.get_ref().receive() {
-            Err(LinkError::WouldBlock) => ready.clear_ready(),
-            done => return Ok(done?),
-        }
-    }
-}
-
 async fn handshake(link: &Link, excluded: &[Identity]) -> Result<Shown, Fault> {
     let hello = receive(link).await?;
     let pid = hello.pid.ok_or(Fault::Illegal("a message without a sender"))?;
@@ -326,7 +316,7 @@ impl Task {
         let ended = loop {
             tokio::select! {
                 received = receive(&self.link) => {
-                    let handled = received.and_then(|received| self.hear(received));
+                    let handled = received.map_err(Fault::from).and_then(|received| self.hear(received));
                     if let Err(fault) = handled {
                         tracing::warn!(pid = self.child.pid, %fault, "a file service ended");
                         break None;

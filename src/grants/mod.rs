@@ -211,16 +211,21 @@ impl GrantedFile {
 }
 
 /// Who presents a capability string.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Holder<'a> {
-    pub(crate) client: &'a str,
-    pub(crate) capability: &'a str,
-    pub(crate) audience: &'a Audience,
+    client: &'a str,
+    capability: &'a str,
+    audience: Audience,
 }
 
-impl Holder<'_> {
+impl<'a> Holder<'a> {
+    /// A client, for the workers of a model or, without one, for itself.
+    pub(crate) fn new(client: &'a str, capability: &'a str, model: Option<String>) -> Self {
+        Self { client, capability, audience: model.map_or(Audience::Client, Audience::Model) }
+    }
+
     fn presented(&self) -> Presented<'_> {
-        Presented { string: self.capability, client: self.client, audience: self.audience }
+        Presented { string: self.capability, client: self.client, audience: &self.audience }
     }
 }
 
@@ -476,7 +481,7 @@ impl GrantService {
     /// A grant of less, with its string.
     pub(crate) fn narrow(
         &self,
-        holder: Holder<'_>,
+        holder: &Holder<'_>,
         narrower: &Narrower,
     ) -> Result<(GrantView, String), ApiError> {
         let narrowed = self.table().narrow(clock::moment(), holder.presented(), narrower);
@@ -544,7 +549,7 @@ impl GrantService {
     /// Lets one file be read by whoever gets what is returned.
     pub(crate) async fn read(
         self: &Arc<Self>,
-        holder: Holder<'_>,
+        holder: &Holder<'_>,
         path: &str,
         bytes_max: u64,
     ) -> Result<Arc<GrantedFile>, ApiError> {
@@ -619,7 +624,7 @@ impl GrantService {
     /// A page of a folder, for the holder to walk.
     pub(crate) async fn entries(
         &self,
-        holder: Holder<'_>,
+        holder: &Holder<'_>,
         path: &str,
         after: String,
         entries_max: u32,
@@ -662,7 +667,8 @@ async fn to_its_end(work: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
-fn unknown() -> ApiError {
+/// No such grant, or another's.
+pub(crate) fn unknown() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "grant_unknown",

@@ -1,6 +1,6 @@
 //! The server's end of a worker's link: never blocks, keeps what the socket has no room for.
 
-use super::readiness::watch;
+use super::readiness::{receive, watch};
 use ringfence_protocol::{FromWorker, LinkError, Received, SLOTS_MAX, ToWorker, WorkerLink};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -85,12 +85,6 @@ impl Connection {
 
     /// The next message.
     pub(crate) async fn receive(&self) -> Result<Received<FromWorker>, LinkError> {
-        loop {
-            let mut ready = self.link.readable().await.map_err(|_| LinkError::Os(Errno::BADF))?;
-            match self.link.get_ref().receive() {
-                Err(LinkError::WouldBlock) => ready.clear_ready(),
-                done => return done,
-            }
-        }
+        receive(&self.link).await
     }
 }

@@ -15,6 +15,6 @@ pub(crate) use drill::leave_memory;
 pub(crate) use life::{Audience, Ending, Plan, Ready, end, is_sealed, live, micros_since};
 pub(crate) use log::Log;
 pub(crate) use probes::{ProbeError, prove_cpu, prove_fileguard, prove_gpu};
-pub(crate) use readiness::watch;
+pub(crate) use readiness::{receive, watch};
 pub(crate) use slots::{Effect, End, Illegal, Slots, Usage};
 pub(crate) use spawner::{Spawner, Start};

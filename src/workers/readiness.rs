@@ -1,5 +1,8 @@
 //! Descriptors of ours under tokio's eye.
 
+use ringfence_protocol::{Link, LinkError, Received};
+use rustix::io::Errno;
+use serde::{Serialize, de::DeserializeOwned};
 use std::os::fd::AsRawFd;
 use tokio::io::unix::AsyncFd;
 
@@ -10,4 +13,17 @@ pub(crate) fn watch<T: AsRawFd>(owner: T) -> std::io::Result<AsyncFd<T>> {
         reason = "its successor is unsafe; every `T` here keeps its descriptor open while it lives"
     )]
     AsyncFd::new(owner)
+}
+
+/// The next message on a link that does not block.
+pub(crate) async fn receive<S: Serialize, R: DeserializeOwned>(
+    link: &AsyncFd<Link<S, R>>,
+) -> Result<Received<R>, LinkError> {
+    loop {
+        let mut ready = link.readable().await.map_err(|_| LinkError::Os(Errno::BADF))?;
+        match link.get_ref().receive() {
+            Err(LinkError::WouldBlock) => ready.clear_ready(),
+            done => return done,
+        }
+    }
 }

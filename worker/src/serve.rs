@@ -19,7 +19,7 @@ use ringfence_protocol::{
     INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Start, ToWorker,
     WorkerSideLink,
 };
-use ringfence_sandbox::{Denial, EnterError, SealedFile, SealedFileError, hoard};
+use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -407,17 +407,25 @@ impl Server<'_> {
         bytes: u64,
         descriptor: OwnedFd,
     ) -> Result<(), End> {
+        if let Some(map) = self.sealed_input(slot, bytes, descriptor)? {
+            let input = EmbedInput::decode(&map).ok_or(End::Illegal("an input that doesn't decode"))?;
+            self.jobs.add(slot, share, input);
+        }
+        Ok(())
+    }
+
+    /// A job's sealed bytes; nothing where there is no memory to decode them, which the server is told.
+    fn sealed_input(&mut self, slot: u32, bytes: u64, descriptor: OwnedFd) -> Result<Option<Map>, End> {
         self.free(slot)?;
         let file = SealedFile::from_descriptor(descriptor)?;
         if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
             return Err(End::Illegal("an input of another length, or out of bounds"));
         }
         if let Err(denial) = self.memory.check(bytes * DECODED_FACTOR) {
-            return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
+            send(self.link, FromWorker::Failed { slot, error: job_error(denial) })?;
+            return Ok(None);
         }
-        let input = EmbedInput::decode(&file.map()?).ok_or(End::Illegal("an input that doesn't decode"))?;
-        self.jobs.add(slot, share, input);
-        Ok(())
+        Ok(Some(file.map()?))
     }
 
     fn run_text(
@@ -428,15 +436,8 @@ impl Server<'_> {
         truncate: bool,
         descriptor: OwnedFd,
     ) -> Result<(), End> {
-        self.free(slot)?;
-        let file = SealedFile::from_descriptor(descriptor)?;
-        if bytes != file.len() || bytes > INPUT_BYTES_MAX as u64 {
-            return Err(End::Illegal("a text of another length, or out of bounds"));
-        }
-        if let Err(denial) = self.memory.check(bytes * DECODED_FACTOR) {
-            return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
-        }
-        match files::decode(file.map()?.to_vec(), truncate) {
+        let Some(map) = self.sealed_input(slot, bytes, descriptor)? else { return Ok(()) };
+        match files::decode(map.to_vec(), truncate) {
             Ok(input) => self.jobs.add(slot, share, input),
             Err(error) => send(self.link, FromWorker::Failed { slot, error })?,
         }
