@@ -4,14 +4,15 @@
 
 use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::{
-    Architecture, Data, Device, FromWorker, Start, ToWorker, WorkerLink, WorkerSideLink, connected_pair,
+    Architecture, Data, Device, FromWorker, ITEMS_MAX, Start, ToWorker, WorkerLink, WorkerSideLink,
+    connected_pair,
 };
 use ringfence_sandbox::SealedFile;
 use ringfence_worker::models::{Loaded, load};
 use ringfence_worker::serve::serve_jobs;
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 /// Messages of a run: more than a worker has slots.
@@ -52,7 +53,7 @@ fn say(link: &WorkerLink, mut bytes: &[u8]) {
         let file = match &message {
             // It takes memory, which is all that it is for.
             ToWorker::Drill { .. } => continue,
-            ToWorker::Run { input: Data::Descriptor { bytes: count }, .. } => {
+            ToWorker::Run { input: Data::Descriptor { bytes: count } | Data::Text { bytes: count, .. }, .. } => {
                 let count = usize::try_from(*count).unwrap_or(usize::MAX).min(bytes.len());
                 let (input, rest) = bytes.split_at(count);
                 bytes = rest;
@@ -74,6 +75,8 @@ fn hear(link: &WorkerLink) {
     let ready = link.receive().expect("it says that it is ready");
     assert!(matches!(ready.message, FromWorker::Ready { .. }));
     let mut chunks: BTreeMap<u32, u32> = BTreeMap::new();
+    // Slots of texts without passages, which end without output.
+    let mut empty = BTreeSet::new();
     while let Ok(received) = link.receive() {
         match received.message {
             FromWorker::Chunk { slot, sequence, data } => {
@@ -81,7 +84,16 @@ fn hear(link: &WorkerLink) {
                 assert!(sequence == *next && !data.0.is_empty());
                 *next += 1;
             }
-            FromWorker::Done { slot, .. } => assert!(chunks.remove(&slot).is_some_and(|chunks| chunks > 0)),
+            FromWorker::Passages { slot, passages } => {
+                assert!(passages.len() <= ITEMS_MAX && passages.iter().all(|passage| passage.start < passage.end));
+                assert!(passages.windows(2).all(|pair| pair[0].end <= pair[1].start));
+                if passages.is_empty() {
+                    empty.insert(slot);
+                }
+            }
+            FromWorker::Done { slot, .. } => {
+                assert!(chunks.remove(&slot).is_some_and(|chunks| chunks > 0) || empty.remove(&slot));
+            }
             FromWorker::Failed { slot, .. } => drop(chunks.remove(&slot)),
             FromWorker::Step { tokens, .. } => {
                 assert!(!tokens.is_empty() && tokens.iter().all(|(_, tokens)| *tokens > 0));

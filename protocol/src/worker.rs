@@ -116,14 +116,38 @@ pub enum Data {
     Text {
         /// How many bytes.
         bytes: u64,
-        /// Cut a text that is too long instead of failing the job.
-        truncate: bool,
+        /// What becomes of the text.
+        split: Split,
     },
     /// A granted file, one text: a [`crate::FileLink`] came with the message, non-blocking.
     File {
+        /// What becomes of the text.
+        split: Split,
+    },
+}
+
+/// What becomes of a granted file's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Split {
+    /// It is one item.
+    Whole {
         /// Cut a text that is too long instead of failing the job.
         truncate: bool,
     },
+    /// It is as many items as it takes, at most [`crate::ITEMS_MAX`]; the worker says where they are.
+    Passages {
+        /// The most tokens of one, without special ones; at least 1. No more than the model takes counts.
+        tokens_max: u32,
+    },
+}
+
+/// Where a passage is in its file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passage {
+    /// The first.
+    pub start: u32,
+    /// Behind the last.
+    pub end: u32,
 }
 
 /// The input of an embedding job.
@@ -200,6 +224,13 @@ pub enum FromWorker {
     LoadFailed {
         /// Why.
         error: LoadError,
+    },
+    /// What the text of a slot was split into: once, before its first chunk, where [`Split::Passages`] asked for it.
+    Passages {
+        /// Whose.
+        slot: u32,
+        /// In the order of the text, none over another, none empty; at most [`crate::ITEMS_MAX`].
+        passages: Vec<Passage>,
     },
     /// The next bytes of a slot's output: little-endian f32, item by item.
     Chunk {
@@ -412,6 +443,12 @@ pub enum JobError {
     InputTooLarge {
         /// The bound.
         limit: u64,
+    },
+    /// The granted file has more passages than a job may have items.
+    #[error("the granted file has more than {limit} passages; ask for longer ones")]
+    PassagesTooMany {
+        /// The bound.
+        limit: u32,
     },
     /// The granted file is no UTF-8.
     #[error("the granted file is not UTF-8 at byte {byte}")]

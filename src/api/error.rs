@@ -183,7 +183,7 @@ impl From<&JobError> for ApiError {
             JobError::InputUnavailable => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "input_unavailable", message)
             }
-            JobError::InputTooLarge { .. } => {
+            JobError::InputTooLarge { .. } | JobError::PassagesTooMany { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", message)
             }
             JobError::InputNotText { .. } => Self::invalid("input_not_text", "input", message),

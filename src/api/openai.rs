@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ringfence_protocol::{EmbedInput, INPUT_BYTES_MAX, ITEMS_MAX, Item};
+use ringfence_protocol::{EmbedInput, INPUT_BYTES_MAX, ITEMS_MAX, Item, Split};
 use ringfence_scheduler::quotas::DEADLINE_MAX;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -31,7 +31,8 @@ pub(super) struct EmbeddingsRequest {
     /// A model's name.
     model: String,
     /// A text, a list of texts, an array of token ids, or a list of such arrays; or `{"grant": CAPABILITY, "path": PATH}`,
-    /// a granted file as one text. The last is not in OpenAI's interface.
+    /// a granted file as one text, or with `"passage_tokens": N` in it as many as it has passages. The last two are not in
+    /// OpenAI's interface.
     #[schema(value_type = Object)]
     input: Input,
     /// `float` (default) or `base64`: little-endian f32.
@@ -82,6 +83,12 @@ struct Embedding<'a> {
     /// Numbers or base64, as asked.
     #[schema(value_type = Vec<f32>)]
     embedding: Vector<'a>,
+    /// Of a passage, its first byte in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<u32>,
+    /// Of a passage, the byte behind its last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<u32>,
 }
 
 /// What a request used.
@@ -112,17 +119,18 @@ pub(super) async fn embeddings(
         return Err(ApiError::model_unknown(&request.model));
     }
     let truncate = request.truncate;
-    let (input, items, granted) = match request.input {
-        Input::Granted { grant, path } => {
+    let (input, granted) = match request.input {
+        Input::Granted(GrantedInput { grant, path, passage_tokens }) => {
+            let split = split(passage_tokens, truncate)?;
             let holder = Holder::new(&caller.client, &grant, Some(request.model.clone()));
             let file = app.grants.read(&holder, &path, INPUT_BYTES_MAX as u64).await?;
-            (JobInput::Granted { file: file.clone(), truncate }, 1, Some(file))
+            (JobInput::Granted { file: file.clone(), split }, Some(file))
         }
-        input => {
-            let items = input.into_items()?;
-            let count = items.len();
-            (JobInput::Items(EmbedInput { items, truncate }), count, None)
-        }
+        input => (JobInput::Items(EmbedInput { items: input.into_items()?, truncate }), None),
+    };
+    let items = match &input {
+        JobInput::Items(input) => input.items.len(),
+        JobInput::Granted { .. } => 1,
     };
     let job = JobRequest {
         client: caller.client,
@@ -165,6 +173,17 @@ async fn answer_granted(app: &Arc<App>, job: JobRequest, file: &GrantedFile) -> 
     })
 }
 
+/// What becomes of a granted file's text.
+fn split(passage_tokens: Option<u32>, truncate: bool) -> Result<Split, ApiError> {
+    let wrong = |message: &str| Err(ApiError::invalid("passage_tokens_invalid", "input", message.to_owned()));
+    match passage_tokens {
+        None => Ok(Split::Whole { truncate }),
+        Some(_) if truncate => wrong("a passage is never too long: leave `truncate` out"),
+        Some(0) => wrong("`passage_tokens` is at least 1; more than the model takes counts as what it takes"),
+        Some(tokens_max) => Ok(Split::Passages { tokens_max }),
+    }
+}
+
 fn answer(
     model: &str,
     items: usize,
@@ -172,13 +191,20 @@ fn answer(
     output: &Output,
     received: std::time::Instant,
 ) -> Response {
-    let row = output.data.len() / items;
-    let data = output
-        .data
-        .chunks_exact(row)
-        .enumerate()
-        .map(|(index, bytes)| Embedding { object: "embedding", index, embedding: Vector { bytes, format } })
-        .collect();
+    let items = output.passages.as_ref().map_or(items, Vec::len);
+    // A text without passages has no bytes.
+    let row = output.data.len().checked_div(items).unwrap_or(1);
+    let embedding = |(index, bytes)| {
+        let passage = output.passages.as_ref().map(|passages| passages[index]);
+        Embedding {
+            object: "embedding",
+            index,
+            embedding: Vector { bytes, format },
+            start: passage.map(|passage| passage.start),
+            end: passage.map(|passage| passage.end),
+        }
+    };
+    let data = output.data.chunks_exact(row).enumerate().map(embedding).collect();
     let truncated = (output.truncated > 0).then_some(output.truncated);
     let usage = Usage { prompt_tokens: output.tokens, total_tokens: output.tokens, truncated };
     let body = EmbeddingsResponse { object: "list", data, model, usage };
@@ -244,11 +270,20 @@ impl Serialize for Vector<'_> {
 enum Input {
     One(Item),
     Many(Vec<Item>),
-    /// A file, by the capability string of a grant of it or of a folder that it is in.
-    Granted {
-        grant: String,
-        path: String,
-    },
+    Granted(GrantedInput),
+}
+
+/// A file, by the capability string of a grant of it or of a folder that it is in:
+/// `{"grant": CAPABILITY, "path": "notes/a.md"}`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantedInput {
+    grant: String,
+    #[serde(default)]
+    path: String,
+    /// The most tokens of a passage; without it the file is one text.
+    #[serde(default)]
+    passage_tokens: Option<u32>,
 }
 
 impl Input {
@@ -256,7 +291,7 @@ impl Input {
         let items = match self {
             Self::One(item) => vec![item],
             Self::Many(items) => items,
-            Self::Granted { .. } => return Err(ApiError::internal(&"a file has no items")),
+            Self::Granted(_) => return Err(ApiError::internal(&"a file has no items")),
         };
         if items.is_empty() {
             return Err(ApiError::invalid("input_empty", "input", "input is an empty list"));
@@ -290,16 +325,7 @@ impl<'de> Visitor<'de> for InputVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Input, A::Error> {
-        /// `{"grant": CAPABILITY, "path": "notes/a.md"}`
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct File {
-            grant: String,
-            #[serde(default)]
-            path: String,
-        }
-        let File { grant, path } = File::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Input::Granted { grant, path })
+        GrantedInput::deserialize(MapAccessDeserializer::new(map)).map(Input::Granted)
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Input, E> {

@@ -6,9 +6,9 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::grants::GrantedFile;
 use crate::oom::Rung;
-use crate::workers::End;
+use crate::workers::{End, Items};
 use axum::http::StatusCode;
-use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item};
+use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, Passage, Split};
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::io::Write;
@@ -16,6 +16,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// Passages that a granted file is expected to have, until it is known.
+const PASSAGES_EXPECTED: u64 = 8;
 
 /// What a handler asks for.
 #[derive(Debug, Clone)]
@@ -47,8 +50,8 @@ pub(crate) enum JobInput {
     Granted {
         /// Opens it anew for each worker that gets the job.
         file: Arc<GrantedFile>,
-        /// Cut it if it is too long.
-        truncate: bool,
+        /// What becomes of the text.
+        split: Split,
     },
 }
 
@@ -68,6 +71,8 @@ pub(crate) struct Output {
     pub(crate) job: u64,
     /// Little-endian f32, item by item.
     pub(crate) data: Vec<u8>,
+    /// What the items are, where the worker has split the input.
+    pub(crate) passages: Option<Vec<Passage>>,
     /// Tokens run.
     pub(crate) tokens: u32,
     /// Items that were cut.
@@ -88,7 +93,7 @@ pub(super) struct Job {
     pub(super) request_id: String,
     pub(super) client: String,
     pub(super) model: ModelId,
-    pub(super) items: u32,
+    pub(super) items: Items,
     pub(super) input: Input,
     pub(super) domain: u64,
     pub(super) dimensions: Option<u32>,
@@ -114,9 +119,7 @@ impl Job {
         let rung = self.stopped_on(outcome);
         let result = self.result.take();
         let answer = match (outcome, result) {
-            (Outcome::Done, Some(End::Done { data, tokens, truncated, compute_us })) => {
-                self.output(data, tokens, truncated, compute_us)
-            }
+            (Outcome::Done, Some(done @ End::Done { .. })) => self.output(done),
             (Outcome::Failed(Failure::InWorker | Failure::OutOfMemory), Some(End::Failed(error))) => {
                 Err(ApiError::from(&error))
             }
@@ -157,15 +160,19 @@ impl Job {
         self.refused_on(outcome).or(self.rung.filter(|_| with_worker))
     }
 
-    fn output(
-        &self,
-        data: Vec<u8>,
-        tokens: u32,
-        truncated: u32,
-        compute_us: u64,
-    ) -> Result<Output, ApiError> {
-        let width = data.len() / 4 / self.items as usize;
-        if let Some(wanted) = self.dimensions.filter(|wanted| *wanted as usize != width) {
+    fn output(&self, end: End) -> Result<Output, ApiError> {
+        let End::Done { data, passages, tokens, truncated, compute_us } = end else {
+            return Err(ApiError::internal(&"a finished job without output"));
+        };
+        let items = match (&self.items, &passages) {
+            (Items::Given(items), _) => *items as usize,
+            (_, passages) => passages.as_ref().map_or(0, Vec::len),
+        };
+        // A text without passages has no width.
+        let width = (data.len() / 4).checked_div(items);
+        if let (Some(wanted), Some(width)) = (self.dimensions, width)
+            && wanted as usize != width
+        {
             let message = format!("dimensions is {wanted}, this model has {width} and can't change it");
             return Err(ApiError::invalid("dimensions_unsupported", "dimensions", message));
         }
@@ -173,6 +180,7 @@ impl Job {
         Ok(Output {
             job: self.id.0,
             data,
+            passages,
             tokens,
             truncated,
             queued: started.duration_since(self.received),
@@ -217,7 +225,7 @@ fn failed(failure: &Failure) -> ApiError {
 pub(super) enum Input {
     Inline(EmbedInput),
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
-    Granted { file: Arc<GrantedFile>, truncate: bool },
+    Granted { file: Arc<GrantedFile>, split: Split },
 }
 
 impl Input {
@@ -225,7 +233,7 @@ impl Input {
     fn new(input: JobInput) -> Result<Self, std::io::Error> {
         let input = match input {
             JobInput::Items(input) => input,
-            JobInput::Granted { file, truncate } => return Ok(Self::Granted { file, truncate }),
+            JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
         };
         let encoded = input.encode();
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
@@ -243,8 +251,8 @@ impl Input {
         match self {
             Self::Inline(input) => (Data::Inline(input.clone()), Vec::new()),
             Self::Sealed { memfd, bytes } => (Data::Descriptor { bytes: *bytes }, vec![memfd.clone()]),
-            Self::Granted { file, truncate } => {
-                let (data, descriptor) = file.message(*truncate);
+            Self::Granted { file, split } => {
+                let (data, descriptor) = file.message(*split);
                 (data, vec![descriptor])
             }
         }
@@ -252,9 +260,15 @@ impl Input {
 }
 
 /// Most tokens that an input can have: a token has at least one byte, and two special ones stand around it. A file is one
-/// text, of which nobody here knows the length.
+/// text, of which nobody here knows the length; one that is split may be as long as an input may be.
 fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
-    let JobInput::Items(input) = input else { return u64::from(max_tokens) };
+    let input = match input {
+        JobInput::Items(input) => input,
+        JobInput::Granted { split: Split::Whole { .. }, .. } => return u64::from(max_tokens),
+        JobInput::Granted { split: Split::Passages { .. }, .. } => {
+            return u64::from(max_tokens) * PASSAGES_EXPECTED;
+        }
+    };
     let of = |item: &Item| match item {
         Item::Text(text) => text.len() as u64 + 2,
         Item::Tokens(tokens) => tokens.len() as u64 + 2,
@@ -292,8 +306,11 @@ impl Dispatcher {
         request: JobRequest,
     ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
         let items = match &request.input {
-            JobInput::Items(input) => u32::try_from(input.items.len()).expect("at most ITEMS_MAX"),
-            JobInput::Granted { .. } => 1,
+            JobInput::Items(input) => {
+                Items::Given(u32::try_from(input.items.len()).expect("at most ITEMS_MAX"))
+            }
+            JobInput::Granted { split: Split::Whole { .. }, .. } => Items::Given(1),
+            JobInput::Granted { split: Split::Passages { .. }, .. } => Items::Awaited,
         };
         let (answer, answered) = oneshot::channel();
         let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } =

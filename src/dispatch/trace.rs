@@ -176,7 +176,7 @@ impl State {
             job: submit.job.0,
             client: job.client.clone(),
             model: self.models.name(job.model),
-            items: job.items,
+            items: job.items.count().unwrap_or(1),
             tokens: submit.tokens,
             tokens_bound: submit.tokens_bound,
             deadline_us: asked.map(micros),

@@ -331,6 +331,7 @@ fn job_end(end: &End) -> JobEnd {
             | JobError::InputRefused { .. }
             | JobError::InputUnavailable
             | JobError::InputTooLarge { .. }
+            | JobError::PassagesTooMany { .. }
             | JobError::InputNotText { .. }
             | JobError::NotFinite { .. },
         ) => JobEnd::Failed,
@@ -357,7 +358,7 @@ impl State {
         if serving.slots.is_empty() {
             serving.busy_since = now;
         }
-        let slot = serving.slots.occupy(job, waiting.items);
+        let slot = serving.slots.occupy(job, waiting.items.clone());
         waiting.started = Some(now);
         waiting.result = None;
         waiting.rung = None;

@@ -19,7 +19,7 @@ use ringfence_grants::{
     Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, Grant, GrantId,
     Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, Rules, SECRET_BYTES, Shown, State,
 };
-use ringfence_protocol::{Data, FileAccess, Identity, connected_pair};
+use ringfence_protocol::{Data, FileAccess, Identity, Split, connected_pair};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -141,10 +141,10 @@ impl std::fmt::Debug for GrantedFile {
 impl GrantedFile {
     /// What a worker gets: a socket on which it asks for the file, or a copy. What it reads never comes through the server.
     /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
-    pub(crate) fn message(&self, truncate: bool) -> (Data, Arc<OwnedFd>) {
+    pub(crate) fn message(&self, split: Split) -> (Data, Arc<OwnedFd>) {
         match &self.source {
-            Source::Copy { memfd, bytes } => (Data::Text { bytes: *bytes, truncate }, memfd.clone()),
-            Source::Socket(socket) => (Data::File { truncate }, self.connect(socket)),
+            Source::Copy { memfd, bytes } => (Data::Text { bytes: *bytes, split }, memfd.clone()),
+            Source::Socket(socket) => (Data::File { split }, self.connect(socket)),
         }
     }
 

@@ -355,6 +355,7 @@ fn failure(message: FromWorker) -> Over {
         FromWorker::Hello { .. }
         | FromWorker::Sealed { .. }
         | FromWorker::Ready { .. }
+        | FromWorker::Passages { .. }
         | FromWorker::Chunk { .. }
         | FromWorker::Step { .. }
         | FromWorker::Done { .. }

@@ -1,6 +1,6 @@
 //! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
 
-use ringfence_protocol::{CHUNK_BYTES_MAX, FromWorker, JobError, SLOTS_MAX};
+use ringfence_protocol::{CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, Passage, SLOTS_MAX};
 use ringfence_scheduler::JobId;
 use std::collections::BTreeMap;
 
@@ -35,9 +35,31 @@ pub(crate) struct Shape {
 #[derive(Debug)]
 struct Running {
     job: JobId,
-    items: u32,
+    items: Items,
     output: Vec<u8>,
     next_chunk: u32,
+}
+
+/// How many items a job has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Items {
+    /// As the client sent them.
+    Given(u32),
+    /// The worker has yet to say.
+    Awaited,
+    /// As the worker split them.
+    Split(Vec<Passage>),
+}
+
+impl Items {
+    /// None where the worker has yet to say.
+    pub(crate) fn count(&self) -> Option<u32> {
+        match self {
+            Self::Given(items) => Some(*items),
+            Self::Awaited => None,
+            Self::Split(passages) => Some(passages.len() as u32),
+        }
+    }
 }
 
 /// What a legal message means.
@@ -68,6 +90,8 @@ pub(crate) enum End {
     Done {
         /// Little-endian f32, item by item.
         data: Vec<u8>,
+        /// What the items are, where the worker has split the input.
+        passages: Option<Vec<Passage>>,
         /// Tokens run.
         tokens: u32,
         /// Items that were cut.
@@ -122,8 +146,8 @@ impl Slots {
         self.running.is_empty()
     }
 
-    /// Takes the lowest free slot for a job of so many items.
-    pub(crate) fn occupy(&mut self, job: JobId, items: u32) -> u32 {
+    /// Takes the lowest free slot for a job of these items.
+    pub(crate) fn occupy(&mut self, job: JobId, items: Items) -> u32 {
         let free = (0..SLOTS_MAX).find(|slot| !self.running.contains_key(slot));
         let slot = free.expect("the scheduler keeps a worker's jobs below SLOTS_MAX");
         self.running.insert(slot, Running { job, items, output: Vec::new(), next_chunk: 0 });
@@ -143,25 +167,31 @@ impl Slots {
     /// Takes a message of a serving worker.
     pub(crate) fn take(&mut self, message: FromWorker) -> Result<Effect, Illegal> {
         match message {
+            FromWorker::Passages { slot, passages } => self.passages(slot, passages),
             FromWorker::Chunk { slot, sequence, data } => self.chunk(slot, sequence, &data.0),
             FromWorker::Step { busy_us, tokens } => self.step(busy_us, &tokens),
             FromWorker::Done { slot, tokens, truncated, compute_us, used_bytes, peak_bytes } => {
                 let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
-                if running.output.len() != self.output_bytes(running.items) {
+                let items = running.items.count().ok_or(Illegal::State)?;
+                if running.output.len() != self.output_bytes(items) {
                     return Err(Illegal::OutputLength);
                 }
-                if u64::from(tokens) > u64::from(running.items) * u64::from(self.shape.max_tokens)
-                    || truncated > running.items
-                {
+                if u64::from(tokens) > self.tokens_max(items) || truncated > items {
                     return Err(Illegal::Count);
                 }
-                let end = End::Done { data: running.output, tokens, truncated, compute_us };
+                let passages = match running.items {
+                    Items::Split(passages) => Some(passages),
+                    Items::Given(_) | Items::Awaited => None,
+                };
+                let end = End::Done { data: running.output, passages, tokens, truncated, compute_us };
                 self.usage = Usage { used_bytes, peak_bytes };
                 Ok(Effect::End { job: running.job, end })
             }
             FromWorker::Failed { slot, error } => {
                 let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
-                if item_of(&error).is_some_and(|item| item >= running.items) {
+                // While a text is being split, it is the one item.
+                let items = running.items.count().unwrap_or(1);
+                if item_of(&error).is_some_and(|item| item >= items) {
                     return Err(Illegal::Count);
                 }
                 Ok(Effect::End { job: running.job, end: End::Failed(error) })
@@ -174,8 +204,25 @@ impl Slots {
         }
     }
 
+    fn passages(&mut self, slot: u32, passages: Vec<Passage>) -> Result<Effect, Illegal> {
+        let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
+        if running.items != Items::Awaited {
+            return Err(Illegal::State);
+        }
+        if passages.len() > ITEMS_MAX {
+            return Err(Illegal::Count);
+        }
+        let ordered = passages.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        if !ordered || passages.iter().any(|passage| passage.start >= passage.end) {
+            return Err(Illegal::Range);
+        }
+        running.items = Items::Split(passages);
+        Ok(Effect::Progress)
+    }
+
     fn chunk(&mut self, slot: u32, sequence: u32, data: &[u8]) -> Result<Effect, Illegal> {
-        let bytes_max = self.running.get(&slot).map(|running| self.output_bytes(running.items));
+        let running = self.running.get(&slot).ok_or(Illegal::SlotFree)?;
+        let bytes_max = self.output_bytes(running.items.count().ok_or(Illegal::State)?);
         let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
         if sequence != running.next_chunk {
             return Err(Illegal::ChunkOrder);
@@ -183,7 +230,7 @@ impl Slots {
         if data.is_empty() || data.len() > CHUNK_BYTES_MAX {
             return Err(Illegal::ChunkLength);
         }
-        if bytes_max.is_some_and(|most| running.output.len() + data.len() > most) {
+        if running.output.len() + data.len() > bytes_max {
             return Err(Illegal::OutputLength);
         }
         running.next_chunk += 1;
@@ -198,12 +245,17 @@ impl Slots {
             if jobs.iter().any(|(job, _)| *job == running.job) {
                 return Err(Illegal::SlotTwice);
             }
-            if u64::from(count) > u64::from(running.items) * u64::from(self.shape.max_tokens) {
+            let items = running.items.count().ok_or(Illegal::State)?;
+            if u64::from(count) > self.tokens_max(items) {
                 return Err(Illegal::Count);
             }
             jobs.push((running.job, count));
         }
         Ok(Effect::Step { busy_us, tokens: jobs })
+    }
+
+    fn tokens_max(&self, items: u32) -> u64 {
+        u64::from(items) * u64::from(self.shape.max_tokens)
     }
 
     fn output_bytes(&self, items: u32) -> usize {
@@ -222,6 +274,7 @@ fn item_of(error: &JobError) -> Option<u32> {
         | JobError::InputRefused { .. }
         | JobError::InputUnavailable
         | JobError::InputTooLarge { .. }
+        | JobError::PassagesTooMany { .. }
         | JobError::InputNotText { .. }
         | JobError::Cancelled => None,
     }
@@ -237,7 +290,7 @@ mod tests {
 
     fn slots() -> Slots {
         let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
-        assert_eq!(slots.occupy(JOB, 2), 0);
+        assert_eq!(slots.occupy(JOB, Items::Given(2)), 0);
         slots
     }
 
@@ -256,11 +309,45 @@ mod tests {
         assert_eq!(slots.take(chunk(0, 1, 6)), Ok(Effect::Progress));
         let step = FromWorker::Step { busy_us: 3, tokens: vec![(0, 6)] };
         assert_eq!(slots.take(step), Ok(Effect::Step { busy_us: 3, tokens: vec![(JOB, 6)] }));
-        let end = End::Done { data: vec![1; 16], tokens: 6, truncated: 0, compute_us: 5 };
+        let end = End::Done { data: vec![1; 16], passages: None, tokens: 6, truncated: 0, compute_us: 5 };
         assert_eq!(slots.usage(), LOADED);
         assert_eq!(slots.take(done(0)), Ok(Effect::End { job: JOB, end }));
         assert_eq!(slots.usage(), Usage { used_bytes: 8, peak_bytes: 9 });
         assert_eq!(slots.take(done(0)), Err(Illegal::SlotFree));
+    }
+
+    fn passages(of: &[(u32, u32)]) -> FromWorker {
+        let passages = of.iter().map(|(start, end)| Passage { start: *start, end: *end }).collect();
+        FromWorker::Passages { slot: 0, passages }
+    }
+
+    #[test]
+    fn a_text_that_is_split_has_as_many_items_as_the_worker_says_once_and_before_any_output() {
+        let awaited = || {
+            let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
+            slots.occupy(JOB, Items::Awaited);
+            slots
+        };
+        for early in [chunk(0, 0, 8), done(0), FromWorker::Step { busy_us: 1, tokens: vec![(0, 1)] }] {
+            assert_eq!(awaited().take(early), Err(Illegal::State));
+        }
+        let cases = [
+            (passages(&[(0, 0)]), Illegal::Range),
+            (passages(&[(0, 5), (4, 6)]), Illegal::Range),
+            (passages(&vec![(0, 1); ITEMS_MAX + 1]), Illegal::Count),
+        ];
+        for (message, expected) in cases {
+            assert_eq!(awaited().take(message), Err(expected));
+        }
+        assert_eq!(slots().take(passages(&[(0, 5)])), Err(Illegal::State));
+        let mut slots = awaited();
+        assert_eq!(slots.take(passages(&[(0, 5), (6, 9)])), Ok(Effect::Progress));
+        assert_eq!(slots.take(passages(&[(0, 5)])), Err(Illegal::State));
+        assert_eq!(slots.take(chunk(0, 0, 16)), Ok(Effect::Progress));
+        let Ok(Effect::End { end: End::Done { passages, .. }, .. }) = slots.take(done(0)) else {
+            panic!("a legal end");
+        };
+        assert_eq!(passages, Some(vec![Passage { start: 0, end: 5 }, Passage { start: 6, end: 9 }]));
     }
 
     #[test]

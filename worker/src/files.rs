@@ -1,12 +1,12 @@
 //! Texts that are still being read: a job whose input is a granted file gets a socket on which the file's service answers.
 //! Nothing here waits: other jobs go on meanwhile, and one that gets no bytes for too long fails.
 
-use crate::jobs::Share;
+use crate::jobs::{Share, SplitText};
 use crate::memory::{Memory, job_error};
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{
     EmbedInput, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileLink, FileReply, FileRequest, INPUT_BYTES_MAX, Item,
-    JobError, LinkError, Received,
+    JobError, LinkError, Received, Split,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::string::FromUtf8Error;
@@ -21,7 +21,7 @@ pub(crate) struct Reading {
     pub(crate) slot: u32,
     /// Whose the job is.
     pub(crate) share: Share,
-    truncate: bool,
+    split: Split,
     link: FileLink,
     text: Vec<u8>,
     /// Where the next request begins.
@@ -36,19 +36,19 @@ pub(crate) enum Progress {
     /// More is awaited.
     Waits,
     /// All is there.
-    Read(EmbedInput),
+    Read(Input),
     /// It can't be had, or is no text.
     Failed(JobError),
 }
 
 impl Reading {
     /// The first of its steps is asked for at [`Reading::advance`].
-    pub(crate) fn new(slot: u32, share: Share, truncate: bool, socket: OwnedFd) -> Self {
+    pub(crate) fn new(slot: u32, share: Share, split: Split, socket: OwnedFd) -> Self {
         let link = FileLink::new(socket);
         Self {
             slot,
             share,
-            truncate,
+            split,
             link,
             text: Vec::new(),
             asked: 0,
@@ -130,17 +130,30 @@ impl Reading {
     }
 
     fn decode(&mut self) -> Progress {
-        decode(std::mem::take(&mut self.text), self.truncate).map_or_else(Progress::Failed, Progress::Read)
+        decode(std::mem::take(&mut self.text), self.split).map_or_else(Progress::Failed, Progress::Read)
     }
 }
 
+/// What a file's text is to a job.
+pub(crate) enum Input {
+    /// Its only item.
+    Whole(EmbedInput),
+    /// To be split into items.
+    Split(SplitText),
+}
+
 /// The input that a file's bytes are: UTF-8, with or without a byte order mark.
-pub(crate) fn decode(bytes: Vec<u8>, truncate: bool) -> Result<EmbedInput, JobError> {
+pub(crate) fn decode(bytes: Vec<u8>, split: Split) -> Result<Input, JobError> {
     let not_text =
         |error: FromUtf8Error| JobError::InputNotText { byte: error.utf8_error().valid_up_to() as u64 };
-    let text = String::from_utf8(bytes).map_err(not_text)?;
-    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
-    Ok(EmbedInput { items: vec![Item::Text(text)], truncate })
+    let whole = String::from_utf8(bytes).map_err(not_text)?;
+    let text = whole.strip_prefix('\u{feff}').map(str::to_owned);
+    let offset = text.as_ref().map_or(0, |text| whole.len() - text.len());
+    let text = text.unwrap_or(whole);
+    Ok(match split {
+        Split::Whole { truncate } => Input::Whole(EmbedInput { items: vec![Item::Text(text)], truncate }),
+        Split::Passages { tokens_max } => Input::Split(SplitText { text, offset, tokens_max }),
+    })
 }
 
 impl AsFd for Reading {

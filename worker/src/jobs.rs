@@ -3,7 +3,7 @@
 
 use crate::stopwatch::Stopwatch;
 use crate::text::{Text, Tokens};
-use ringfence_protocol::{EmbedInput, Item, JobError, SLOTS_MAX};
+use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item, JobError, Passage, SLOTS_MAX};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A job from its `Run` to its end.
@@ -15,6 +15,8 @@ pub struct Job {
     truncate: bool,
     /// What the tokeniser has not seen.
     untokenised: VecDeque<Item>,
+    /// A text that is split, until it is and the server knows of it.
+    splitting: Option<Splitting>,
     /// How many items it has seen.
     tokenised: u32,
     /// What the device has not seen.
@@ -31,6 +33,28 @@ pub struct Job {
     pub compute_us: u64,
 }
 
+/// A text on its way to be items.
+#[derive(Debug)]
+struct Splitting {
+    text: SplitText,
+    /// How far it is split.
+    at: usize,
+    passages: Vec<Passage>,
+    /// Nothing but white space is left.
+    done: bool,
+}
+
+/// A text and how it is split.
+#[derive(Debug)]
+pub struct SplitText {
+    /// The text.
+    pub text: String,
+    /// Where it begins in its file, in bytes.
+    pub offset: usize,
+    /// The most tokens of a passage, without special ones.
+    pub tokens_max: u32,
+}
+
 impl Job {
     fn new(slot: u32, domain: u64, input: EmbedInput) -> Self {
         Self {
@@ -38,6 +62,7 @@ impl Job {
             domain,
             truncate: input.truncate,
             untokenised: input.items.into(),
+            splitting: None,
             tokenised: 0,
             waiting: VecDeque::new(),
             finished: 0,
@@ -50,7 +75,11 @@ impl Job {
 
     /// Whether every item has its output.
     pub fn is_finished(&self) -> bool {
-        self.untokenised.is_empty() && self.waiting.is_empty()
+        self.is_tokenised() && self.waiting.is_empty()
+    }
+
+    fn is_tokenised(&self) -> bool {
+        self.untokenised.is_empty() && self.splitting.is_none()
     }
 
     /// Takes the next waiting item.
@@ -61,21 +90,54 @@ impl Job {
         self.waiting.pop_front().expect("it was chosen among the waiting")
     }
 
+    /// Whether the tokeniser has more to do.
+    fn untokenised(&self) -> bool {
+        !self.untokenised.is_empty() || self.splitting.as_ref().is_some_and(|splitting| !splitting.done)
+    }
+
     fn tokenise_one(&mut self, text: &Text) -> Result<usize, JobError> {
-        let item = self.untokenised.pop_front().expect("it was asked for");
         let watch = Stopwatch::start();
-        let tokens = text.tokens(self.tokenised, &item, self.truncate)?;
+        let bytes = match self.untokenised.pop_front() {
+            Some(item) => {
+                let tokens = text.tokens(self.tokenised, &item, self.truncate)?;
+                self.is_to_run(tokens);
+                size(&item)
+            }
+            None => self.split_one(text)?,
+        };
         self.compute_us += watch.micros();
+        Ok(bytes)
+    }
+
+    fn split_one(&mut self, text: &Text) -> Result<usize, JobError> {
+        let splitting = self.splitting.as_mut().expect("there is more to do");
+        let SplitText { text: source, offset, tokens_max } = &splitting.text;
+        let next = text.passage(source, splitting.at, *tokens_max as usize)?;
+        let Some((range, tokens)) = next else {
+            splitting.done = true;
+            return Ok(0);
+        };
+        if splitting.passages.len() == ITEMS_MAX {
+            return Err(JobError::PassagesTooMany { limit: ITEMS_MAX as u32 });
+        }
+        let in_file = |at: usize| u32::try_from(offset + at).expect("an input is shorter");
+        splitting.passages.push(Passage { start: in_file(range.start), end: in_file(range.end) });
+        let bytes = range.end - splitting.at;
+        splitting.at = range.end;
+        self.is_to_run(tokens);
+        Ok(bytes)
+    }
+
+    fn is_to_run(&mut self, tokens: Tokens) {
         self.tokenised += 1;
         self.tokens = self.tokens.saturating_add(u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX));
         self.truncated += u32::from(tokens.truncated);
         self.waiting.push_back(tokens);
-        Ok(size(&item))
     }
 
     /// Only jobs whose items are all well run: what is wrong with a client's input is said before any output.
     fn next_lengths(&self, n: usize) -> Option<usize> {
-        self.untokenised.is_empty().then(|| self.waiting.get(n)).flatten().map(|tokens| tokens.ids.len())
+        self.is_tokenised().then(|| self.waiting.get(n)).flatten().map(|tokens| tokens.ids.len())
     }
 }
 
@@ -177,6 +239,20 @@ impl Jobs {
         self.jobs.push(Job::new(slot, domain, input));
     }
 
+    /// Adds a job to a free slot whose items are the passages of a text.
+    pub fn add_split(&mut self, slot: u32, share: Share, text: SplitText) {
+        self.add(slot, share, EmbedInput { items: Vec::new(), truncate: false });
+        let splitting = Splitting { text, at: 0, passages: Vec::new(), done: false };
+        self.get_mut(slot).splitting = Some(splitting);
+    }
+
+    /// The slots whose text has been split since this was asked last, with what it was split into.
+    pub fn split(&mut self) -> Vec<(u32, Vec<Passage>)> {
+        let done = |job: &&mut Job| job.splitting.as_ref().is_some_and(|splitting| splitting.done);
+        let told = |job: &mut Job| (job.slot, job.splitting.take().expect("it was there").passages);
+        self.jobs.iter_mut().filter(done).map(told).collect()
+    }
+
     /// Drops a slot's job; false if it has ended already.
     pub fn cancel(&mut self, slot: u32) -> Result<bool, SlotFault> {
         match self.used.get(slot as usize) {
@@ -208,7 +284,7 @@ impl Jobs {
     pub fn tokenise(&mut self, text: &Text, bytes: usize) -> Result<(), (u32, JobError)> {
         let mut done = 0;
         for job in &mut self.jobs {
-            while !job.untokenised.is_empty() {
+            while job.untokenised() {
                 if done >= bytes {
                     return Ok(());
                 }

@@ -16,7 +16,7 @@ use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
-    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Start, ToWorker,
+    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Split, Start, ToWorker,
     WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
@@ -24,13 +24,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Bytes of input that are tokenised between two looks at the link.
+/// How often a file that gives nothing is looked at.
 const FILE_LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Bytes of input that are tokenised between two looks at the link.
 const TOKENISE_BYTES: usize = 64 * 1024;
 
 /// Decoded items take at most this many times their encoding: a token id is one byte there and four here, and the list
 /// may have grown to twice its length.
 const DECODED_FACTOR: u64 = 9;
+
+/// Tokens and offsets of a text that is split take at most this many bytes for each byte of it.
+const SPLIT_FACTOR: u64 = 5;
 
 /// Why a worker ends otherwise than by `Stop`.
 #[derive(Debug, thiserror::Error)]
@@ -271,7 +276,10 @@ impl Server<'_> {
             }
             self.read_on()?;
             match self.jobs.tokenise(&self.loaded.text, TOKENISE_BYTES) {
-                Ok(()) => self.step()?,
+                Ok(()) => {
+                    self.tell_passages()?;
+                    self.step()?;
+                }
                 Err((slot, error)) => self.fail(slot, error)?,
             }
         }
@@ -316,7 +324,11 @@ impl Server<'_> {
                     at += 1;
                     continue;
                 }
-                Progress::Read(input) => self.jobs.add(slot, share, input),
+                Progress::Read(input) => {
+                    self.readings.swap_remove(at);
+                    self.run_text_of(slot, share, input)?;
+                    continue;
+                }
                 Progress::Failed(error) => send(self.link, FromWorker::Failed { slot, error })?,
             }
             self.readings.swap_remove(at);
@@ -357,13 +369,13 @@ impl Server<'_> {
             (ToWorker::Run { slot, domain, weight, input: Data::Descriptor { bytes } }, 1) => {
                 self.run_descriptor(slot, Share { domain, weight }, bytes, descriptors.remove(0))?;
             }
-            (ToWorker::Run { slot, domain, weight, input: Data::Text { bytes, truncate } }, 1) => {
-                self.run_text(slot, Share { domain, weight }, bytes, truncate, descriptors.remove(0))?;
+            (ToWorker::Run { slot, domain, weight, input: Data::Text { bytes, split } }, 1) => {
+                self.run_text(slot, Share { domain, weight }, (bytes, split), descriptors.remove(0))?;
             }
-            (ToWorker::Run { slot, domain, weight, input: Data::File { truncate } }, 1) => {
+            (ToWorker::Run { slot, domain, weight, input: Data::File { split } }, 1) => {
                 self.free(slot)?;
                 let share = Share { domain, weight };
-                self.readings.push(Reading::new(slot, share, truncate, descriptors.remove(0)));
+                self.readings.push(Reading::new(slot, share, split, descriptors.remove(0)));
                 // Nothing comes before it is asked for.
                 self.read_on()?;
             }
@@ -432,14 +444,37 @@ impl Server<'_> {
         &mut self,
         slot: u32,
         share: Share,
-        bytes: u64,
-        truncate: bool,
+        (bytes, split): (u64, Split),
         descriptor: OwnedFd,
     ) -> Result<(), End> {
         let Some(map) = self.sealed_input(slot, bytes, descriptor)? else { return Ok(()) };
-        match files::decode(map.to_vec(), truncate) {
-            Ok(input) => self.jobs.add(slot, share, input),
-            Err(error) => send(self.link, FromWorker::Failed { slot, error })?,
+        match files::decode(map.to_vec(), split) {
+            Ok(input) => self.run_text_of(slot, share, input),
+            Err(error) => send(self.link, FromWorker::Failed { slot, error }),
+        }
+    }
+
+    fn run_text_of(&mut self, slot: u32, share: Share, input: files::Input) -> Result<(), End> {
+        match input {
+            files::Input::Whole(input) => self.jobs.add(slot, share, input),
+            files::Input::Split(text) => {
+                // Most bytes are a token of their own in no text, but may be.
+                if let Err(denial) = self.memory.check(text.text.len() as u64 * SPLIT_FACTOR) {
+                    return send(self.link, FromWorker::Failed { slot, error: job_error(denial) });
+                }
+                self.jobs.add_split(slot, share, text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says of what has been split where its passages are; a text that has none ends here.
+    fn tell_passages(&mut self) -> Result<(), End> {
+        for (slot, passages) in self.jobs.split() {
+            send(self.link, FromWorker::Passages { slot, passages })?;
+            if self.jobs.get_mut(slot).is_finished() {
+                self.finish(slot)?;
+            }
         }
         Ok(())
     }

@@ -6,7 +6,8 @@
 use crate::memory::{Memory, load_error};
 use crate::package::{Files, malformed, tokenizer};
 use ringfence_protocol::{Item, JobError, LoadError};
-use tokenizers::Tokenizer;
+use std::ops::Range;
+use tokenizers::{Encoding, Tokenizer};
 
 /// Long texts are tokenised in windows that end at white space, so that the tokeniser's working memory, some hundred
 /// bytes for each byte of text, stays small.
@@ -15,6 +16,10 @@ const WINDOW_BYTES: usize = 16 * 1024;
 const STRETCH_BYTES_MAX: usize = 64 * 1024;
 /// The tokens of a text that is too long are counted up to here, so that refusing it takes bounded time.
 const COUNTED_BYTES_MAX: usize = 1024 * 1024;
+
+/// A passage is sought in this many bytes for each token that it may have. English has four or five; where a text has more,
+/// its passages are shorter.
+const BYTES_FOR_TOKEN: usize = 8;
 
 /// The tokeniser library's tables take about twelve times the bytes of their file; reading it takes as much again.
 const TABLES_FACTOR: u64 = 32;
@@ -94,6 +99,40 @@ impl Text {
         Ok(Tokens { ids: [&self.before, kept, &self.after].concat(), truncated })
     }
 
+    /// The next passage of a text from the byte `at` on: where it is, and its tokens. It has at most `tokens_max` of them
+    /// without the special ones, and ends at the end of a paragraph, a line or a sentence where there is one in its second
+    /// half, and never within a word that is shorter than itself. `None` where nothing but white space is left.
+    ///
+    /// # Errors
+    /// The tokeniser fails.
+    pub fn passage(
+        &self,
+        text: &str,
+        mut at: usize,
+        tokens_max: usize,
+    ) -> Result<Option<(Range<usize>, Tokens)>, JobError> {
+        let tokens_max = tokens_max.clamp(1, self.max_tokens - self.before.len() - self.after.len());
+        loop {
+            at += text[at..].len() - text[at..].trim_start().len();
+            if at == text.len() {
+                return Ok(None);
+            }
+            let window = window(&text[at..], tokens_max * BYTES_FOR_TOKEN);
+            let encoding = tokenizer::encode_with_offsets(&self.tokenizer, window);
+            let encoding = encoding.ok_or(JobError::Tokenizer { item: 0 })?;
+            let whole = window.len() == text.len() - at && encoding.len() <= tokens_max;
+            let tokens = if whole { encoding.len() } else { cut(window, &encoding, tokens_max) };
+            if tokens == 0 {
+                // Characters that the tokeniser drops.
+                at += window.len();
+                continue;
+            }
+            let end = encoding.get_offsets()[tokens - 1].1;
+            let ids = [&self.before, &encoding.get_ids()[..tokens], &self.after].concat();
+            return Ok(Some((at..at + end, Tokens { ids, truncated: false })));
+        }
+    }
+
     /// A token array without the special tokens around it.
     fn given<'a>(&self, item: u32, ids: &'a [u32]) -> Result<&'a [u32], JobError> {
         if let Some(token) = ids.iter().find(|id| **id >= self.vocabulary) {
@@ -130,6 +169,40 @@ fn window_end(text: &str) -> usize {
     let stretch = text.floor_char_boundary(STRETCH_BYTES_MAX);
     let bytes = text.as_bytes();
     behind(&bytes[..WINDOW_BYTES]).or_else(|| behind(&bytes[..stretch])).unwrap_or(stretch)
+}
+
+/// The beginning of a text, about as long as `bytes`, up to white space where there is some.
+fn window(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
+    let end = text.floor_char_boundary(bytes.max(4));
+    let space = text.as_bytes()[..end].iter().rposition(u8::is_ascii_whitespace);
+    &text[..space.map_or(end, |at| at + 1)]
+}
+
+/// How many of a window's tokens a passage takes: up to the last end of a paragraph in its second half, else of a line, of a
+/// sentence, of a word.
+fn cut(window: &str, encoding: &Encoding, tokens_max: usize) -> usize {
+    let (offsets, words) = (encoding.get_offsets(), encoding.get_word_ids());
+    let most = offsets.len().min(tokens_max);
+    // What stands between the last token of a passage and the first that is not in it.
+    let ends = |tokens: usize| {
+        let next = offsets.get(tokens).map_or(window.len(), |next| next.0);
+        let between = &window[offsets[tokens - 1].1..next];
+        match between.bytes().filter(|byte| *byte == b'\n').count() {
+            0 if between.is_empty() => 0,
+            0 if window[..offsets[tokens - 1].1].ends_with(['.', '!', '?']) => 2,
+            0 => 1,
+            1 => 3,
+            _ => 4,
+        }
+    };
+    let at_word = |tokens: &usize| words.get(*tokens).is_none_or(|next| *next != words[*tokens - 1]);
+    let second_half = (most / 2 + 1..=most).filter(at_word);
+    // Of equally good ones the last.
+    let best = second_half.max_by_key(|tokens| (ends(*tokens), *tokens));
+    best.or_else(|| (1..=most / 2).rev().find(at_word)).unwrap_or(most)
 }
 
 /// What the tokeniser puts before and after a text.

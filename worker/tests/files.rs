@@ -5,16 +5,21 @@ mod support;
 
 use ringfence_protocol::{
     ChunkBytes, Data, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileRefusal, FileReply, FileRequest, FileSideLink,
-    FromWorker, INPUT_BYTES_MAX, JobError, ToWorker, connected_pair,
+    FromWorker, INPUT_BYTES_MAX, ITEMS_MAX, JobError, Passage, Split, ToWorker, connected_pair,
 };
+use ringfence_sandbox::SealedFile;
 use std::os::fd::AsFd;
 use support::{Package, Worker, output, text};
 
 /// Gives a worker a job with a file, whose service is at the end that is returned.
 fn run(worker: &Worker, slot: u32, truncate: bool) -> FileSideLink {
+    run_split(worker, slot, Split::Whole { truncate })
+}
+
+fn run_split(worker: &Worker, slot: u32, split: Split) -> FileSideLink {
     let (theirs, ours) = connected_pair().unwrap();
     rustix::io::ioctl_fionbio(&theirs, true).unwrap();
-    let input = Data::File { truncate };
+    let input = Data::File { split };
     worker.link.send(&ToWorker::Run { slot, domain: 1, weight: 1, input }, &[theirs.as_fd()]).unwrap();
     FileSideLink::new(ours)
 }
@@ -54,6 +59,84 @@ fn a_file_is_its_text_at_every_length() {
         serve(&link, words.as_bytes());
         assert_eq!(output(&worker.until_ends(1), 1), expected, "{length}");
     }
+    worker.stop();
+}
+
+/// The passages of a text as a worker says them, with their vectors.
+fn passages(worker: &Worker, bytes: &[u8], tokens_max: u32) -> (Vec<Passage>, Vec<Vec<f32>>) {
+    let link = run_split(worker, 0, Split::Passages { tokens_max });
+    serve(&link, bytes);
+    let heard = worker.until_ends(1);
+    assert!(matches!(heard.last(), Some(FromWorker::Done { slot: 0, .. })), "{heard:?}");
+    let said = heard.iter().position(|message| matches!(message, FromWorker::Passages { .. })).unwrap();
+    assert!(heard[..said].iter().all(|message| !matches!(message, FromWorker::Chunk { .. })));
+    let FromWorker::Passages { passages, .. } = &heard[said] else { unreachable!("it was found") };
+    (passages.clone(), output(&heard, 0))
+}
+
+#[test]
+fn a_file_that_is_split_is_its_passages_each_as_if_it_came_alone() {
+    let worker = Worker::ready(&Package::tiny());
+    let paragraph = "the cat sat on the mat. the dog sat\non the cat.\n\n";
+    let long = paragraph.repeat(400);
+    for (text_of, tokens_max) in [
+        ("the cat sat", 4),
+        ("\u{feff}the cat sat on the mat", 4),
+        ("  \n\n the cat \n\n\n sat  ", 1),
+        (paragraph, 8),
+        (long.as_str(), 14),
+        (long.as_str(), 1_000_000),
+    ] {
+        let (passages, vectors) = passages(&worker, text_of.as_bytes(), tokens_max);
+        assert_eq!(vectors.len(), passages.len());
+        let mut at = 0;
+        for (passage, vector) in passages.iter().zip(&vectors) {
+            let range = passage.start as usize..passage.end as usize;
+            assert!(text_of[at..range.start].trim_matches(['\u{feff}', ' ', '\n']).is_empty(), "{range:?}");
+            at = range.end;
+            worker.run(1, vec![text(&text_of[range])], false);
+            assert_eq!(&output(&worker.until_ends(1), 1)[0], vector);
+        }
+        assert!(text_of[at..].trim().is_empty());
+    }
+    worker.stop();
+}
+
+#[test]
+fn passages_end_where_a_text_does_or_a_paragraph_a_line_or_a_sentence() {
+    let worker = Worker::ready(&Package::tiny());
+    let split = |text: &str, tokens_max| {
+        let (passages, _) = passages(&worker, text.as_bytes(), tokens_max);
+        passages.iter().map(|p| text[p.start as usize..p.end as usize].to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(split("we see two\n\nin the water", 4), ["we see two", "in the water"]);
+    assert_eq!(split("we\nsee two\nin the water", 4), ["we\nsee two", "in the water"]);
+    assert_eq!(split("we see. two in the water", 4), ["we see.", "two in the water"]);
+    assert_eq!(split("we see two in the water", 4), ["we see two in", "the water"]);
+    assert_eq!(split("we\n\nsee two in the water", 4), ["we\n\nsee two in", "the water"]);
+    // `cat` is three tokens.
+    assert_eq!(split("we see two cat", 4), ["we see two", "cat"]);
+    assert_eq!(split("we cat the cat", 4), ["we cat", "the cat"]);
+    assert_eq!(split("cat", 2), ["ca", "t"]);
+    assert_eq!(split(&format!("{} the cat", "x".repeat(300)), 4).last().unwrap(), "the cat");
+    worker.stop();
+}
+
+#[test]
+fn a_file_without_text_has_no_passages_and_one_with_too_many_fails() {
+    let worker = Worker::ready(&Package::tiny());
+    for nothing in [&b""[..], b" \n\t ", b"\xef\xbb\xbf"] {
+        assert_eq!(passages(&worker, nothing, 4), (Vec::new(), Vec::new()));
+    }
+    let link = run_split(&worker, 0, Split::Passages { tokens_max: 1 });
+    serve(&link, "we ".repeat(ITEMS_MAX + 1).as_bytes());
+    assert_eq!(failed(&worker), JobError::PassagesTooMany { limit: ITEMS_MAX as u32 });
+
+    // A sealed copy is split as well.
+    let copy = SealedFile::from_bytes("copy", b"we see two.").unwrap();
+    let input = Data::Text { bytes: 11, split: Split::Passages { tokens_max: 2 } };
+    worker.link.send(&ToWorker::Run { slot: 0, domain: 1, weight: 1, input }, &[copy.as_fd()]).unwrap();
+    assert_eq!(output(&worker.until_ends(1), 0).len(), 2);
     worker.stop();
 }
 

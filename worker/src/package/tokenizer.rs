@@ -135,6 +135,11 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Option<Encodi
     catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, special))).ok()?.ok()
 }
 
+/// The same without special tokens, and with the bytes of the text that each token is of.
+pub(crate) fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Option<Encoding> {
+    catch_unwind(AssertUnwindSafe(|| tokenizer.encode(text, false))).ok()?.ok()
+}
+
 fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
     let refuse = |reason: &str| Err(malformed(FILE, reason));
     let Outline { added_tokens, post_processor, model, .. } = outline;
