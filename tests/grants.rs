@@ -10,6 +10,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -77,6 +78,24 @@ fn claim(server: &Server, grant: u64) -> String {
 
 fn embed(target: &Target, model: &str, capability: &str, path: &str) -> Answer {
     target.embed(&json!({"model": model, "input": {"grant": capability, "path": path}}))
+}
+
+/// What the client itself reads, with these headers besides.
+fn get_file(target: &Target, capability: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let headers = [&[("ringfence-capability", capability)], headers].concat();
+    target.send("GET", &format!("/grants/file?path={path}"), &headers, b"")
+}
+
+fn put_file(target: &Target, capability: &str, path: &str, bytes: &[u8]) -> Answer {
+    let headers = [("ringfence-capability", capability)];
+    target.send("PUT", &format!("/grants/file?path={path}"), &headers, bytes)
+}
+
+/// The same body without its model: for the client itself.
+fn for_client(mut body: Value, kind: &str) -> Value {
+    body["kind"] = kind.into();
+    body.as_object_mut().unwrap().remove("model");
+    body
 }
 
 fn read(server: &Server, capability: &str, path: &str) -> Answer {
@@ -220,6 +239,134 @@ fn what_is_revoked_is_gone_with_the_answer_and_what_expires_goes_by_itself() {
     assert_eq!(read(&server, &short, "a.md").status, 200);
     server.await_status("the end of a grant", |status| status["grants"]["open"] == 0);
     assert_eq!(read(&server, &short, "a.md").code(), "grant_expired");
+}
+
+#[test]
+fn a_granted_file_is_embedded_by_its_passages_with_where_each_is() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let text = "\u{feff}We see two.\n\nThe water is hot and long.\n\nThey go.\n";
+    notes.write("a.md", text.as_bytes());
+    notes.write("empty.md", b" \n");
+    let passages = |capability: &str, path: &str, tokens: u32| {
+        let input = json!({"grant": capability, "path": path, "passage_tokens": tokens});
+        server.api().embed(&json!({"model": "tiny-bert", "input": input}))
+    };
+    for snapshot in [false, true] {
+        let (_, capability) = granted(&home, &server, &with(body(notes.path()), "snapshot", snapshot));
+        let answer = passages(&capability, "a.md", 6).ok();
+        let data = answer["data"].as_array().unwrap();
+        let texts: Vec<&str> = data
+            .iter()
+            .map(|passage| {
+                let at = |field: &str| passage[field].as_u64().unwrap() as usize;
+                &text[at("start")..at("end")]
+            })
+            .collect();
+        assert_eq!(texts, ["We see two.", "The water is hot and", "long.\n\nThey go."], "{answer:#}");
+        for (passage, text) in data.iter().zip(&texts) {
+            let alone = server.api().embed(&json!({"model": "tiny-bert", "input": text})).ok();
+            assert_eq!(passage["embedding"], alone["data"][0]["embedding"]);
+        }
+        assert_eq!(passages(&capability, "empty.md", 6).ok()["data"], json!([]));
+        assert_eq!(passages(&capability, "a.md", 0).code(), "passage_tokens_invalid");
+        assert_eq!(passages(&capability, "a.md", u32::MAX).ok()["data"].as_array().unwrap().len(), 1);
+    }
+    let (_, capability) = granted(&home, &server, &body(notes.path()));
+    notes.write("many.md", "we ".repeat(2_049).as_bytes());
+    let many = passages(&capability, "many.md", 1);
+    assert_eq!((many.status, many.code().as_str()), (413, "input_too_large"));
+    let both = json!({"grant": capability, "path": "a.md", "passage_tokens": 9});
+    let both = json!({"model": "tiny-bert", "input": both, "truncate": true});
+    assert_eq!(server.api().embed(&both).code(), "passage_tokens_invalid");
+}
+
+#[test]
+fn a_client_reads_and_writes_what_it_was_granted_itself_and_nothing_else() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let notes = Notes::new(&home);
+    let api = server.api();
+    let long: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    notes.write("long", &long);
+    let (grant, reads) = granted(&home, &server, &for_client(body(notes.path()), "file_read"));
+    let (_, writes) =
+        granted(&home, &server, &for_client(body(&format!("{}/sub", notes.path())), "file_write"));
+
+    assert_eq!(get_file(&api, &reads, "long", &[]).body, long);
+    let part = get_file(&api, &reads, "long", &[("range", "bytes=100000-199999")]);
+    assert_eq!((part.status, &part.body[..]), (206, &long[100_000..200_000]));
+    assert_eq!(part.header("content-range"), Some("bytes 100000-199999/1200000"));
+    let tail = get_file(&api, &reads, "long", &[("range", "bytes=1199999-9999999")]);
+    assert_eq!((tail.status, &tail.body[..]), (206, &long[1_199_999..]));
+    for wrong in ["bytes=1200000-", "bytes=2-1", "lines=1-2"] {
+        let answer = get_file(&api, &reads, "long", &[("range", wrong)]);
+        assert_eq!((answer.status, answer.code().as_str()), (416, "range_invalid"), "{wrong}");
+    }
+
+    // What is there is replaced whole; what is written is read back.
+    for bytes in [&long[..], b"short", b""] {
+        let written = put_file(&api, &writes, "new%20file", bytes).ok();
+        assert_eq!(written, json!({"bytes": bytes.len()}));
+        assert_eq!(get_file(&api, &reads, "sub/new%20file", &[]).body, bytes);
+    }
+
+    // A body that breaks off leaves the old file.
+    put_file(&api, &writes, "kept", b"old").ok();
+    let mut stream = api.connect();
+    let head = format!(
+        "PUT /grants/file?path=kept HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\nringfence-capability: {writes}\r\n\r\nnew"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    drop(stream);
+    assert_eq!(get_file(&api, &reads, "sub/kept", &[]).body, b"old");
+    let names: Vec<_> =
+        fs::read_dir(notes.0.join("sub")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "nothing half is left: {names:?}");
+
+    symlink("/etc/passwd", notes.0.join("sub/link")).unwrap();
+    for (answer, status, code) in [
+        (get_file(&api, &writes, "kept", &[]), 403, "grant_out_of_scope"),
+        (put_file(&api, &reads, "sub/kept", b"x"), 403, "grant_out_of_scope"),
+        (put_file(&api, &writes, "../a.md", b"x"), 400, "grant_path_refused"),
+        (put_file(&api, &writes, "link", b"x"), 422, "file_refused"),
+        (put_file(&api, &writes, "no/folder", b"x"), 422, "file_refused"),
+        (get_file(&api, &reads, "sub", &[]), 422, "file_refused"),
+        (get_file(&api, &reads, "sub/link", &[]), 422, "file_refused"),
+        (api.get("/grants/file?path=a.md"), 401, "capability_missing"),
+        (get_file(&api, &reads, "a.md&mode=all", &[]), 400, "query_invalid"),
+        (read(&server, &reads, "a.md"), 403, "capability_wrong_audience"),
+    ] {
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{:#}", answer.json());
+    }
+
+    // Only what was moved counts.
+    let least =
+        with(for_client(body(&format!("{}/a.md", notes.path())), "file_read"), "bytes_max", 2 * NOTE.len());
+    let (_, few) = granted(&home, &server, &least);
+    assert_eq!([(); 2].map(|()| get_file(&api, &few, "", &[]).body), [NOTE.as_bytes(); 2]);
+    assert_eq!(get_file(&api, &few, "", &[]).code(), "grant_used_up");
+    let little = with(for_client(body(&format!("{}/sub", notes.path())), "file_write"), "bytes_max", 4);
+    let (_, little) = granted(&home, &server, &little);
+    assert_eq!(put_file(&api, &little, "kept", b"too long").code(), "file_refused");
+    put_file(&api, &little, "kept", b"fits").ok();
+    assert_eq!(put_file(&api, &little, "kept", b"x").code(), "grant_used_up");
+
+    // A client that has stopped reading gets no further byte after a revocation but what was on its way.
+    notes.write("huge", &vec![7; 64 << 20]);
+    let mut slow = api.connect();
+    let head = format!(
+        "GET /grants/file?path=huge HTTP/1.1\r\nhost: localhost\r\nringfence-capability: {reads}\r\n\r\n"
+    );
+    slow.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; 1_000];
+    slow.read_exact(&mut first).unwrap();
+    api.send("DELETE", &format!("/grants/{grant}"), &[], b"").ok();
+    let mut rest = Vec::new();
+    drop(slow.read_to_end(&mut rest));
+    assert!(rest.len() < 4 << 20, "{} bytes came after the revocation", rest.len());
+    assert_eq!(get_file(&api, &reads, "a.md", &[]).code(), "grant_revoked");
 }
 
 #[test]

@@ -71,12 +71,14 @@ fn entry(folder: BorrowedFd<'_>, name: String) -> Option<FileEntry> {
     let facts = match opened.and_then(|opened| fstat(opened).map_err(refusal::of)) {
         Ok(facts) => facts,
         Err(FileRefusal::NotFound) => return None,
-        Err(_) => return Some(FileEntry { name, kind: EntryKind::Other, size: 0 }),
+        Err(_) => return Some(FileEntry { name, kind: EntryKind::Other, size: 0, modified_ms: 0 }),
     };
     let (kind, size) = match FileType::from_raw_mode(facts.st_mode) {
         FileType::RegularFile => (EntryKind::File, u64::try_from(facts.st_size).unwrap_or(0)),
         FileType::Directory => (EntryKind::Folder, 0),
         _ => (EntryKind::Other, 0),
     };
-    Some(FileEntry { name, kind, size })
+    let modified_ms =
+        facts.st_mtime.saturating_mul(1_000).saturating_add(facts.st_mtime_nsec as i64 / 1_000_000);
+    Some(FileEntry { name, kind, size, modified_ms })
 }

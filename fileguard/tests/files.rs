@@ -567,17 +567,17 @@ fn a_folder_is_listed_in_pages() {
                 && (!more || entries.len() == LIST_ENTRIES_MAX as usize)
         );
         after = entries.last().unwrap().name.clone();
-        seen.extend(entries);
+        assert!(entries.iter().all(|entry| entry.modified_ms > 1_700_000_000_000), "just now");
+        seen.extend(entries.into_iter().map(|entry| FileEntry { modified_ms: 0, ..entry }));
         if !more {
             break;
         }
     }
-    let mut expected: Vec<_> = names
-        .iter()
-        .map(|name| FileEntry { name: name.clone(), kind: EntryKind::File, size: name.len() as u64 })
-        .collect();
-    expected.push(FileEntry { name: "link".to_owned(), kind: EntryKind::Other, size: 0 });
-    expected.push(FileEntry { name: "\u{e9}folder".to_owned(), kind: EntryKind::Folder, size: 0 });
+    let entry = |name: &str, kind, size| FileEntry { name: name.to_owned(), kind, size, modified_ms: 0 };
+    let mut expected: Vec<_> =
+        names.iter().map(|name| entry(name, EntryKind::File, name.len() as u64)).collect();
+    expected.push(entry("link", EntryKind::Other, 0));
+    expected.push(entry("\u{e9}folder", EntryKind::Folder, 0));
     assert_eq!(seen, expected);
     let FromFileguard::Listed { entries, more, .. } = guard.list("", "", 1).unwrap() else {
         panic!("a list")

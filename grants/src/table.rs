@@ -485,6 +485,16 @@ impl Grants {
         }
     }
 
+    /// Keeps less from other uses, where a file turned out to have no more.
+    pub fn hold_at_most(&mut self, read: &mut FileRead, bytes: u64) {
+        let excess = read.bytes_max.saturating_sub(bytes);
+        read.bytes_max -= excess;
+        for id in self.chain(read.grant) {
+            let grant = self.open.get_mut(&id).expect("a chain is of open ones");
+            grant.bytes -= excess.min(grant.bytes);
+        }
+    }
+
     /// Makes a grant of less from a grant; it lives at once, and ends with the other at the latest. What is used on it counts
     /// for the other too.
     ///

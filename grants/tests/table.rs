@@ -339,7 +339,7 @@ fn ten_thousand_grants_leave_no_more_behind_than_a_thousand() {
 #[derive(Clone, Debug)]
 enum Step {
     Narrow { of: usize, path: bool, lifetime: Option<u64>, uses: Option<u32>, bytes: Option<u64> },
-    Read { of: usize, bytes: u64, moved: u64 },
+    Read { of: usize, bytes: u64, kept: u64, moved: u64 },
     Revoke { of: usize },
     Pass { ms: u64 },
 }
@@ -361,7 +361,12 @@ fn step() -> impl Strategy<Value = Step> {
                 uses,
                 bytes
             }),
-        (of.clone(), 0..1_500u64, 0..1_500u64).prop_map(|(of, bytes, moved)| Step::Read { of, bytes, moved }),
+        (of.clone(), 0..1_500u64, 0..1_500u64, 0..1_500u64).prop_map(|(of, bytes, kept, moved)| Step::Read {
+            of,
+            bytes,
+            kept,
+            moved
+        }),
         of.prop_map(|of| Step::Revoke { of }),
         (0..90_000u64).prop_map(|ms| Step::Pass { ms }),
     ]
@@ -402,10 +407,12 @@ proptest! {
                         Err(NarrowRefusal::Use(_) | NarrowRefusal::Wider(_) | NarrowRefusal::TooDeep | NarrowRefusal::Full(_)) => {}
                     }
                 }
-                Step::Read { of, bytes, moved } => {
+                Step::Read { of, bytes, kept, moved } => {
                     let (_, string, _) = held[of % held.len()].clone();
                     let by = Presented { string: &string, client: "notes", audience: &minilm() };
-                    if let Ok(read) = grants.read(now, by, "x", bytes) {
+                    if let Ok(mut read) = grants.read(now, by, "x", bytes) {
+                        // A file may turn out to be shorter.
+                        grants.hold_at_most(&mut read, kept);
                         let moved = moved.min(read.bytes_max());
                         moved_in_all += moved;
                         grants.spent(read, moved);

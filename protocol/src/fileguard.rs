@@ -247,6 +247,8 @@ pub struct FileEntry {
     pub kind: EntryKind,
     /// Bytes of a file; 0 of everything else.
     pub size: u64,
+    /// Last change of its contents, in milliseconds since 1970; 0 of what could not be looked at.
+    pub modified_ms: i64,
 }
 
 /// What an entry of a folder is.
@@ -371,8 +373,12 @@ mod tests {
 
     #[test]
     fn the_longest_messages_fit() {
-        let entry =
-            FileEntry { name: "n".repeat(FILE_NAME_BYTES_MAX), kind: EntryKind::Other, size: u64::MAX };
+        let entry = FileEntry {
+            name: "n".repeat(FILE_NAME_BYTES_MAX),
+            kind: EntryKind::Other,
+            size: u64::MAX,
+            modified_ms: i64::MIN,
+        };
         let listed = FromFileguard::Listed {
             number: u32::MAX,
             entries: vec![entry; LIST_ENTRIES_MAX as usize],

@@ -21,8 +21,8 @@ pub use fileguard::{
 };
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use worker::{
-    Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError, Passage,
-    Split, Start, ToWorker, WorkerLink, WorkerSideLink,
+    Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError,
+    Passage, Split, Start, ToWorker, WorkerLink, WorkerSideLink,
 };
 
 /// SHA-256 of this crate's sources, in hex. Both ends of a link state it first; a difference ends the program.

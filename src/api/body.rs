@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long a client may take to send its body.
-const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A parsed body with the time at which its request's head had been read.
 pub(super) struct JsonBody<T> {

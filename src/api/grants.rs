@@ -225,6 +225,8 @@ pub(super) struct Entry {
     kind: &'static str,
     /// Bytes of a file.
     size: u64,
+    /// Last change of its contents, in milliseconds since 1970.
+    modified_ms: i64,
 }
 
 /// `POST /grants/entries`: a page of a granted folder.
@@ -246,6 +248,7 @@ pub(super) async fn entries(
             EntryKind::Other => "other",
         },
         size: entry.size,
+        modified_ms: entry.modified_ms,
     };
     let entries = page.entries.into_iter().map(entry).collect();
     Ok(Json(Entries { entries, more: page.more, unnamed: page.unnamed }))

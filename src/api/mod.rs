@@ -4,6 +4,7 @@ mod admin;
 mod alerts;
 mod body;
 mod error;
+mod files;
 mod grants;
 mod health;
 mod identity;
@@ -80,6 +81,8 @@ enum Route {
     GrantClaim,
     GrantNarrow,
     GrantEntries,
+    GrantFileRead,
+    GrantFileWrite,
     GrantApprove,
     GrantDeny,
     Status,
@@ -103,7 +106,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 37] = [
+    const ALL: [Self; 39] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -121,6 +124,8 @@ impl Route {
         Self::GrantClaim,
         Self::GrantNarrow,
         Self::GrantEntries,
+        Self::GrantFileRead,
+        Self::GrantFileWrite,
         Self::GrantApprove,
         Self::GrantDeny,
         Self::Status,
@@ -162,6 +167,8 @@ impl Route {
             Self::GrantClaim => (Method::POST, "/grants/{grant}/claim", Surface::Public),
             Self::GrantNarrow => (Method::POST, "/grants/narrow", Surface::Public),
             Self::GrantEntries => (Method::POST, "/grants/entries", Surface::Public),
+            Self::GrantFileRead => (Method::GET, "/grants/file", Surface::Public),
+            Self::GrantFileWrite => (Method::PUT, "/grants/file", Surface::Public),
             Self::GrantApprove => (Method::POST, "/grants/{grant}/approve", Surface::Admin),
             Self::GrantDeny => (Method::POST, "/grants/{grant}/deny", Surface::Admin),
             Self::Status => (Method::GET, "/status", Surface::Admin),
@@ -201,6 +208,8 @@ impl Route {
             Self::GrantClaim => post(grants::claim),
             Self::GrantNarrow => post(grants::narrow),
             Self::GrantEntries => post(grants::entries),
+            Self::GrantFileRead => get(files::read),
+            Self::GrantFileWrite => put(files::write),
             Self::GrantApprove => post(grants::approve),
             Self::GrantDeny => post(grants::deny),
             Self::Status => get(admin::status),
@@ -291,9 +300,12 @@ mod tests {
             let (method, path, _) = route.place();
             assert_eq!(listed(&format!("`{method} {path}`")), 1, "{method} {path}");
         }
-        let routes =
-            page.lines().filter(|line| line.starts_with("| `GET ") || line.starts_with("| `POST ")).count();
-        assert!(routes <= Route::ALL.len(), "the page has a route that is none");
+        let methods = ["GET", "POST", "PUT", "DELETE"];
+        let routes = page
+            .lines()
+            .filter(|line| methods.iter().any(|method| line.starts_with(&format!("| `{method} "))))
+            .count();
+        assert_eq!(routes, Route::ALL.len(), "the page has a route that is none");
         let worker = include_str!("../../protocol/src/worker.rs");
         let convert = include_str!("../../protocol/src/convert.rs");
         let fileguard = include_str!("../../protocol/src/fileguard.rs");

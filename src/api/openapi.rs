@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, alerts, grants, health, jobs, openai, quotas, trace};
+use super::{admin, alerts, files, grants, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -21,6 +21,8 @@ use utoipa::OpenApi;
         grants::claim,
         grants::narrow,
         grants::entries,
+        files::read,
+        files::write,
         grants::approve,
         grants::deny,
         admin::status,

@@ -87,7 +87,7 @@ enum Request {
         bytes_max: u64,
         answer: oneshot::Sender<Result<SealedCopy, GuardError>>,
     },
-    Open(Opening, oneshot::Sender<Result<(), GuardError>>),
+    Open(Opening, oneshot::Sender<Result<u64, GuardError>>),
     List {
         path: String,
         after: String,
@@ -169,8 +169,8 @@ impl Guard {
         Ok(Started { guard: Self(requests), shown, gone })
     }
 
-    /// Opens a file; it is served on its socket from then on.
-    pub(crate) async fn open(&self, opening: Opening) -> Result<(), GuardError> {
+    /// Opens a file, which is served on its socket from then on; its bytes now.
+    pub(crate) async fn open(&self, opening: Opening) -> Result<u64, GuardError> {
         let (answer, answered) = oneshot::channel();
         self.ask(Request::Open(opening, answer), answered).await?
     }
@@ -294,7 +294,7 @@ async fn words_of(child: &Child) -> String {
 /// A file that is being opened, or is open.
 struct Open {
     grant: GrantId,
-    opened: Option<oneshot::Sender<Result<(), GuardError>>>,
+    opened: Option<oneshot::Sender<Result<u64, GuardError>>>,
     closed: oneshot::Sender<u64>,
 }
 
@@ -416,10 +416,10 @@ impl Task {
             return Err(Fault::Illegal("a descriptor that nobody asked for"));
         }
         match message {
-            FromFileguard::Opened { number, .. } => {
+            FromFileguard::Opened { number, size, .. } => {
                 let file = self.files.get_mut(&number).ok_or(Fault::Illegal("a number that is not open"))?;
                 let opened = file.opened.take().ok_or(Fault::Illegal("a file opened twice"))?;
-                drop(opened.send(Ok(())));
+                drop(opened.send(Ok(size)));
             }
             FromFileguard::Closed { number, bytes, .. } => {
                 let file = self.files.remove(&number).ok_or(Fault::Illegal("a number that is not open"))?;

@@ -2,9 +2,11 @@
 //! ends them. `ringfence-grants` decides; here it takes effect.
 
 mod guard;
+mod transfer;
 mod view;
 
 pub(crate) use guard::{GuardError, Page};
+pub(crate) use transfer::Transfer;
 pub(crate) use view::{GrantView, GrantsView};
 
 use crate::api::ApiError;
@@ -16,8 +18,9 @@ use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
 use guard::{Guard, Opening, SealedCopy, Started};
 use ringfence_grants::{
-    Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, Grant, GrantId,
-    Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, Rules, SECRET_BYTES, Shown, State,
+    Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, FileWrite,
+    Grant, GrantId, Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, RelativePath, Rules,
+    SECRET_BYTES, Shown, State,
 };
 use ringfence_protocol::{Data, FileAccess, Identity, Split, connected_pair};
 use rustix::io::Errno;
@@ -83,10 +86,16 @@ pub(crate) struct GrantedFile {
     ended: watch::Receiver<bool>,
 }
 
-/// A capability that is being used: it is given back when the job is over and every socket of it is closed.
+/// A capability that is being used.
+enum Used {
+    Read(FileRead),
+    Write(FileWrite),
+}
+
+/// A capability that is being used: it is given back when the use is over and every socket of it is closed.
 struct Spending {
     service: Arc<GrantService>,
-    read: Mutex<Option<FileRead>>,
+    used: Mutex<Option<Used>>,
     /// Bytes that were moved.
     bytes: AtomicU64,
     /// Sockets that are not closed yet.
@@ -94,10 +103,45 @@ struct Spending {
 }
 
 impl Spending {
+    fn new(service: Arc<GrantService>, used: Used) -> Self {
+        let (bytes, open) = (AtomicU64::new(0), watch::Sender::new(0));
+        Self { service, used: Mutex::new(Some(used)), bytes, open }
+    }
+
+    /// Waits until every socket is closed, and gives the capability back. One that is not closed in time is counted by its
+    /// end.
+    async fn counted(&self) {
+        let mut open = self.open.subscribe();
+        if tokio::time::timeout(CLOSE_WAIT_MAX, open.wait_for(|open| *open == 0)).await.is_ok() {
+            self.give_back();
+        }
+    }
+
+    /// A socket of it is open until what is returned has run: it counts the bytes that went over it.
+    fn opened(self: &Arc<Self>, closed: oneshot::Receiver<u64>) -> impl Future<Output = ()> + Send + 'static {
+        self.open.send_modify(|open| *open += 1);
+        let spending = self.clone();
+        async move {
+            spending.bytes.fetch_add(closed.await.unwrap_or(0), Ordering::Relaxed);
+            spending.open.send_modify(|open| *open -= 1);
+        }
+    }
+
+    /// Of a file that turned out to be shorter no more is kept from other uses than it has.
+    fn hold_at_most(&self, bytes: u64) {
+        let mut used = self.used.lock().expect("no thread panics with this lock");
+        if let Some(Used::Read(read)) = used.as_mut() {
+            self.service.table().hold_at_most(read, bytes);
+        }
+    }
+
     fn give_back(&self) {
-        let read = self.read.lock().expect("no thread panics with this lock").take();
-        if let Some(read) = read {
-            self.service.table().spent(read, self.bytes.load(Ordering::Relaxed));
+        let used = self.used.lock().expect("no thread panics with this lock").take();
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        match used {
+            Some(Used::Read(read)) => self.service.table().spent(read, bytes),
+            Some(Used::Write(write)) => self.service.table().spent(write, bytes),
+            None => {}
         }
     }
 }
@@ -174,18 +218,13 @@ impl GrantedFile {
             ended: self.ended.clone(),
             closed,
         };
-        let (guard, refusal, spending) = (self.guard.clone(), self.refusal.clone(), self.spending.clone());
-        spending.open.send_modify(|open| *open += 1);
+        let (guard, refusal) = (self.guard.clone(), self.refusal.clone());
+        let counted = self.spending.opened(when_closed);
         tokio::spawn(async move {
-            match guard.open(opening).await {
-                Ok(()) => {
-                    spending.bytes.fetch_add(when_closed.await.unwrap_or(0), Ordering::Relaxed);
-                }
-                Err(error) => {
-                    *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
-                }
+            if let Err(error) = guard.open(opening).await {
+                *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
             }
-            spending.open.send_modify(|open| *open -= 1);
+            counted.await;
         });
     }
 
@@ -196,11 +235,8 @@ impl GrantedFile {
 
     /// Counts what was used, before the answer is given: the next use is decided by it.
     pub(crate) async fn finish(&self) {
-        let mut open = self.spending.open.subscribe();
-        // The worker has closed its socket when it had read all. One that has not is counted by its end.
-        if tokio::time::timeout(CLOSE_WAIT_MAX, open.wait_for(|open| *open == 0)).await.is_ok() {
-            self.spending.give_back();
-        }
+        // The worker has closed its socket when it had read all.
+        self.spending.counted().await;
     }
 
     /// Returns when the grant has ended: what was made from it must not be given out any more.
@@ -554,11 +590,7 @@ impl GrantService {
         bytes_max: u64,
     ) -> Result<Arc<GrantedFile>, ApiError> {
         let read = self.table().read(clock::moment(), holder.presented(), path, bytes_max);
-        let read = read.map_err(|refusal| {
-            tracing::info!(client = holder.client, code = refusal.code(), "a use of a grant is refused");
-            metrics::counter!("ringfence_grant_refusals_total", "code" => refusal.code()).increment(1);
-            refused(refusal)
-        })?;
+        let read = read.map_err(|refusal| refused_to(holder, refusal))?;
         let made = self.source_of(&read).await;
         let (guard, ended, source) = match made {
             Ok(made) => made,
@@ -571,14 +603,10 @@ impl GrantService {
             Source::Copy { bytes, .. } => *bytes,
             Source::Socket(_) => 0,
         };
-        let (grant, path) = (read.grant(), self.path_for_guard(&read));
+        let (grant, path) = (read.grant(), self.path_for_guard(read.root(), read.path()));
         let (until_boot_ms, bytes_max) = (read.until_boot_ms(), read.bytes_max());
-        let spending = Spending {
-            service: self.clone(),
-            read: Mutex::new(Some(read)),
-            bytes: AtomicU64::new(copied),
-            open: watch::Sender::new(0),
-        };
+        let spending = Spending::new(self.clone(), Used::Read(read));
+        spending.bytes.store(copied, Ordering::Relaxed);
         Ok(Arc::new(GrantedFile {
             guard,
             spending: Arc::new(spending),
@@ -594,15 +622,11 @@ impl GrantService {
 
     /// A capability is what brings bytes out of a root.
     async fn source_of(&self, read: &FileRead) -> Result<(Guard, watch::Receiver<bool>, Source), ApiError> {
-        let ended = {
-            let ends = self.ends.lock().expect("no thread panics with this lock");
-            ends.get(&read.grant()).map(watch::Sender::subscribe)
-        };
-        let (Some(ended), Some(guard)) = (ended, self.guard_of(read.root())) else {
+        let (Some(ended), Some(guard)) = (self.end_of(read.grant()), self.guard_of(read.root())) else {
             return Err(guarded(&GuardError::Ended));
         };
         let source = if read.snapshot() {
-            let copy = guard.snapshot(self.path_for_guard(read), read.bytes_max()).await;
+            let copy = guard.snapshot(self.path_for_guard(read.root(), read.path()), read.bytes_max()).await;
             let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
             Source::Copy { memfd: Arc::new(memfd), bytes }
         } else {
@@ -611,13 +635,19 @@ impl GrantService {
         Ok((guard, ended, source))
     }
 
+    /// Tells of the end of a live grant.
+    fn end_of(&self, id: GrantId) -> Option<watch::Receiver<bool>> {
+        let ends = self.ends.lock().expect("no thread panics with this lock");
+        ends.get(&id).map(watch::Sender::subscribe)
+    }
+
     /// Where the root is a file, fileguard wants its name.
-    fn path_for_guard(&self, read: &FileRead) -> String {
-        if !read.path().is_root() {
-            return read.path().as_str().to_owned();
+    fn path_for_guard(&self, root: GrantId, path: &RelativePath) -> String {
+        if !path.is_root() {
+            return path.as_str().to_owned();
         }
         let table = self.table();
-        let path = table.grant(read.root()).map_or("", |grant| grant.ask.path.as_str());
+        let path = table.grant(root).map_or("", |grant| grant.ask.path.as_str());
         path.rsplit('/').next().unwrap_or_default().to_owned()
     }
 
@@ -629,7 +659,8 @@ impl GrantService {
         after: String,
         entries_max: u32,
     ) -> Result<Page, ApiError> {
-        let read = self.table().read(clock::moment(), holder.presented(), path, 1).map_err(refused)?;
+        let read = self.table().read(clock::moment(), holder.presented(), path, 1);
+        let read = read.map_err(|refusal| refused_to(holder, refusal))?;
         let guard = self.guard_of(read.root());
         let path = read.path().as_str().to_owned();
         self.table().spent(read, 0);
@@ -705,6 +736,13 @@ fn decided(refusal: DecideRefusal) -> ApiError {
         DecideRefusal::Lifetime => (StatusCode::BAD_REQUEST, "lifetime_invalid"),
     };
     ApiError::new(status, code, refusal.to_string())
+}
+
+/// A use that the table refuses, which the operator hears of too.
+fn refused_to(holder: &Holder<'_>, refusal: Refusal) -> ApiError {
+    tracing::info!(client = holder.client, code = refusal.code(), "a use of a grant is refused");
+    metrics::counter!("ringfence_grant_refusals_total", "code" => refusal.code()).increment(1);
+    refused(refusal)
 }
 
 /// A use that the table refuses.

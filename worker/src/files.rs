@@ -45,16 +45,7 @@ impl Reading {
     /// The first of its steps is asked for at [`Reading::advance`].
     pub(crate) fn new(slot: u32, share: Share, split: Split, socket: OwnedFd) -> Self {
         let link = FileLink::new(socket);
-        Self {
-            slot,
-            share,
-            split,
-            link,
-            text: Vec::new(),
-            asked: 0,
-            steps: 0,
-            silence: Stopwatch::start(),
-        }
+        Self { slot, share, split, link, text: Vec::new(), asked: 0, steps: 0, silence: Stopwatch::start() }
     }
 
     /// Takes what has come and asks for more.

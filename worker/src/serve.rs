@@ -16,8 +16,8 @@ use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
     CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
-    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Split, Start, ToWorker,
-    WorkerSideLink,
+    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Split, Start,
+    ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
