@@ -5,10 +5,12 @@ use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::grant::GrantArgs;
+use crate::commands::index::IndexArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
+use crate::commands::search::SearchArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
@@ -91,6 +93,10 @@ pub enum Command {
     Alert(AlertArgs),
     /// Say who may read or write which files, and until when
     Grant(GrantArgs),
+    /// Make a folder searchable by meaning, through grants
+    Index(IndexArgs),
+    /// Find passages of an indexed folder by what they mean
+    Search(SearchArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
     /// Record what comes to the server, and replay it under other quotas

@@ -427,6 +427,9 @@ pub(super) struct Model {
     created: u64,
     /// Who signed it.
     owned_by: String,
+    /// SHA-256 of its package: what was computed by another can't be compared. Not in OpenAI's interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
 }
 
 /// `GET /v1/models`
@@ -451,7 +454,13 @@ pub(super) async fn model(
 
 fn describe(model: crate::dispatch::ModelView) -> Option<Model> {
     let signer = model.signer?;
-    Some(Model { id: model.name, object: "model", created: 0, owned_by: format!("key:{signer}") })
+    Some(Model {
+        id: model.name,
+        object: "model",
+        created: 0,
+        owned_by: format!("key:{signer}"),
+        digest: model.digest,
+    })
 }
 
 #[cfg(test)]

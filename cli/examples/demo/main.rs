@@ -1,24 +1,21 @@
-//! The whole way on real input: keys, a signed model, a sandboxed worker, and answers about this repository's own
-//! documents. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
+//! The whole way on real input: keys, a signed model, a sandboxed worker, and answers from this repository itself, which is
+//! read through grants. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
 //! as `make demo DEVICE=wgpu` does, the model runs on Vulkan.
 
-mod answers;
-mod documents;
 mod programs;
 
-use answers::Embedded;
-use indicatif::{ProgressBar, ProgressStyle};
+use ignore::WalkBuilder;
 use programs::{Programs, RunningServer};
 use ringfence_cli::clock;
 use ringfence_cli::commands::status;
 use ringfence_cli::error::{CliError, Exit};
 use ringfence_cli::home::Home;
-use ringfence_cli::http::{self, Address, ApiKey, Ask, ask_once};
+use ringfence_cli::http::{Address, ApiKey, Ask, ask_once};
 use ringfence_cli::output::{Output, bytes, table};
-use ringfence_cli::passages::Passage;
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -30,9 +27,11 @@ const QUESTIONS: [&str; 3] = [
 ];
 
 /// The best passage must be at least this similar, or the demonstration has failed.
-const SCORE_MIN: f32 = 0.4;
-/// Passages that are shown for a question.
-const SHOWN: usize = 3;
+const SCORE_MIN: f64 = 0.4;
+/// What is indexed: on a CPU the documents and the sources of the programs, on a driver in software, which takes half a
+/// second for a passage, what the questions are about.
+const GLOBS: [&str; 3] = ["*.md", "src/**/*.rs", "fileguard/src/*.rs"];
+const FEW_GLOBS: [&str; 2] = ["ARCHITECTURE.md", "docs/security.md"];
 
 /// Where the model runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -80,7 +79,8 @@ fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
 
     let server = programs.serve(&home, folder.path())?;
     stages.ended("start the server (sandbox probes included)");
-    use_server((&programs, device), &home, &server, &mut stages, output)
+    let repository = copy_repository(&folder.path().join("repository"), &home)?;
+    use_server((&programs, device), &home, &server, (&repository, &passphrase), &mut stages, output)
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
     server.stop()?;
     stages.ended("stop the server");
@@ -99,10 +99,30 @@ fn folder() -> Result<TempDir, CliError> {
     made.map_err(|source| CliError::io(target.display().to_string(), source))
 }
 
+/// This repository without what git leaves out, as files of the server's user: it gives only what is its own.
+fn copy_repository(to: &Path, home: &Home) -> Result<PathBuf, CliError> {
+    let copy = || {
+        let owner = fs::metadata(home.path().join("run"))?;
+        for entry in WalkBuilder::new(".").build() {
+            let entry = entry.map_err(std::io::Error::other)?;
+            let place = to.join(entry.path().strip_prefix(".").unwrap_or(entry.path()));
+            match entry.file_type() {
+                Some(kind) if kind.is_dir() => fs::create_dir_all(&place)?,
+                Some(kind) if kind.is_file() => fs::copy(entry.path(), &place).map(drop)?,
+                Some(_) | None => continue,
+            }
+            chown(&place, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        Ok(to.to_owned())
+    };
+    copy().map_err(|source: std::io::Error| CliError::io("the repository", source))
+}
+
 fn use_server(
     (programs, device): (&Programs, Device),
     home: &Home,
     server: &RunningServer,
+    (repository, passphrase): (&Path, &Path),
     stages: &mut Stages,
     output: &Output,
 ) -> Result<(), CliError> {
@@ -115,17 +135,17 @@ fn use_server(
         programs.use_gpu(home)?;
         stages.ended("give the model a GPU (its sandbox proven first)");
     }
-    // A driver in software takes half a second for a passage.
-    let passages = match device {
-        Device::Cpu => documents::read(Path::new("."))?,
-        Device::Wgpu => documents::read_few(Path::new("."))?,
+    let globs = match device {
+        Device::Cpu => &GLOBS[..],
+        Device::Wgpu => &FEW_GLOBS,
     };
-    let socket = Address::Unix(home.client_socket(programs::CLIENT));
-    let (embedded, batches, tokens) = embed(&socket, passages, output)?;
-    println!("\nembedded {} passages, {tokens} tokens, in {batches} requests", embedded.len());
-    stages.ended("embed the documents (first worker start included)");
+    programs.index(home, repository, globs, passphrase)?;
+    stages.ended("index the repository through grants (first worker start included)");
 
-    answer_questions(&socket, &embedded, output)?;
+    for question in QUESTIONS {
+        let answer = programs.search(home, repository, question, passphrase)?;
+        show_answer(question, &answer, output)?;
+    }
     stages.ended("answer three questions");
     show_status(home, output)?;
     stages.ended("ask for the status");
@@ -141,45 +161,25 @@ fn list_models(url: &str, key: ApiKey) -> Result<(), CliError> {
     Ok(())
 }
 
-fn embed(
-    socket: &Address,
-    passages: Vec<Passage>,
-    output: &Output,
-) -> Result<(Embedded, usize, u64), CliError> {
-    let bar =
-        if output.shows_progress() { ProgressBar::new(passages.len() as u64) } else { ProgressBar::hidden() };
-    let template = ProgressStyle::with_template("embedding {wide_bar} {pos}/{len}");
-    bar.set_style(template.expect("the template is a constant"));
-    let embedded = http::runtime()?.block_on(answers::embed(socket, passages, |done| bar.set_position(done)));
-    bar.finish_and_clear();
-    embedded
-}
-
-fn answer_questions(socket: &Address, embedded: &Embedded, output: &Output) -> Result<(), CliError> {
-    let questions = QUESTIONS.map(str::to_owned).to_vec();
-    let vectors = http::runtime()?.block_on(answers::embed_texts(socket, &questions))?;
-    for (question, vector) in QUESTIONS.iter().zip(vectors) {
-        println!("\n{}", output.style().bold(question));
-        let nearest = embedded.nearest(&vector, SHOWN);
-        for (score, passage) in &nearest {
-            println!("  {score:.3}  {}:{}", passage.file.display(), passage.line);
-            println!("         {}", first_words(passage));
-        }
-        let best = nearest.first().map_or(0.0, |(score, _)| *score);
-        if best < SCORE_MIN {
-            return Err(programs::failed(
-                question,
-                format!("the best passage has {best:.3}, less than {SCORE_MIN}"),
-            ));
-        }
+fn show_answer(question: &str, answer: &str, output: &Output) -> Result<(), CliError> {
+    const SHOWN_MAX: usize = 110;
+    let answer: Value =
+        serde_json::from_str(answer).map_err(|error| programs::failed(question, error.to_string()))?;
+    println!("\n{}", output.style().bold(question));
+    for hit in answer["hits"].as_array().into_iter().flatten() {
+        let words: Vec<&str> = hit["text"].as_str().unwrap_or_default().split_whitespace().collect();
+        let text: String = words.join(" ").chars().take(SHOWN_MAX).collect();
+        let (score, path) = (hit["score"].as_f64().unwrap_or(0.0), hit["path"].as_str().unwrap_or_default());
+        println!("  {score:.3}  {path}:{}\n         {text}", hit["line"]);
+    }
+    let best = answer["hits"][0]["score"].as_f64().unwrap_or(0.0);
+    if best < SCORE_MIN {
+        return Err(programs::failed(
+            question,
+            format!("the best passage has {best:.3}, less than {SCORE_MIN}"),
+        ));
     }
     Ok(())
-}
-
-fn first_words(passage: &Passage) -> String {
-    const SHOWN_MAX: usize = 110;
-    let text: String = passage.text.chars().take(SHOWN_MAX).collect();
-    if text.len() < passage.text.len() { format!("{text}..") } else { text }
 }
 
 fn show_status(home: &Home, output: &Output) -> Result<(), CliError> {

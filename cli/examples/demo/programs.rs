@@ -3,7 +3,7 @@
 use ringfence_cli::clock;
 use ringfence_cli::error::CliError;
 use ringfence_cli::home::Home;
-use ringfence_cli::http::ApiKey;
+use ringfence_cli::http::{Address, ApiKey, Ask, ask_once};
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use std::env;
@@ -96,6 +96,75 @@ impl Programs {
         run(command).map(|key| ApiKey::new(&key))
     }
 
+    /// `ringfence index` in the background, and `ringfence grant approve` for what it asks for.
+    pub(crate) fn index(
+        &self,
+        home: &Home,
+        folder: &Path,
+        globs: &[&str],
+        passphrase: &Path,
+    ) -> Result<(), CliError> {
+        let mut command = self.asks(home, "index", folder);
+        globs.iter().for_each(|glob| drop(command.args(["--glob", glob])));
+        let run = self.folder_of(passphrase);
+        self.approved(home, command, 3, (&run, passphrase)).map(drop)
+    }
+
+    /// `ringfence search`, approved; its answer as JSON.
+    pub(crate) fn search(
+        &self,
+        home: &Home,
+        folder: &Path,
+        question: &str,
+        passphrase: &Path,
+    ) -> Result<String, CliError> {
+        let mut command = self.asks(home, "search", folder);
+        command.args([question, "--most", "3", "--json"]).stdout(Stdio::piped());
+        let run = self.folder_of(passphrase);
+        self.approved(home, command, 1, (&run, passphrase))
+    }
+
+    fn folder_of(&self, passphrase: &Path) -> PathBuf {
+        passphrase.parent().unwrap_or(Path::new(".")).to_owned()
+    }
+
+    fn asks(&self, home: &Home, what: &str, folder: &Path) -> Command {
+        let mut command = self.command(home, &[what]);
+        command.arg(folder).args(["--client", CLIENT]);
+        command
+    }
+
+    /// Runs a command that asks for so many grants, and says yes to them as its operator.
+    fn approved(
+        &self,
+        home: &Home,
+        mut command: Command,
+        grants: usize,
+        (run, passphrase): (&Path, &Path),
+    ) -> Result<String, CliError> {
+        show(&command);
+        let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
+        let io = |source| CliError::io(format!("ringfence {name}"), source);
+        let mut child = Asking(command.stdin(Stdio::null()).spawn().map_err(io)?);
+        let numbers = pending(home, grants)?;
+        let mut approve = self.command(home, &["grant", "approve"]);
+        approve.args(&numbers).arg("--config").arg(run.join("config"));
+        approve.arg("--passphrase-file").arg(passphrase).stdout(Stdio::piped());
+        let approved = crate::programs::run(approve)?;
+        // What was decided on, once; the other questions differ by a line or two.
+        println!("{}", approved.split("\n\n").next().unwrap_or_default());
+        let mut printed = String::new();
+        if let Some(stdout) = &mut child.0.stdout {
+            stdout.read_to_string(&mut printed).map_err(io)?;
+        }
+        let status = child.0.wait().map_err(io)?;
+        if status.success() {
+            Ok(printed)
+        } else {
+            Err(failed(&format!("ringfence {name}"), format!("ended with {status}")))
+        }
+    }
+
     /// `ringfence serve`, ready to be asked.
     pub(crate) fn serve(&self, home: &Home, folder: &Path) -> Result<RunningServer, CliError> {
         let (ready_file, log) = (home.path().join("ready.json"), folder.join("server.log"));
@@ -122,6 +191,34 @@ impl Programs {
             command.args(["--user", user]);
         }
     }
+}
+
+/// A command that waits for its grants; ended when dropped.
+struct Asking(Child);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // Already ended is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The numbers of the questions that wait, as soon as there are so many.
+fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
+    let until = clock::now() + START_WAIT_MAX;
+    while clock::now() < until {
+        let ask = Ask::plain(hyper::Method::GET, "/grants");
+        let grants = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
+        let grants = grants["grants"].as_array().into_iter().flatten();
+        let pending = grants.filter(|grant| grant["state"] == "pending" && !grant["object"].is_null());
+        let numbers: Vec<String> = pending.map(|grant| grant["grant"].to_string()).collect();
+        if numbers.len() == wanted {
+            return Ok(numbers);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Err(failed("grants", format!("{wanted} questions did not come in time")))
 }
 
 /// A random passphrase in a file that only we can read.

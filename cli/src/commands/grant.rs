@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use ringfence_grants::{Approval, visible};
-use ringfence_models::SignBytes;
+use ringfence_models::{SignBytes, SigningKey};
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::time::Duration;
@@ -59,12 +59,13 @@ enum GrantCommand {
     #[command(after_help = "\
 Examples:
   ringfence grant approve 7
-  ringfence grant approve 7 --minutes 10
+  ringfence grant approve 7 8 9 --minutes 10
 
 Nobody approves what he has asked for himself: where the asker's user is yours, the operator's passphrase is asked for.")]
     Approve {
-        /// Its number
-        grant: u64,
+        /// Its number, or several
+        #[arg(required = true, value_name = "GRANT")]
+        grants: Vec<u64>,
         /// For so long instead of as long as was asked for
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MINUTES_MAX))]
         minutes: Option<u64>,
@@ -120,9 +121,12 @@ pub fn run(args: GrantArgs, home: &Home, output: &Output) -> Result<(), CliError
             let grant = show(&admin, grant)?;
             output.answer(&grant, |_| page(&grant))
         }
-        GrantCommand::Approve { grant, minutes, operator } => {
-            let grant = approve(&admin, grant, minutes, &operator)?;
-            output.answer(&grant, |_| page(&grant))
+        GrantCommand::Approve { grants, minutes, operator } => {
+            let mut approver = Approver::new(&admin, &operator);
+            grants.into_iter().try_for_each(|grant| {
+                let grant = approver.approve(grant, minutes)?;
+                output.answer(&grant, |_| page(&grant) + "\n")
+            })
         }
         GrantCommand::Deny { grant } => {
             let grant = ask_once(&admin, &Ask::plain(Method::POST, format!("/grants/{grant}/deny")))?;
@@ -212,24 +216,39 @@ fn page(grant: &Value) -> String {
     facts.map(|(name, fact)| format!("{name:8} {fact}")).join("\n")
 }
 
-/// Approves; with the operator's key where the server wants that.
-fn approve(
-    admin: &Address,
-    grant: u64,
-    minutes: Option<u64>,
-    operator: &OperatorArgs,
-) -> Result<Value, CliError> {
-    let lifetime_ms = minutes.map(|minutes| minutes * 60_000);
-    let path = format!("/grants/{grant}/approve");
-    let plain = ask_once(admin, &Ask::post(&*path, &json!({"lifetime_ms": lifetime_ms})));
-    match plain {
-        Err(CliError::Refused { code, .. }) if code == "operator_proof_needed" => {
-            let text = approval_text(admin, grant, lifetime_ms)?;
-            let key = operator.config()?.open(KeyFile::Operator, &operator.passphrase()?)?;
-            let signature = STANDARD.encode(key.sign_bytes(text.as_bytes()));
-            ask_once(admin, &Ask::post(path, &json!({"lifetime_ms": lifetime_ms, "signature": signature})))
+/// Approves; with the operator's key where the server wants that, which is opened once.
+struct Approver<'a> {
+    admin: &'a Address,
+    operator: &'a OperatorArgs,
+    key: Option<SigningKey>,
+}
+
+impl<'a> Approver<'a> {
+    fn new(admin: &'a Address, operator: &'a OperatorArgs) -> Self {
+        Self { admin, operator, key: None }
+    }
+
+    fn approve(&mut self, grant: u64, minutes: Option<u64>) -> Result<Value, CliError> {
+        let lifetime_ms = minutes.map(|minutes| minutes * 60_000);
+        let path = format!("/grants/{grant}/approve");
+        let plain = ask_once(self.admin, &Ask::post(&*path, &json!({"lifetime_ms": lifetime_ms})));
+        match plain {
+            Err(CliError::Refused { code, .. }) if code == "operator_proof_needed" => {
+                let text = approval_text(self.admin, grant, lifetime_ms)?;
+                let signature = STANDARD.encode(self.key()?.sign_bytes(text.as_bytes()));
+                let body = json!({"lifetime_ms": lifetime_ms, "signature": signature});
+                ask_once(self.admin, &Ask::post(path, &body))
+            }
+            answered => answered,
         }
-        answered => answered,
+    }
+
+    fn key(&mut self) -> Result<&SigningKey, CliError> {
+        let key = match self.key.take() {
+            Some(key) => key,
+            None => self.operator.config()?.open(KeyFile::Operator, &self.operator.passphrase()?)?,
+        };
+        Ok(self.key.insert(key))
     }
 }
 
@@ -300,7 +319,7 @@ enum Said {
 
 fn answered(admin: &Address, grant: u64, said: Said, operator: &OperatorArgs) -> Result<String, CliError> {
     let grant = match said {
-        Said::Approve(minutes) => approve(admin, grant, minutes, operator)?,
+        Said::Approve(minutes) => Approver::new(admin, operator).approve(grant, minutes)?,
         Said::Deny => ask_once(admin, &Ask::plain(Method::POST, format!("/grants/{grant}/deny")))?,
     };
     Ok(text(&grant, "state"))

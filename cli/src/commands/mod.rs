@@ -5,10 +5,12 @@ pub mod bench;
 pub mod client;
 pub mod doctor;
 pub mod grant;
+pub mod index;
 pub mod init;
 pub mod key;
 pub mod model;
 pub mod quota;
+pub mod search;
 pub mod serve;
 pub mod status;
 pub mod stress;
@@ -46,6 +48,8 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Top(args) => top::run(args, home, output),
         Command::Usage(args) => usage::run(args, home, output),
         Command::Alert(args) => alert::run(args, home, output),
+        Command::Index(args) => index::run(args, home, output),
+        Command::Search(args) => search::run(args, home, output),
         Command::Grant(args) => grant::run(args, home, output),
         Command::Why(args) => why::run(&args, home, output),
         Command::Trace(args) => trace::run(args, home, output),
