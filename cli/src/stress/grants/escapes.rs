@@ -7,12 +7,14 @@ use crate::stress::load::{COSINE_MIN, in_words};
 use crate::stress::promise::{Bound, Findings};
 use crate::stress::stats::cosine;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that are tried, each in a listing and in a job.
 const NAMES_MAX: u32 = 4_000;
 /// Pieces of one name.
 const PIECES_MAX: usize = 12;
+/// One name in four is of one of six fixed kinds.
+const KINDS: usize = 24;
 /// Lengths about the bounds of names and paths.
 const LENGTHS: [usize; 6] = [255, 256, 4_094, 4_095, 4_096, 30_000];
 /// As much of a name as a report shows.
@@ -85,7 +87,7 @@ impl Random {
 
 /// A name that tries to lead to the secret file at this path.
 fn name(random: &mut Random, secret: &str) -> String {
-    match random.below(16) {
+    match random.below(KINDS) {
         0 => "a".repeat(random.of(&LENGTHS)),
         1 => "../".repeat(random.of(&LENGTHS) / 3) + secret.trim_start_matches('/'),
         2 => "sub/../".repeat(1 + random.below(600)) + "../outside/secret",
@@ -93,7 +95,7 @@ fn name(random: &mut Random, secret: &str) -> String {
         4 => "/".repeat(1 + random.below(8)) + secret,
         5 => "sub/".repeat(1 + random.below(3)) + &"../".repeat(1 + random.below(6)) + "outside/secret",
         _ => {
-            let pieces = 1 + random.below(PIECES_MAX);
+            let pieces = 2 + random.below(PIECES_MAX - 1);
             (0..pieces)
                 .map(|_| {
                     let kind = random.of(&PIECES);
@@ -123,15 +125,17 @@ pub(super) async fn play(ground: &Ground<'_>, findings: &mut Findings) -> Result
     let granted = holder.granted(&ground.root(), &[]).await?;
     let inside = vector(&holder.embed(INSIDE).await?);
     let secret = ground.root().with_file_name("outside").join("secret").display().to_string();
-    let (mut random, mut tally) = (Random(SEED), Tally::default());
+    let (mut random, mut tally, mut names) = (Random(SEED), Tally::default(), BTreeSet::new());
     for _ in 0..times {
         let name = name(&mut random, &secret);
         let listed = holder.entries(&granted.string, &name).await;
         tally.count(&name, listed, is_of_inside)?;
         let read = holder.read(&granted.string, &name).await;
         tally.count(&name, read, |read| cosine(&vector(read), &inside) > COSINE_MIN)?;
+        names.insert(name);
         ground.bar.inc(1);
     }
+    findings.figure("different names", Some(names.len() as f64), "");
     still_served(&mut holder, &granted.string, findings).await?;
     holder.revoke(granted.number).await?;
     tally.judge(findings);
@@ -201,8 +205,8 @@ mod tests {
         };
         let all = names();
         assert_eq!(all, names());
-        let distinct: std::collections::BTreeSet<&String> = all.iter().collect();
-        assert!(distinct.len() > 700, "{}", distinct.len());
+        let distinct: BTreeSet<&String> = all.iter().collect();
+        assert!(distinct.len() > 750, "{}", distinct.len());
         for piece in ["../", "secret", "%2e", "\0", "proc/self"] {
             assert!(all.iter().any(|name| name.contains(piece)), "{piece:?}");
         }
