@@ -37,6 +37,7 @@ soak: system-packages nextest
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'
 	RINGFENCE_GRANT_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(grants) and test(many)'
+	RINGFENCE_GRANT_STRESS_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(grants)'
 	RINGFENCE_OOM_ROUNDS=100 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(memory)'
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
 	scripts/fuzz 600

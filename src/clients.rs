@@ -44,6 +44,12 @@ pub(crate) enum ClientsError {
         /// Which.
         name: String,
     },
+    /// Nobody has this name.
+    #[error("there is no client {name:?}; `ringfence client list` shows them")]
+    Missing {
+        /// As asked.
+        name: String,
+    },
     /// Full.
     #[error("there are {CLIENTS_MAX} clients already")]
     Full,
@@ -149,6 +155,20 @@ pub(crate) fn add(home: &Home, existing: usize, client: &Client) -> Result<(), C
     Ok(())
 }
 
+/// Removes a client's folder with what the server has put there. What somebody else has put there keeps it, and is an error.
+pub(crate) fn remove(home: &Home, name: &ClientName) -> Result<(), ClientsError> {
+    let path = format!("{FOLDER}/{name}");
+    let folder = home.existing_folder(&path)?;
+    clear_socket(home, &folder)?;
+    home.remove(folder.as_fd(), UID_FILE)?;
+    Ok(home.remove_folder(FOLDER, name.as_str())?)
+}
+
+/// Whether this names a client that nobody has added: the server's own, and local users without a name.
+pub(crate) fn is_built_in(name: &str) -> bool {
+    name == ClientName::SYSTEM || name.strip_prefix("uid:").is_some_and(|uid| uid.parse::<u32>().is_ok())
+}
+
 /// A client's folder, for its socket.
 pub(crate) fn folder(home: &Home, name: &ClientName) -> Result<OwnedFd, ClientsError> {
     Ok(home.existing_folder(&format!("{FOLDER}/{name}"))?)
@@ -207,5 +227,18 @@ mod tests {
         assert!(matches!(add(&home, 2, &plain), Err(ClientsError::Exists { .. })));
         let mode = std::fs::metadata(folder.path().join("clients/notes")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+        remove(&home, &ClientName::new("other").unwrap()).unwrap();
+        assert_eq!(load(&home).unwrap(), [plain]);
+        assert!(!folder.path().join("clients/other").exists());
+    }
+
+    #[test]
+    fn the_server_and_users_without_a_name_are_built_in() {
+        for name in ["system", "uid:0", "uid:1000"] {
+            assert!(is_built_in(name), "{name}");
+        }
+        for name in ["notes", "uid", "uid:", "uid:x", "uid:-1", ""] {
+            assert!(!is_built_in(name), "{name}");
+        }
     }
 }

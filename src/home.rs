@@ -195,6 +195,15 @@ impl Home {
         }
     }
 
+    /// Removes an empty folder, so that it is not there again after a power cut.
+    pub(crate) fn remove_folder(&self, folder: &str, name: &str) -> Result<(), HomeError> {
+        let directory = self.existing_folder(folder)?;
+        match unlinkat(&directory, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => fsync(&directory).map_err(|error| self.failed(folder, error)),
+            Err(error) => Err(self.failed(&format!("{folder}/{name}"), error)),
+        }
+    }
+
     fn open_below(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, HomeError> {
         openat2(&self.directory, name, flags | OFlags::CLOEXEC, mode, BENEATH)
             .map_err(|error| self.failed(name, error))

@@ -153,6 +153,27 @@ impl Keys {
         Ok(self.keys[position].clone())
     }
 
+    /// Revokes every key of a client, as one change of the file; how many that were still valid.
+    pub(crate) fn revoke_all_of(
+        &mut self,
+        home: &Home,
+        client: &ClientName,
+        now: u64,
+    ) -> Result<usize, KeysError> {
+        let own = |key: &KeyRecord| key.client == *client && key.revoked_at.is_none();
+        let positions: Vec<usize> =
+            self.keys.iter().enumerate().filter(|(_, key)| own(key)).map(|(at, _)| at).collect();
+        if positions.is_empty() {
+            return Ok(0);
+        }
+        positions.iter().for_each(|at| self.keys[*at].revoked_at = Some(now));
+        if let Err(error) = self.save(home) {
+            positions.iter().for_each(|at| self.keys[*at].revoked_at = None);
+            return Err(error);
+        }
+        Ok(positions.len())
+    }
+
     /// Whom this key stands for.
     pub(crate) fn check(&self, key: &str, now: u64) -> Result<(&ClientName, Scope), KeyRefusal> {
         let id = key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
@@ -219,6 +240,20 @@ mod tests {
         assert_eq!(reread.check(&key, 150), Err(KeyRefusal::Expired));
         keys.revoke(&home, &record.id, 120).unwrap();
         assert_eq!(Keys::load(&home).unwrap().check(&key, 130), Err(KeyRefusal::Revoked));
+    }
+
+    #[test]
+    fn all_keys_of_a_client_are_revoked_and_no_others() {
+        let (_folder, home) = home();
+        let mut keys = Keys::load(&home).unwrap();
+        let other = ClientName::new("other").unwrap();
+        let mut add = |client| keys.add(&home, client, Scope::Infer, 100, None).unwrap().0;
+        let (own, strange) = ([add(client()), add(client())], add(other));
+        assert_eq!(keys.revoke_all_of(&home, &client(), 120).unwrap(), 2);
+        assert_eq!(keys.revoke_all_of(&home, &client(), 130).unwrap(), 0);
+        let reread = Keys::load(&home).unwrap();
+        assert_eq!(own.map(|key| reread.check(&key, 130).unwrap_err()), [KeyRefusal::Revoked; 2]);
+        assert!(reread.check(&strange, 130).is_ok());
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod support;
 
 use serde_json::Value;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use support::Home;
 
 #[test]
@@ -81,4 +83,84 @@ fn every_want_of_memory_is_stopped_on_the_cpu() {
 fn every_want_of_memory_is_stopped_on_a_gpu() {
     let paths = [&ON_EVERY_DEVICE[..], &["hostile-within-limits", "driver-memory"]].concat();
     every_want_of_memory_is_stopped("wgpu", &paths);
+}
+
+/// Parts whose promises don't depend on how fast the machine is. `make soak` has full counts.
+fn grants_words<'a>(parts: &[&'a str], rounds: &'a str) -> Vec<&'a str> {
+    let words =
+        ["stress", "--grants", "--model", "tiny-bert", "--seconds", "1", "--json", "--rounds", rounds];
+    let parts = parts.iter().flat_map(|part| ["--part", part]);
+    words.into_iter().chain(parts).collect()
+}
+
+fn promise<'a>(report: &'a Value, scenario: &str, name: &str) -> &'a Value {
+    let mut promises = report["promises"].as_array().unwrap().iter();
+    let found = promises.find(|promise| promise["scenario"] == scenario && promise["promise"] == name);
+    found.unwrap_or_else(|| panic!("{scenario} {name}: {report:#}"))
+}
+
+#[test]
+fn what_is_promised_about_grants_holds_and_nothing_is_left_behind() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    let rules = home.path().join("grants.toml");
+    fs::write(&rules, "# the operator's\n").unwrap();
+    let rounds = std::env::var("RINGFENCE_GRANT_STRESS_ROUNDS").unwrap_or_else(|_| "50".to_owned());
+    let parts = ["refusals", "many-grants", "one-after-the-other", "traversal"];
+    let report: Value = serde_json::from_str(&home.cli_ok(&grants_words(&parts, &rounds))).unwrap();
+    for part in parts {
+        let mut of_part = report["promises"].as_array().unwrap().iter();
+        assert!(of_part.any(|promise| promise["scenario"] == part && promise["verdict"] == "held"), "{part}");
+    }
+    assert_eq!(promise(&report, "refusals", "clock_turned_back")["verdict"], "skipped");
+    assert_eq!(promise(&report, "refusals", "of_a_former_run")["note"], "capability_of_another_run");
+    assert_eq!(promise(&report, "traversal", "served_outside")["measured"], 0.0);
+
+    // How soon depends on the machine; that no byte and no process is left does not.
+    let parts = ["revocation", "expiry", "question-flood"];
+    let output = home.cli(&grants_words(&parts, "8"));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (part, name) in [
+        ("revocation", "bytes_after_the_answer"),
+        ("revocation", "jobs_with_another_code"),
+        ("revocation", "processes_after_the_answer"),
+        ("question-flood", "refused_with_its_code"),
+        ("question-flood", "other_answers"),
+        ("question-flood", "questions_taken"),
+    ] {
+        assert_eq!(promise(&report, part, name)["verdict"], "held", "{report:#}");
+    }
+    assert!(promise(&report, "expiry", "served_after_its_end")["measured"].is_number(), "{report:#}");
+
+    assert_eq!(fs::read_to_string(&rules).unwrap(), "# the operator's\n");
+    assert_eq!(server.admin().get("/clients").ok()["clients"], serde_json::json!([]));
+    assert_eq!(server.status()["grants"], serde_json::json!({"open": 0, "file_services": 0}));
+}
+
+/// A worker that is stopped forgets nothing in time: the command says so, and ends as one whose promise broke.
+#[test]
+fn a_worker_that_keeps_what_it_has_to_forget_breaks_the_promise() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    assert_eq!(server.api().embed(&serde_json::json!({"model": "tiny-bert", "input": "a"})).status, 200);
+    let worker = rustix::process::Pid::from_raw(server.worker_pid()).unwrap();
+    let done = AtomicBool::new(false);
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // It works for a moment in each second, so that what is measured alone is measured at all.
+            while !done.load(Ordering::Relaxed) {
+                rustix::process::kill_process(worker, rustix::process::Signal::STOP).unwrap();
+                std::thread::sleep(Duration::from_millis(700));
+                rustix::process::kill_process(worker, rustix::process::Signal::CONT).unwrap();
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        let output = home.cli(&grants_words(&["revocation"], "16"));
+        done.store(true, Ordering::Relaxed);
+        output
+    });
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(promise(&report, "revocation", "forgotten_after")["verdict"], "broken", "{report:#}");
+    assert_eq!(promise(&report, "revocation", "bytes_after_the_answer")["verdict"], "held", "{report:#}");
+    assert_eq!((output.status.code(), &report["error"]["code"]), (Some(1), &"promise_broken".into()));
 }

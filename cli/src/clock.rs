@@ -8,6 +8,11 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// Unix milliseconds with what is behind the point, to be held against the server's; 0 before 1970.
+pub fn unix_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+}
+
 /// Unix seconds; 0 where the clock stands before 1970.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())

@@ -38,6 +38,11 @@ impl Home {
         self.0.join("quotas.toml")
     }
 
+    /// What is granted without a question; written by the operator.
+    pub fn grant_rules(&self) -> PathBuf {
+        self.0.join("grants.toml")
+    }
+
     /// The text that the server is about to write to [`Home::quotas`], or was when it ended.
     pub fn quotas_next(&self) -> PathBuf {
         self.0.join("run/quotas.next")

@@ -142,7 +142,7 @@ pub(super) struct Clients {
 /// `GET /clients`
 #[utoipa::path(get, path = "/clients", responses((status = 200, body = Clients)))]
 pub(super) async fn clients(State(app): State<Arc<App>>) -> Json<Clients> {
-    let clients = app.clients.lock().expect("no thread panics with this lock");
+    let clients = app.clients();
     Json(Clients { clients: clients.iter().map(|client| view(&app, client)).collect() })
 }
 
@@ -166,8 +166,9 @@ pub(super) async fn add_client(
 ) -> Result<(StatusCode, Json<ClientView>), ApiError> {
     let name = client_name(&value.name, "name")?;
     let client = Client { name, uid: value.uid };
+    let _changing = app.listeners.changing.lock().await;
     {
-        let mut clients = app.clients.lock().expect("no thread panics with this lock");
+        let mut clients = app.clients();
         clients::add(&app.home, clients.len(), &client).map_err(|error| refused_client(&error))?;
         clients.push(client.clone());
     }
@@ -176,10 +177,63 @@ pub(super) async fn add_client(
     Ok((StatusCode::CREATED, Json(view(&app, &client))))
 }
 
+/// Answer of `DELETE /clients/{name}`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RemovedClient {
+    /// Who it was.
+    name: String,
+    /// Keys of it that were valid until now.
+    keys_revoked: usize,
+    /// Grants that it had or had asked for.
+    grants_ended: usize,
+}
+
+/// `DELETE /clients/{name}`: its keys and grants are revoked, its jobs cancelled, its connections closed, its socket and its
+/// folder are gone with the answer. What is cut off in between is finished by asking again. Its section of `quotas.toml`
+/// stays.
+#[utoipa::path(delete, path = "/clients/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = RemovedClient), (status = "4XX", body = super::error::ErrorBody)))]
+pub(super) async fn remove_client(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<RemovedClient>, ApiError> {
+    if clients::is_built_in(&name) {
+        let message = format!("client {name:?} is built in; nobody has added it, and nobody can remove it");
+        return Err(ApiError::new(StatusCode::CONFLICT, "client_built_in", message));
+    }
+    let name = client_name(&name, "name")?;
+    // To its end, also where the operator does not wait for the answer.
+    let removal = tokio::spawn(async move { remove(&app, &name).await });
+    removal.await.map_err(|error| ApiError::internal(&error))?.map(Json)
+}
+
+/// In this order: a removal that is cut off leaves a client with less, which can be removed again.
+async fn remove(app: &App, name: &ClientName) -> Result<RemovedClient, ApiError> {
+    let _changing = app.listeners.changing.lock().await;
+    if !app.clients().iter().any(|client| client.name == *name) {
+        return Err(refused_client(&ClientsError::Missing { name: name.to_string() }));
+    }
+    let keys_revoked = {
+        let mut keys = app.keys.lock().expect("no thread panics with this lock");
+        keys.revoke_all_of(&app.home, name, clock::unix_seconds()).map_err(|error| refused_key(&error))?
+    };
+    app.listeners.remove_client(name).await.map_err(|error| ApiError::internal(&error))?;
+    // Its requests were dropped, and their jobs are cancelled with them.
+    app.dispatcher.client_removed(name.as_str())?;
+    let grants_ended = app.grants.remove_client(name.as_str()).await;
+    clients::remove(&app.home, name).map_err(|error| refused_client(&error))?;
+    app.clients().retain(|client| client.name != *name);
+    tracing::info!(client = %name, keys_revoked, grants_ended, "client removed");
+    Ok(RemovedClient { name: name.to_string(), keys_revoked, grants_ended })
+}
+
 fn refused_client(error: &ClientsError) -> ApiError {
     match error {
         ClientsError::Exists { .. } => {
             ApiError::new(StatusCode::CONFLICT, "client_exists", error.to_string())
+        }
+        ClientsError::Missing { .. } => {
+            ApiError::new(StatusCode::NOT_FOUND, "client_unknown", error.to_string())
         }
         ClientsError::Full => ApiError::new(StatusCode::CONFLICT, "clients_full", error.to_string()),
         ClientsError::Home(_) | ClientsError::Access { .. } | ClientsError::Malformed { .. } => {

@@ -1,7 +1,7 @@
 //! Listening: sockets in the home and loopback TCP, connections within bounds, and the drain at the end.
 
 use super::identity::Peer;
-use crate::clients::{self, Client, ClientsError};
+use crate::clients::{self, CLIENTS_MAX, Client, ClientName, ClientsError};
 use crate::home::{Home, HomeError, path_below};
 use axum::Router;
 use axum::extract::Request;
@@ -11,10 +11,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::fs::{AtFlags, Mode, chmodat};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -76,21 +77,93 @@ pub(crate) enum ListenError {
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
+    /// What is done for a removed client did not end.
+    #[error("requests of client {client:?} go on")]
+    StillServed {
+        /// Whose.
+        client: String,
+    },
 }
 
-/// Hands new sockets to the accepting loops.
+/// How long what is done for a removed client may take to be given up: it is dropped, not waited for.
+const GONE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Whether a client is still one. What is done for it ends when it is not.
 #[derive(Debug, Clone)]
-pub(crate) struct Listeners(mpsc::Sender<(UnixListener, Peer)>);
+pub(super) struct Presence(watch::Receiver<bool>);
+
+impl Presence {
+    /// Of whom nobody can remove.
+    fn lasting() -> Self {
+        Self(watch::channel(true).1)
+    }
+
+    /// Returns when the client has been removed.
+    pub(super) async fn ended(&mut self) {
+        if self.0.wait_for(|present| !present).await.is_err() {
+            // Nobody is left who could remove it.
+            std::future::pending().await
+        }
+    }
+}
+
+/// Hands new sockets to the accepting loops, and ends them and what came over them.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    new: mpsc::Sender<NewListener>,
+    /// By name; one that was removed stays here as such until it is added again.
+    clients: Mutex<HashMap<ClientName, watch::Sender<bool>>>,
+    /// One client is added or removed at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct NewListener {
+    listener: UnixListener,
+    peer: Peer,
+    presence: Presence,
+}
 
 /// The receiving side of [`Listeners`].
 #[derive(Debug)]
-pub(crate) struct NewListeners(mpsc::Receiver<(UnixListener, Peer)>);
+pub(crate) struct NewListeners(mpsc::Receiver<NewListener>);
 
 impl Listeners {
     /// Both sides.
     pub(crate) fn channel() -> (Self, NewListeners) {
-        let (sender, receiver) = mpsc::channel(NEW_LISTENERS_MAX);
-        (Self(sender), NewListeners(receiver))
+        let (new, receiver) = mpsc::channel(NEW_LISTENERS_MAX);
+        let listeners = Self { new, clients: Mutex::default(), changing: tokio::sync::Mutex::default() };
+        (listeners, NewListeners(receiver))
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<ClientName, watch::Sender<bool>>> {
+        self.clients.lock().expect("no thread panics with this lock")
+    }
+
+    /// A client's, if it has been one in this run.
+    pub(super) fn presence(&self, client: &str) -> Option<Presence> {
+        let name = ClientName::new(client).ok()?;
+        self.clients().get(&name).map(|present| Presence(present.subscribe()))
+    }
+
+    fn arrives(&self, client: &ClientName) -> Presence {
+        let (present, presence) = watch::channel(true);
+        let mut clients = self.clients();
+        if clients.len() >= 2 * CLIENTS_MAX {
+            clients.retain(|_, present| *present.borrow());
+        }
+        clients.insert(client.clone(), present);
+        Presence(presence)
+    }
+
+    /// Closes a client's socket and its connections, and gives up what is asked for in its name. When this returns nothing
+    /// of it is left, and no answer goes to it any more.
+    pub(super) async fn remove_client(&self, client: &ClientName) -> Result<(), ListenError> {
+        let present = self.clients().get(client).cloned();
+        let Some(present) = present else { return Ok(()) };
+        present.send_replace(false);
+        let closed = tokio::time::timeout(GONE_WAIT_MAX, present.closed()).await;
+        closed.map_err(|_| ListenError::StillServed { client: client.to_string() })
     }
 
     /// Binds the sockets that every home has.
@@ -100,8 +173,8 @@ impl Listeners {
         home.remove(run.as_fd(), "api.sock")?;
         let admin = bind(run.as_fd(), "admin.sock", 0o600)?;
         let local = bind(run.as_fd(), "api.sock", 0o666)?;
-        self.add(admin, Peer::Admin { uid: 0 }).await?;
-        self.add(local, Peer::Local { uid: 0 }).await
+        self.add(admin, Peer::Admin { uid: 0 }, Presence::lasting()).await?;
+        self.add(local, Peer::Local { uid: 0 }, Presence::lasting()).await
     }
 
     /// Binds a client's socket.
@@ -110,11 +183,13 @@ impl Listeners {
         clients::clear_socket(home, &folder)?;
         // The folder decides who gets here.
         let listener = bind(folder.as_fd(), "api.sock", 0o666)?;
-        self.add(listener, Peer::Client { name: client.name.clone(), uid: 0 }).await
+        let presence = self.arrives(&client.name);
+        self.add(listener, Peer::Client { name: client.name.clone(), uid: 0 }, presence).await
     }
 
-    async fn add(&self, listener: UnixListener, peer: Peer) -> Result<(), ListenError> {
-        self.0.send((listener, peer)).await.map_err(|_| ListenError::Stopping)
+    async fn add(&self, listener: UnixListener, peer: Peer, presence: Presence) -> Result<(), ListenError> {
+        let new = NewListener { listener, peer, presence };
+        self.new.send(new).await.map_err(|_| ListenError::Stopping)
     }
 }
 
@@ -154,9 +229,11 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            Some((listener, peer)) = new.0.recv() => {
-                loops.spawn(accept_unix(door.clone(), listener, peer));
+            Some(new) = new.0.recv() => {
+                loops.spawn(accept_while_present(door.clone(), new));
             }
+            // Those of removed clients.
+            Some(_) = loops.join_next() => {}
         }
     }
     loops.shutdown().await;
@@ -180,7 +257,7 @@ async fn accept_tcp(door: Arc<Door>, listener: TcpListener) {
             Ok((stream, _)) => {
                 // Answers are written whole: waiting for more would only delay them.
                 if stream.set_nodelay(true).is_ok() {
-                    door.open(stream, Peer::Tcp).await;
+                    door.open(stream, Peer::Tcp, Presence::lasting()).await;
                 }
             }
             Err(error) => pause(&error).await,
@@ -188,7 +265,16 @@ async fn accept_tcp(door: Arc<Door>, listener: TcpListener) {
     }
 }
 
-async fn accept_unix(door: Arc<Door>, listener: UnixListener, kind: Peer) {
+async fn accept_while_present(door: Arc<Door>, new: NewListener) {
+    let NewListener { listener, peer, presence } = new;
+    let mut present = presence.clone();
+    tokio::select! {
+        () = present.ended() => {}
+        () = accept_unix(door, listener, peer, presence) => {}
+    }
+}
+
+async fn accept_unix(door: Arc<Door>, listener: UnixListener, kind: Peer, presence: Presence) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
@@ -200,7 +286,7 @@ async fn accept_unix(door: Arc<Door>, listener: UnixListener, kind: Peer) {
                         Peer::Client { name, .. } => Peer::Client { name: name.clone(), uid },
                         Peer::Tcp => Peer::Tcp,
                     };
-                    door.open(stream, peer).await;
+                    door.open(stream, peer, presence.clone()).await;
                 }
                 Err(error) => tracing::warn!(%error, "a connection without credentials was closed"),
             },
@@ -215,8 +301,13 @@ async fn pause(error: &std::io::Error) {
 }
 
 impl Door {
-    /// Serves one connection in a task of its own; waits while as many as may be are open.
-    async fn open(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+    /// Serves one connection in a task of its own, until its client is removed; waits while as many as may be are open.
+    async fn open(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
+        mut presence: Presence,
+    ) {
         let places = match peer {
             Peer::Admin { .. } => &self.admin_connections,
             Peer::Client { .. } | Peer::Local { .. } | Peer::Tcp => &self.connections,
@@ -229,8 +320,12 @@ impl Door {
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            tokio::select! {
+                biased;
+                () = presence.ended() => tracing::debug!("a connection of a removed client was closed"),
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
             }
             drop(place);
         });

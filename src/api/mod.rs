@@ -35,9 +35,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use identity::{Caller, RequestId, Surface};
+use listen::Presence;
 use metrics_exporter_prometheus::PrometheusHandle;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Everything that handlers reach.
 pub(crate) struct App {
@@ -59,6 +61,12 @@ pub(crate) struct App {
     pub(crate) request_ids: AtomicU64,
     /// Tells the listeners of a new client.
     pub(crate) listeners: Listeners,
+}
+
+impl App {
+    fn clients(&self) -> MutexGuard<'_, Vec<Client>> {
+        self.clients.lock().expect("no thread panics with this lock")
+    }
 }
 
 /// Every route there is. A new one has to name its method, path, surface and handler below.
@@ -95,6 +103,7 @@ enum Route {
     ModelDrill,
     ClientsList,
     ClientsAdd,
+    ClientsRemove,
     KeysList,
     KeysAdd,
     KeysRevoke,
@@ -106,7 +115,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 39] = [
+    const ALL: [Self; 40] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -138,6 +147,7 @@ impl Route {
         Self::ModelDrill,
         Self::ClientsList,
         Self::ClientsAdd,
+        Self::ClientsRemove,
         Self::KeysList,
         Self::KeysAdd,
         Self::KeysRevoke,
@@ -181,6 +191,7 @@ impl Route {
             Self::ModelDrill => (Method::POST, "/models/{model}/drill", Surface::Admin),
             Self::ClientsList => (Method::GET, "/clients", Surface::Admin),
             Self::ClientsAdd => (Method::POST, "/clients", Surface::Admin),
+            Self::ClientsRemove => (Method::DELETE, "/clients/{name}", Surface::Admin),
             Self::KeysList => (Method::GET, "/keys", Surface::Admin),
             Self::KeysAdd => (Method::POST, "/keys", Surface::Admin),
             Self::KeysRevoke => (Method::DELETE, "/keys/{id}", Surface::Admin),
@@ -222,6 +233,7 @@ impl Route {
             Self::ModelDrill => post(admin::drill_model),
             Self::ClientsList => get(admin::clients),
             Self::ClientsAdd => post(admin::add_client),
+            Self::ClientsRemove => delete(admin::remove_client),
             Self::KeysList => get(admin::keys),
             Self::KeysAdd => post(admin::add_key),
             Self::KeysRevoke => delete(admin::revoke_key),
@@ -262,14 +274,27 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let peer = request.extensions().get::<Peer>().expect("`listen` names every connection's peer").clone();
     let response = match identity::admit(&app, &peer, surface, request.headers(), request.uri().authority()) {
         Err(error) => error.into_response(),
-        Ok(client) => {
-            if let Some(client) = client {
-                request.extensions_mut().insert(Caller { client, request_id: id.0.clone() });
-            }
-            next.run(request).await
+        Ok(None) => next.run(request).await,
+        Ok(Some(client)) => {
+            let presence = app.listeners.presence(&client);
+            request.extensions_mut().insert(Caller { client, request_id: id.0.clone() });
+            while_present(presence, next.run(request)).await
         }
     };
     stamp(response, &id)
+}
+
+/// Gives a request up whose client is removed meanwhile; what it has asked for is dropped, its jobs are cancelled.
+async fn while_present(presence: Option<Presence>, answered: impl Future<Output = Response>) -> Response {
+    let Some(mut presence) = presence else { return answered.await };
+    tokio::select! {
+        biased;
+        () = presence.ended() => {
+            let message = "the operator has removed this client";
+            ApiError::new(StatusCode::UNAUTHORIZED, "client_removed", message).into_response()
+        }
+        response = answered => response,
+    }
 }
 
 /// A path that no route has is nobody's secret: it is answered with 404 where a client is known, 401 where not.

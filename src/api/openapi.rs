@@ -35,6 +35,7 @@ use utoipa::OpenApi;
         admin::drill_model,
         admin::clients,
         admin::add_client,
+        admin::remove_client,
         admin::keys,
         admin::add_key,
         admin::revoke_key,

@@ -261,6 +261,15 @@ impl Dispatcher {
         }
     }
 
+    /// Keeps what comes later under a removed client's name apart from it in workers. Its number stays, and with it what was
+    /// used of its quotas.
+    pub(crate) fn client_removed(&self, name: &str) -> Result<(), ApiError> {
+        if let Some(client) = self.lock().clients.get_mut(name) {
+            client.domain = new_domain()?;
+        }
+        Ok(())
+    }
+
     /// The numbers of a client. When it is first seen they are made up, and the scheduler hears what it may do.
     fn client(self: &Arc<Self>, state: &mut State, name: &str) -> Result<Client, ApiError> {
         if let Some(client) = state.clients.get(name) {
@@ -288,11 +297,15 @@ impl State {
             ));
         }
         let number = u32::try_from(self.clients.len() + 1).expect("bounded above");
-        let mut domain = [0; 8];
-        getrandom::fill(&mut domain).map_err(|error| ApiError::internal(&error))?;
-        let client = Client { id: ClientId(number), domain: u64::from_le_bytes(domain) };
+        let client = Client { id: ClientId(number), domain: new_domain()? };
         self.clients.insert(name.to_owned(), client);
         self.client_names.push(name.to_owned());
         Ok(client)
     }
+}
+
+fn new_domain() -> Result<u64, ApiError> {
+    let mut domain = [0; 8];
+    getrandom::fill(&mut domain).map_err(|error| ApiError::internal(&error))?;
+    Ok(u64::from_le_bytes(domain))
 }

@@ -550,6 +550,15 @@ impl GrantService {
         self.view(id, viewer).ok_or_else(unknown)
     }
 
+    /// Takes everything back that a client has or has asked for, and says how many that were. When this returns no byte is
+    /// read on it any more.
+    pub(crate) async fn remove_client(self: &Arc<Self>, client: &str) -> usize {
+        let changes = self.table().remove_client(client);
+        let (service, ended) = (self.clone(), changes.len());
+        to_its_end(async move { service.end_all(changes).await }).await;
+        ended
+    }
+
     /// Lets a change take effect: whoever uses the grant is told, its files are closed, its root is let go.
     async fn end_all(&self, changes: Vec<Change>) {
         let ends: Vec<_> = {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
 
-/// Add and list clients
+/// Add, list and remove clients
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ringfence client add notes\n  ringfence client list")]
 pub struct ClientArgs {
@@ -31,6 +31,17 @@ enum ClientCommand {
         #[arg(long)]
         uid: Option<u32>,
     },
+    /// Remove a client: its socket, keys and grants are gone with the answer, its jobs are cancelled
+    #[command(after_help = "\
+Examples:
+  ringfence client remove notes
+
+Its section of quotas.toml stays, and counts for whoever is added under this name again.")]
+    Remove {
+        /// From `ringfence client list`
+        #[arg(value_parser = client_name)]
+        name: String,
+    },
     /// List the clients
     #[command(after_help = "Examples:\n  ringfence client list\n  ringfence client list --json")]
     List,
@@ -44,6 +55,7 @@ pub fn run(args: ClientArgs, home: &Home, output: &Output) -> Result<(), CliErro
     let admin = Address::Unix(home.admin_socket());
     match args.command {
         ClientCommand::Add { name, uid } => add(&admin, &name, uid, output),
+        ClientCommand::Remove { name } => remove(&admin, &name, output),
         ClientCommand::List => list(&admin, output),
     }
 }
@@ -56,6 +68,15 @@ fn add(admin: &Address, name: &str, uid: Option<u32>, output: &Output) -> Result
     let added = ask_once(admin, &Ask::post("/clients", &body))?;
     output.answer(&added, |_| {
         format!("client {} has the socket {}", text(&added, "name"), text(&added, "socket"))
+    })
+}
+
+fn remove(admin: &Address, name: &str, output: &Output) -> Result<(), CliError> {
+    let removed = ask_once(admin, &Ask::plain(Method::DELETE, format!("/clients/{name}")))?;
+    output.answer(&removed, |_| {
+        let count = |field| text(&removed, field);
+        let (keys, grants) = (count("keys_revoked"), count("grants_ended"));
+        format!("client {name} is removed; {keys} of its keys are revoked, {grants} of its grants ended")
     })
 }
 

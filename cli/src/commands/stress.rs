@@ -6,12 +6,17 @@ use crate::home::Home;
 use crate::http;
 use crate::output::{Output, progress_of};
 use crate::stress::chart::ChartFile;
+use crate::stress::grants::{self, Part};
 use crate::stress::oom::{self, Device, Path};
 use crate::stress::promise::{Findings, Report};
 use crate::stress::server::Server;
 use crate::stress::{self, Extent, Scenario};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+
+/// Rounds of scenarios and tries of paths where nobody says a number, and the most.
+const ROUNDS: u32 = 5;
+const ROUNDS_MAX: u32 = 1_000;
 
 /// Hold a running server's promises against what it does under stress
 #[derive(Args, Debug)]
@@ -22,10 +27,13 @@ Examples:
   ringfence stress --all --seconds 5 --rounds 1 --json
   ringfence stress --all --chart stress.svg --chart stress.png
   ringfence stress --oom --device wgpu --rounds 3
+  ringfence stress --grants --rounds 1000
+  ringfence stress --grants --part revocation --part expiry --json
 
 It adds the clients stress-*, and sets quotas for the time of a scenario; the text from before is then put back, also
 after ctrl-c. It has to reach admin.sock and the clients' sockets; hung-worker and crash-loop also signal the worker,
-so run it as root or as the server's user. It is no measure of a server with other work at the same time.
+so run it as root or as the server's user. --grants makes files in the temporary folder ($TMPDIR) and puts rules for
+them before those of grants.toml, which is then put back; its clients are removed. It is no measure of a server with other work at the same time.
 
 It ends with 0 where every promise held or was skipped, with 1 and the code promise_broken where one did not.
 JSON of --json: {\"model\",\"seconds\",\"rounds\",
@@ -39,7 +47,7 @@ JSON of --oom --json: {\"model\",\"device\",\"rounds\",
 RUNG is refused-by-profile, refused-by-worker, killed-by-kernel or killed-by-reconcile.")]
 pub struct StressArgs {
     /// What to do to the server
-    #[arg(value_enum, value_name = "SCENARIO", required_unless_present_any = ["all", "oom"])]
+    #[arg(value_enum, value_name = "SCENARIO", required_unless_present_any = ["all", "oom", "grants"])]
     scenarios: Vec<Scenario>,
     /// Every scenario
     #[arg(long, conflicts_with_all = ["scenarios", "oom"])]
@@ -47,6 +55,12 @@ pub struct StressArgs {
     /// Every way to want too much memory: what stops it, how long until the next answer, what others lose
     #[arg(long, conflicts_with = "scenarios")]
     oom: bool,
+    /// What is promised about grants: refusals, revocation and expiry in mid-job, many grants, escapes, floods of questions
+    #[arg(long, conflicts_with_all = ["scenarios", "all", "oom"])]
+    grants: bool,
+    /// Only this, instead of all that is promised about grants
+    #[arg(long, value_enum, value_name = "PART", requires = "grants", conflicts_with_all = ["scenarios", "all", "oom"])]
+    part: Vec<Part>,
     /// Where the model computes while it wants too much
     #[arg(long, value_enum, requires = "oom", conflicts_with_all = ["scenarios", "all"])]
     device: Option<Device>,
@@ -62,9 +76,10 @@ pub struct StressArgs {
     /// Seconds of one phase: 1 to 600
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Rounds of scenarios that have some, tries of each path: 1 to 1000
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
+    /// Rounds of scenarios that have some, tries of each path: 1 to 1000 [default: 5]; grants one after the other, and the
+    /// most of anything else of --grants: 1 to 100000 [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: Option<u32>,
     /// Draw what was measured; the file ends in .svg or .png
     #[arg(long, value_name = "FILE", value_parser = ChartFile::parse)]
     chart: Vec<ChartFile>,
@@ -78,8 +93,11 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
     if args.oom {
         return run_oom(&args, home, output);
     }
+    if args.grants {
+        return run_grants(args, home, output);
+    }
     let server = Server::new(home, &args.model, args.tokens);
-    let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+    let extent = args.extent()?;
     let runtime = http::runtime()?;
     // A file that can't be written is better known before the stress than after it.
     args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
@@ -90,7 +108,12 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
             Err(error) => return Err(ended_early(&args, &all, output, error)),
         }
     }
-    let mut report = Report::new(args.model, extent, &all);
+    reported(args, extent, &all, output)
+}
+
+/// Prints and draws what was found; an error where a promise broke.
+fn reported(args: StressArgs, extent: Extent, all: &[Findings], output: &Output) -> Result<(), CliError> {
+    let mut report = Report::new(args.model, extent, all);
     let broken = report.broken();
     let error = (!broken.is_empty()).then_some(CliError::Broken { promises: broken });
     report.error = error.as_ref().map(|error| json!({"code": error.code(), "message": error.to_string()}));
@@ -100,9 +123,36 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
     error.map_or(Ok(()), Err)
 }
 
+fn run_grants(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let server = Server::new(home, &args.model, args.tokens);
+    let extent = args.extent()?;
+    let runtime = http::runtime()?;
+    args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
+    let bar = progress_of(output, 1, "grants");
+    if bar.is_hidden() {
+        output.note("grants ..");
+    }
+    let found = runtime.block_on(grants::run(&server, (&args.part, extent), &bar));
+    bar.finish_and_clear();
+    reported(args, extent, &found?, output)
+}
+
+impl StressArgs {
+    /// Scenarios and paths have a bound of their own: each of their rounds takes seconds.
+    fn extent(&self) -> Result<Extent, CliError> {
+        let (usual, most) = if self.grants { (grants::ROUNDS, u32::MAX) } else { (ROUNDS, ROUNDS_MAX) };
+        let rounds = self.rounds.unwrap_or(usual);
+        if rounds > most {
+            let (what, advice) = (format!("--rounds is at most {most} here"), String::new());
+            return Err(CliError::Usage { what, advice });
+        }
+        Ok(Extent { seconds: self.seconds, rounds })
+    }
+}
+
 fn run_oom(args: &StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
     let server = Server::new(home, &args.model, args.tokens);
-    let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+    let extent = args.extent()?;
     let device = args.device.unwrap_or(Device::Cpu);
     let runtime = http::runtime()?;
     args.chart.iter().try_for_each(|chart| chart.draw(&[]))?;
@@ -125,7 +175,7 @@ fn run_oom(args: &StressArgs, home: &Home, output: &Output) -> Result<(), CliErr
 /// What the scenarios before the error found is shown to people; a machine gets the error alone.
 fn ended_early(args: &StressArgs, all: &[Findings], output: &Output, error: CliError) -> CliError {
     if !output.is_json() && !all.is_empty() {
-        let extent = Extent { seconds: args.seconds, rounds: args.rounds };
+        let extent = args.extent().unwrap_or(Extent { seconds: args.seconds, rounds: ROUNDS });
         let page = Report::new(args.model.clone(), extent, all).page(output.style());
         // The error is what matters now, whether this can be printed or not.
         let _ = output.line(&page);
@@ -192,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn grants_have_parts_and_more_rounds_than_scenarios() {
+        let extent = |words: &[&str]| parse(words).unwrap().extent().map(|extent| extent.rounds).ok();
+        assert_eq!(extent(&["--grants", "--part", "expiry"]), Some(10_000));
+        assert_eq!(extent(&["--grants", "--rounds", "100000"]), Some(100_000));
+        assert_eq!(extent(&["--all"]), Some(5));
+        assert_eq!(
+            (extent(&["--oom", "--rounds", "1000"]), extent(&["flood", "--rounds", "1001"])),
+            (Some(1_000), None)
+        );
+    }
+
+    #[test]
     fn what_can_not_be_meant_is_refused() {
         for wrong in [
             &[][..],
@@ -199,6 +261,10 @@ mod tests {
             &["--all", "flood"],
             &["--all", "--oom"],
             &["--oom", "flood"],
+            &["--grants", "flood"],
+            &["--grants", "--oom"],
+            &["--all", "--part", "expiry"],
+            &["--grants", "--part", "everything"],
             &["flood", "--device", "wgpu"],
             &["--oom", "--device", "tpu"],
             &["flood", "--rounds", "0"],

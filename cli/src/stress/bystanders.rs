@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn where_nothing_was_answered_nothing_was_kept() {
-        let mut findings = Findings::new(Scenario::CrashLoop);
+        let mut findings = Findings::new(Scenario::CrashLoop.name());
         judge(&mut findings, &Log::default());
         assert!(findings.promises.iter().all(|promise| promise.verdict == Verdict::Broken));
     }

@@ -26,7 +26,7 @@ const RECOVERY: (Bound, &str) = (Bound::AtMost(1_000.0), "ms");
 const NO_PROCESS: (Bound, &str) = (Bound::AtMost(0.0), "processes");
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::CrashLoop);
+    let mut findings = Findings::new(Scenario::CrashLoop.name());
     let (server, kills) = (stage.server, KILLS * stage.extent.rounds);
     stage.bar.set_length(u64::from(kills));
     let probe_address = server.client("stress-probe").await?;

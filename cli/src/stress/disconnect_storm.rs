@@ -35,7 +35,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(2);
 const IDLE: (Bound, &str) = (Bound::AtMost(2_000.0), "ms");
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::DisconnectStorm);
+    let mut findings = Findings::new(Scenario::DisconnectStorm.name());
     let server = stage.server;
     stage.bar.set_length(u64::from(stage.extent.seconds));
     let (polite, storm) = (server.client("stress-polite").await?, server.client("stress-storm").await?);

@@ -35,7 +35,7 @@ const SOME: (Bound, &str) = (Bound::AtLeast(1.0), "jobs");
 const GROWTH: (Bound, &str) = (Bound::AtMost(0.0), "bytes over");
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::Flood);
+    let mut findings = Findings::new(Scenario::Flood.name());
     stage.bar.set_length(u64::from(stage.extent.seconds + stage.extent.rounds));
     flood(stage, &mut findings).await?;
     match stage.original {
@@ -163,7 +163,7 @@ mod tests {
     use crate::stress::promise::Verdict;
 
     fn verdict(memory: &[f64]) -> Verdict {
-        let mut findings = Findings::new(Scenario::Flood);
+        let mut findings = Findings::new(Scenario::Flood.name());
         judge_memory(&mut findings, memory);
         findings.promises[0].verdict
     }

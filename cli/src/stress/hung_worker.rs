@@ -24,7 +24,7 @@ const LOOK_MORE: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::HungWorker);
+    let mut findings = Findings::new(Scenario::HungWorker.name());
     stage.bar.set_length(u64::from(stage.extent.rounds));
     let server = stage.server;
     let step_limit = set_step_limit(stage).await?;

@@ -11,6 +11,7 @@ mod bystanders;
 mod crash_loop;
 mod disconnect_storm;
 mod flood;
+pub mod grants;
 mod hung_worker;
 mod noisy_neighbour;
 pub mod oom;
@@ -74,7 +75,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn phase(self) -> Duration {
+    pub(crate) fn phase(self) -> Duration {
         Duration::from_secs(u64::from(self.seconds))
     }
 }

@@ -66,7 +66,7 @@ struct Clients {
 }
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::NoisyNeighbour);
+    let mut findings = Findings::new(Scenario::NoisyNeighbour.name());
     let clients = prepare(stage).await?;
     let phases: &[Phase] = if stage.original.is_some() { &Phase::ALL } else { &Phase::ALL[..2] };
     let rounds = stage.extent.rounds;
@@ -266,7 +266,7 @@ mod tests {
             .iter()
             .flat_map(|&(alone, flood)| [measured(Phase::Fair, flood), measured(Phase::Alone, alone)])
             .collect();
-        let mut findings = Findings::new(Scenario::NoisyNeighbour);
+        let mut findings = Findings::new(Scenario::NoisyNeighbour.name());
         judge_polite(&mut findings, &all);
         let promise = &findings.promises[0];
         assert_eq!((promise.measured, promise.verdict), (Some(1.6), Verdict::Held));
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_polite_client_without_answers_breaks_the_promise() {
-        let mut findings = Findings::new(Scenario::NoisyNeighbour);
+        let mut findings = Findings::new(Scenario::NoisyNeighbour.name());
         judge_polite(&mut findings, &[measured(Phase::Alone, 60.0)]);
         assert_eq!(findings.promises[0].verdict, Verdict::Broken);
     }

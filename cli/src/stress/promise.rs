@@ -1,7 +1,7 @@
 //! What the server promises, what was measured, and whether it held: one list for the table, the JSON and the exit code.
 
+use super::Extent;
 use super::chart::Panel;
-use super::{Extent, Scenario};
 use crate::output::{Style, table};
 use serde::Serialize;
 
@@ -48,7 +48,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, Serialize)]
 pub struct Promise {
     /// Where it was measured.
-    pub scenario: Scenario,
+    pub scenario: &'static str,
     /// Stable name.
     pub promise: &'static str,
     /// What was measured; none where it was skipped.
@@ -67,7 +67,7 @@ pub struct Promise {
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
     /// Where it was measured.
-    pub scenario: Scenario,
+    pub scenario: &'static str,
     /// What it is.
     pub name: String,
     /// The value.
@@ -79,7 +79,7 @@ pub struct Figure {
 /// What one scenario found.
 #[derive(Debug)]
 pub struct Findings {
-    scenario: Scenario,
+    scenario: &'static str,
     /// The promises.
     pub promises: Vec<Promise>,
     /// What else was measured.
@@ -89,8 +89,8 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Nothing yet.
-    pub fn new(scenario: Scenario) -> Self {
+    /// Nothing yet, of what has this name.
+    pub fn new(scenario: &'static str) -> Self {
         Self { scenario, promises: Vec::new(), figures: Vec::new(), panels: Vec::new() }
     }
 
@@ -197,12 +197,12 @@ impl Promise {
             Verdict::Broken => "BROKEN",
             Verdict::Skipped => "skipped",
         };
-        let scenario = self.scenario.name().to_owned();
+        let scenario = self.scenario.to_owned();
         vec![scenario, self.promise.to_owned(), self.value(), self.bound.shown(), verdict.to_owned()]
     }
 
     fn in_words(&self) -> String {
-        let (scenario, promise, bound) = (self.scenario.name(), self.promise, self.bound.shown());
+        let (scenario, promise, bound) = (self.scenario, self.promise, self.bound.shown());
         match self.measured {
             Some(_) => format!("{scenario} {promise} is {}, not {bound}", self.value()),
             None => format!("{scenario} {promise} ({bound}): {}", self.note),
@@ -210,7 +210,7 @@ impl Promise {
     }
 
     fn remark(&self, style: Style) -> Option<String> {
-        let line = format!("{} {}: {}", self.scenario.name(), self.promise, self.note);
+        let line = format!("{} {}: {}", self.scenario, self.promise, self.note);
         match self.verdict {
             _ if self.note.is_empty() => None,
             Verdict::Held => Some(style.dim(&line)),
@@ -221,7 +221,7 @@ impl Promise {
 
 impl Figure {
     fn row(&self) -> Vec<String> {
-        vec![self.scenario.name().to_owned(), self.name.clone(), with_unit(self.value, self.unit)]
+        vec![self.scenario.to_owned(), self.name.clone(), with_unit(self.value, self.unit)]
     }
 }
 
@@ -237,12 +237,13 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stress::Scenario;
 
     const RATIO: (Bound, &str) = (Bound::AtMost(2.0), "");
     const EXTENT: Extent = Extent { seconds: 1, rounds: 1 };
 
     fn verdict(measured: Option<f64>, bound: Bound) -> Verdict {
-        let mut findings = Findings::new(Scenario::Flood);
+        let mut findings = Findings::new(Scenario::Flood.name());
         findings.judge("p", measured, (bound, "ms"), "");
         findings.promises[0].verdict
     }
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_skipped_promise_is_neither_held_nor_broken() {
-        let mut findings = Findings::new(Scenario::HungWorker);
+        let mut findings = Findings::new(Scenario::HungWorker.name());
         findings.skip("recovery", RATIO, "no right to signal the worker");
         let report = Report::new("m".to_owned(), EXTENT, &[findings]);
         assert!(report.broken().is_empty());
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_report_names_every_broken_promise() {
-        let mut findings = Findings::new(Scenario::NoisyNeighbour);
+        let mut findings = Findings::new(Scenario::NoisyNeighbour.name());
         findings.judge("polite_ratio", Some(2.5), RATIO, "round 3");
         findings.judge("jain", Some(0.999), (Bound::AtLeast(0.99), ""), "");
         findings.figure("polite p50 alone", Some(61.25), "ms");
@@ -300,7 +301,7 @@ noisy-neighbour  polite p50 alone  61.250 ms
 
     #[test]
     fn the_json_has_names_bounds_and_verdicts() {
-        let mut findings = Findings::new(Scenario::CrashLoop);
+        let mut findings = Findings::new(Scenario::CrashLoop.name());
         findings.judge("lost_jobs", Some(0.0), (Bound::AtMost(0.0), "jobs"), "");
         let report = serde_json::to_value(Report::new("m".to_owned(), EXTENT, &[findings])).unwrap();
         let expected = serde_json::json!({

@@ -60,7 +60,7 @@ struct Edits {
 }
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Findings, CliError> {
-    let mut findings = Findings::new(Scenario::QuotaEdits);
+    let mut findings = Findings::new(Scenario::QuotaEdits.name());
     let Some(original) = stage.original else {
         for promise in [
             "valid_refused",

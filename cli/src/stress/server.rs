@@ -8,6 +8,8 @@ use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long the server may take until nothing waits or runs.
@@ -141,6 +143,22 @@ impl Server {
         Ok(count("queued") + count("running"))
     }
 
+    /// Removes a client, if it is there.
+    ///
+    /// # Errors
+    /// Those of [`Connection`].
+    pub async fn remove_client(&self, name: &str) -> Result<(), CliError> {
+        match self.ask(&Ask::plain(Method::DELETE, format!("/clients/{name}"))).await {
+            Err(CliError::Refused { code, .. }) if code == "client_unknown" => Ok(()),
+            answered => answered.map(drop),
+        }
+    }
+
+    /// Where the operator's rules about grants lie.
+    pub fn grant_rules(&self) -> PathBuf {
+        self.home.grant_rules()
+    }
+
     /// The server's own process.
     ///
     /// # Errors
@@ -207,6 +225,37 @@ pub fn resident_bytes(pid: Pid) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Open descriptors of a process; none where they can't be seen.
+pub fn descriptors(pid: Pid) -> Option<usize> {
+    fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok().map(Iterator::count)
+}
+
+/// Who runs a process.
+pub fn uid_of(pid: Pid) -> Option<u32> {
+    fs::metadata(format!("/proc/{}", pid.as_raw_nonzero())).ok().map(|entry| entry.uid())
+}
+
+/// Every process that descends from this one and is no zombie.
+pub fn descendants(of: Pid) -> Vec<Pid> {
+    let all: Vec<(Pid, Pid)> = processes()
+        .into_iter()
+        .filter(|pid| is_alive(*pid))
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut found = vec![of];
+    let mut at = 0;
+    while let Some(above) = found.get(at).copied() {
+        found.extend(all.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// Whether it is there and no zombie.
+pub fn is_alive(pid: Pid) -> bool {
+    stat(pid).is_some_and(|(_, state, _)| state != 'Z' && state != 'X')
+}
+
 /// Whether it is there, a worker, and no zombie.
 pub fn is_worker(pid: Pid) -> bool {
     stat(pid).is_some_and(|(comm, state, _)| comm == WORKER_COMM && state != 'Z' && state != 'X')
@@ -259,6 +308,9 @@ mod tests {
         assert_eq!(parent(own), rustix::process::getppid());
         assert_eq!(lineage(own), [rustix::process::getppid().unwrap()]);
         assert!(!is_worker(own) && processes().contains(&own));
+        assert!(descendants(rustix::process::getppid().unwrap()).contains(&own));
+        assert!(descriptors(own).unwrap() > 2);
+        assert_eq!(uid_of(own), Some(rustix::process::getuid().as_raw()));
     }
 
     #[test]

@@ -68,6 +68,8 @@ fn usage_errors_end_with_2() {
     check(&["status", "--frobnicate"]);
     check(&["client", "add"]);
     check(&["client", "add", "../x"]);
+    check(&["client", "remove"]);
+    check(&["client", "remove", "../x"]);
     check(&["key", "add", "notes", "--expires-in", "soon"]);
     check(&["key", "add", "notes", "--scope", "everything"]);
     check(&["key", "revoke", "../clients"]);
@@ -129,6 +131,7 @@ fn without_a_server_a_command_ends_with_4_and_says_how_to_start_one() {
     check(&["status"]);
     check(&["client", "add", "notes"]);
     check(&["client", "list"]);
+    check(&["client", "remove", "notes"]);
     check(&["key", "add", "notes"]);
     check(&["key", "list"]);
     check(&["key", "revoke", "0a1b"]);
@@ -137,6 +140,7 @@ fn without_a_server_a_command_ends_with_4_and_says_how_to_start_one() {
     check(&["bench", "embed", "--client", "notes"]);
     check(&["top", "--once"]);
     check(&["stress", "flood"]);
+    check(&["stress", "--grants"]);
 }
 
 #[test]
@@ -185,6 +189,15 @@ fn a_client_is_added_by_name_and_uid() {
     let (line, body, output) = asked(reply, &["client", "add", "notes", "--uid", "1001"]);
     assert_eq!((line.as_str(), body), ("POST /clients", json!({"name": "notes", "uid": 1001})));
     assert_eq!(stdout(&output), "client notes has the socket /h/clients/notes/api.sock\n");
+}
+
+#[test]
+fn a_client_is_removed_by_name_and_the_answer_says_what_went_with_it() {
+    let reply = Reply::json(200, &json!({"name": "notes", "keys_revoked": 2, "grants_ended": 1}));
+    let (line, _, output) = asked(reply, &["client", "remove", "notes"]);
+    assert_eq!(line, "DELETE /clients/notes");
+    let expected = "client notes is removed; 2 of its keys are revoked, 1 of its grants ended\n";
+    assert_eq!(stdout(&output), expected);
 }
 
 #[test]
