@@ -82,7 +82,7 @@ pub fn export(
     filter: &Filter,
     to: &mut Folder,
 ) -> Result<Exported, ExportError> {
-    let (note, checkpoint) = read::checkpoint(files, public)?;
+    let (note, checkpoint) = read::newest_checkpoint(files, public)?;
     let stored = Stored::open(files)?;
     let mut tiles = Ok(());
     let walked = walk(&stored, checkpoint, None, |(level, number, hashes)| {

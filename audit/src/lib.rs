@@ -39,7 +39,7 @@ pub use log::{
 };
 pub use mask::{Masked, Masks, NoWord, WORD_BYTES_MAX, Word};
 pub use names::{NAME_BYTES_MAX, NAMES_BYTES_MAX, NameMap};
-pub use read::{Fault, Reader};
+pub use read::{Fault, Reader, newest_checkpoint};
 pub use tail::{TAIL_BYTES_MAX, TAIL_ENTRIES_MAX, Tail};
 pub use tiles::{ENTRY_BYTES_MAX, FormError, decode_bundle};
 pub use tree::{Hash, TILE_WIDTH, leaf_hash, node_hash};

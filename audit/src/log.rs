@@ -394,7 +394,7 @@ struct Head {
 
 /// Reads the head of a log and checks it against its checkpoint, the second place's, and its newest bundles.
 fn head<F: Files>(files: &F, public: &PublicKey, second: Option<Checkpoint>) -> Result<Head, Fault> {
-    let (_, checkpoint) = read::checkpoint(files, public)?;
+    let (_, checkpoint) = read::newest_checkpoint(files, public)?;
     let stored = Stored::open(files)?;
     let base = match &stored.tail {
         None => return Err(Fault::Missing { file: format!("{LOG}{TAIL}") }),

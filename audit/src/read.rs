@@ -178,8 +178,11 @@ impl<'a, F: Files> Stored<'a, F> {
     }
 }
 
-/// The newest checkpoint of a log.
-pub(crate) fn checkpoint(files: &impl Files, public: &PublicKey) -> Result<(String, Checkpoint), Fault> {
+/// The newest checkpoint of a log, as the note that it is and as what it says, once its signature holds.
+///
+/// # Errors
+/// [`Fault`].
+pub fn newest_checkpoint(files: &impl Files, public: &PublicKey) -> Result<(String, Checkpoint), Fault> {
     let file = crate::log::CHECKPOINT;
     let note = read(files, file, CHECKPOINT_BYTES_MAX)?;
     let note = note.ok_or_else(|| Fault::Missing { file: file.to_owned() })?;

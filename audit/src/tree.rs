@@ -151,12 +151,12 @@ mod tests {
 
     #[test]
     fn a_tree_by_tiles_is_the_tree_of_its_leaves_and_loads_at_every_size() {
-        let (mut tree, mut leaves, mut tiles) = (Tree::default(), Vec::new(), HashMap::new());
+        let (mut tree, mut leaves, mut tiles) = (Tree::default(), Vec::new(), HashMap::<_, Vec<Hash>>::new());
         for index in 0..70_000_u32 {
             if index % 997 == 0 || [255, 256, 257, 65_535, 65_536].contains(&index) {
                 assert_eq!(tree.root(), tree_hash(&leaves), "{index}");
                 let last = leaves[leaves.len() - leaves.len() % 256..].to_vec();
-                let read = |level, number| Ok::<Vec<Hash>, ()>(HashMap::clone(&tiles)[&(level, number)].clone());
+                let read = |level, number| Ok::<_, ()>(tiles[&(level, number)].clone());
                 let loaded = Tree::load(tree.size(), last, read).unwrap();
                 assert_eq!((loaded.root(), loaded.size()), (tree.root(), tree.size()), "{index}");
             }

@@ -38,7 +38,7 @@ pub struct Verified {
 /// The first [`Fault`].
 pub fn verify(files: &impl Files, public: &PublicKey, outside: Option<&[u8]>) -> Result<Verified, Fault> {
     // The checkpoint first: the tail that is read after it covers at least as much.
-    let (note, checkpoint) = read::checkpoint(files, public)?;
+    let (note, checkpoint) = read::newest_checkpoint(files, public)?;
     let outside = outside.map(|note| Checkpoint::open(note, public)).transpose();
     let outside = outside.map_err(|source| Fault::Checkpoint { what: OUTSIDE, source })?;
     let stored = Stored::open(files)?;
