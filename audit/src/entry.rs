@@ -376,7 +376,9 @@ fn canonical(value: &Value, text: &mut String) -> Result<(), EntryError> {
         Value::Number(number) if number.as_u64().is_none_or(|number| number > NUMBER_MAX) => {
             return Err(EntryError::Number);
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => text.push_str(&value.to_string()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            text.push_str(&value.to_string())
+        }
         Value::Array(items) => {
             text.push('[');
             for (index, item) in items.iter().enumerate() {
@@ -426,7 +428,8 @@ mod tests {
     fn an_entry_survives_its_one_form() {
         let run = Word::new("r1").unwrap();
         let event = Event::Refused { code: Word::new("rate_jobs").unwrap(), count: 3 };
-        let mut entry = Entry { uid: Some(1000), client: Some(Masked([7; 32])), ..Entry::of_server(5, run, event) };
+        let mut entry =
+            Entry { uid: Some(1000), client: Some(Masked([7; 32])), ..Entry::of_server(5, run, event) };
         let bytes = entry.encode().unwrap();
         let mask = "07".repeat(32);
         let expected = format!(
@@ -435,7 +438,10 @@ mod tests {
         assert_eq!(String::from_utf8(bytes.clone()).unwrap(), expected);
         assert_eq!(Entry::decode(&bytes), Ok(entry.clone()));
         assert_eq!(Entry::decode(expected.replace(":3", ": 3").as_bytes()), Err(EntryError::Form));
-        assert_eq!(Entry::decode(expected.replace("refused", "praised").as_bytes()), Err(EntryError::Unknown));
+        assert_eq!(
+            Entry::decode(expected.replace("refused", "praised").as_bytes()),
+            Err(EntryError::Unknown)
+        );
         entry.time_ms = NUMBER_MAX + 1;
         assert_eq!(entry.encode(), Err(EntryError::Number));
     }

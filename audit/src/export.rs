@@ -4,9 +4,9 @@
 use crate::checkpoint::{Checkpoint, PublicKey};
 use crate::entry::Entry;
 use crate::files::{Files, Folder};
+use crate::log::{CHECKPOINT, PUBLIC_KEY};
 use crate::mask::Masked;
 use crate::names::NameMap;
-use crate::log::{CHECKPOINT, PUBLIC_KEY};
 use crate::read::{self, Fault, LOG, Stored};
 use crate::tiles::{bundle_name, encode_entry, tile_name};
 use crate::tree::{Hash, TILE_WIDTH, hex};
@@ -151,7 +151,8 @@ td:first-child { white-space: nowrap } td:last-child { overflow-wrap: anywhere }
 </style></head><body>
 <h1>Ringfence audit</h1>
 ";
-const TABLE_HEAD: &str = "<table><thead><tr><th>When</th><th>Entry</th><th>Who</th><th>What</th></tr></thead><tbody>\n";
+const TABLE_HEAD: &str =
+    "<table><thead><tr><th>When</th><th>Entry</th><th>Who</th><th>What</th></tr></thead><tbody>\n";
 const PAGE_END: &str = "</tbody></table></body></html>\n";
 
 impl Report {
@@ -162,9 +163,7 @@ impl Report {
         pruned: u64,
     ) -> Result<Self, ExportError> {
         let heading = heading(public, checkpoint, pruned);
-        let mut create = |file: &str| {
-            to.create(file).map(BufWriter::new).map_err(failed(file))
-        };
+        let mut create = |file: &str| to.create(file).map(BufWriter::new).map_err(failed(file));
         let mut report = Self { text: create(REPORT_TEXT)?, page: create(REPORT_PAGE)?, reported: 0 };
         report.write(&format!("Ringfence audit\n\n{heading}\n"), |page| {
             write!(page, "{PAGE_HEAD}<pre>{}</pre>\n{TABLE_HEAD}", escape(&heading))
@@ -174,7 +173,9 @@ impl Report {
 
     fn add(&mut self, index: u64, bytes: &[u8], names: &NameMap, filter: &Filter) -> Result<(), ExportError> {
         // What another version wrote is in the log, and in no words of this one.
-        let Some(entry) = Entry::decode(bytes).ok().filter(|entry| filter.takes(entry)) else { return Ok(()) };
+        let Some(entry) = Entry::decode(bytes).ok().filter(|entry| filter.takes(entry)) else {
+            return Ok(());
+        };
         self.reported += 1;
         let cells = cells(index, &entry, names).map(|cell| escape(&cell));
         self.write(&(line(index, &entry, names) + "\n"), |page| {
@@ -203,7 +204,9 @@ impl Report {
 fn heading(public: &PublicKey, checkpoint: Checkpoint, pruned: u64) -> String {
     let pruned = match pruned {
         0 => String::new(),
-        pruned => format!("The first {pruned} entries were removed in time; their hashes are here and hold.\n"),
+        pruned => {
+            format!("The first {pruned} entries were removed in time; their hashes are here and hold.\n")
+        }
     };
     format!(
         "The log {origin} of {size} entries, whose tree hashes to {root}.\n{pruned}\

@@ -149,7 +149,10 @@ impl Files for Folder {
         let mut bytes = Vec::new();
         file.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > bytes_max {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {bytes_max} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("longer than {bytes_max} bytes"),
+            ));
         }
         Ok(Some(bytes))
     }

@@ -404,15 +404,20 @@ fn head<F: Files>(files: &F, public: &PublicKey, second: Option<Checkpoint>) -> 
     covered(OWN, base, checkpoint.size)?;
     let tail = stored.tail.as_ref().expect("it was just seen");
     if tail.size() < checkpoint.size {
-        return Err(Fault::CutOff { index: tail.size(), file: format!("{LOG}{TAIL}"), size: checkpoint.size });
+        return Err(Fault::CutOff {
+            index: tail.size(),
+            file: format!("{LOG}{TAIL}"),
+            size: checkpoint.size,
+        });
     }
     let mut tree = load(&stored, base)?;
     let mut tiles = Vec::new();
     let checkpoints = [(OWN, Some(checkpoint)), (SECOND, second)];
     let check = |tree: &Tree| {
-        checkpoints.iter().filter_map(|(what, checkpoint)| Some((what, (*checkpoint)?))).try_for_each(
-            |(what, checkpoint)| at(tree, what, checkpoint),
-        )
+        checkpoints
+            .iter()
+            .filter_map(|(what, checkpoint)| Some((what, (*checkpoint)?)))
+            .try_for_each(|(what, checkpoint)| at(tree, what, checkpoint))
     };
     check(&tree)?;
     for (_, hash) in &tail.entries {

@@ -134,6 +134,9 @@ mod tests {
             assert_eq!(Word::new(wrong), Err(NoWord), "{wrong}");
             assert!(Word::new(Word::lossy(wrong).as_str()).is_ok(), "{wrong}");
         }
-        assert_eq!(Word::new("whisper-tiny.en").map(|word| word.to_string()), Ok("whisper-tiny.en".to_owned()));
+        assert_eq!(
+            Word::new("whisper-tiny.en").map(|word| word.to_string()),
+            Ok("whisper-tiny.en".to_owned())
+        );
     }
 }

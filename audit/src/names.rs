@@ -52,7 +52,8 @@ impl Names {
         let record_bytes = HEAD_BYTES + plain.len() + SEAL_BYTES;
         let room = self.bytes + self.waiting.len() + record_bytes <= NAMES_BYTES_MAX;
         if plain.len() <= NAME_BYTES_MAX && room && self.known.insert(masked.0) {
-            let sealed = cipher(keys).encrypt(nonce(&masked.0), Payload { msg: plain.as_bytes(), aad: &masked.0 });
+            let sealed =
+                cipher(keys).encrypt(nonce(&masked.0), Payload { msg: plain.as_bytes(), aad: &masked.0 });
             let sealed = sealed.expect("a name is far below what one nonce may seal");
             let length = u16::try_from(sealed.len()).expect("a name is at most 8 KiB long");
             self.waiting.extend(masked.0);

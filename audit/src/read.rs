@@ -3,7 +3,9 @@
 use crate::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint, CheckpointError, PublicKey};
 use crate::files::Files;
 use crate::tail::{TAIL, TAIL_FILE_BYTES_MAX, Tail};
-use crate::tiles::{BUNDLE_BYTES_MAX, FormError, TILE_BYTES_MAX, bundle_name, decode_bundle, decode_tile, tile_name};
+use crate::tiles::{
+    BUNDLE_BYTES_MAX, FormError, TILE_BYTES_MAX, bundle_name, decode_bundle, decode_tile, tile_name,
+};
 use crate::tree::{Hash, TILE_BITS, TILE_WIDTH, hex};
 use std::io;
 
@@ -149,24 +151,25 @@ impl<'a, F: Files> Stored<'a, F> {
         }
     }
 
-    /// The entries of a bundle in a log of `size` entries; none where the file is not there.
-    pub(crate) fn bundle(&self, number: u64, size: u64) -> Result<(String, Option<Vec<Vec<u8>>>), Fault> {
-        let width = self.width(0, number, size);
-        let file = format!("{LOG}{}", bundle_name(number, width));
-        let entries = match read(self.files, &file, BUNDLE_BYTES_MAX)? {
-            None => None,
-            Some(bytes) => match decode_bundle(&bytes, width) {
-                Ok(entries) => Some(entries.into_iter().map(<[u8]>::to_vec).collect()),
-                Err(source) => return Err(Fault::Form { file, source }),
-            },
-        };
-        Ok((file, entries))
+    /// The file of a bundle in a log of `size` entries.
+    pub(crate) fn bundle_file(&self, number: u64, size: u64) -> String {
+        format!("{LOG}{}", bundle_name(number, self.width(0, number, size)))
+    }
+
+    /// The entries of a bundle in a log of `size` entries; none where its file is not there.
+    pub(crate) fn bundle(&self, number: u64, size: u64) -> Result<Option<Vec<Vec<u8>>>, Fault> {
+        let file = self.bundle_file(number, size);
+        let Some(bytes) = read(self.files, &file, BUNDLE_BYTES_MAX)? else { return Ok(None) };
+        match decode_bundle(&bytes, self.width(0, number, size)) {
+            Ok(entries) => Ok(Some(entries.into_iter().map(<[u8]>::to_vec).collect())),
+            Err(source) => Err(Fault::Form { file, source }),
+        }
     }
 
     /// The entries of a bundle that are there, wherever they lie, up to `size`.
     pub(crate) fn entries(&self, number: u64, size: u64) -> Result<Vec<Vec<u8>>, Fault> {
         let mut entries = match self.tail.as_ref().filter(|tail| number * WIDTH >= tail.base) {
-            None => self.bundle(number, size)?.1.unwrap_or_default(),
+            None => self.bundle(number, size)?.unwrap_or_default(),
             Some(tail) => {
                 let first = usize::try_from(number * WIDTH - tail.base).expect("a tail has few entries");
                 let entries = tail.entries.iter().skip(first).take(TILE_WIDTH);
@@ -186,7 +189,8 @@ pub fn newest_checkpoint(files: &impl Files, public: &PublicKey) -> Result<(Stri
     let file = crate::log::CHECKPOINT;
     let note = read(files, file, CHECKPOINT_BYTES_MAX)?;
     let note = note.ok_or_else(|| Fault::Missing { file: file.to_owned() })?;
-    let checkpoint = Checkpoint::open(&note, public).map_err(|source| Fault::Checkpoint { what: file, source })?;
+    let checkpoint =
+        Checkpoint::open(&note, public).map_err(|source| Fault::Checkpoint { what: file, source })?;
     Ok((String::from_utf8_lossy(&note).into_owned(), checkpoint))
 }
 

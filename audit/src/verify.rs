@@ -122,11 +122,15 @@ pub(crate) fn bundle<F: Files>(stored: &Stored<'_, F>, number: u64, size: u64) -
         }
         let entries = &entries[..wanted];
         let allowed = allowed(entries.iter().map(|(entry, _)| entry.as_slice()), first);
-        return Ok(Bundle { hashes: entries.iter().map(|(_, hash)| *hash).collect(), pruned: false, allowed });
+        return Ok(Bundle {
+            hashes: entries.iter().map(|(_, hash)| *hash).collect(),
+            pruned: false,
+            allowed,
+        });
     }
     let (_, mut hashes) = stored.tile(0, number, size)?;
-    let (file, entries) = stored.bundle(number, size)?;
-    let Some(entries) = entries else {
+    let file = stored.bundle_file(number, size);
+    let Some(entries) = stored.bundle(number, size)? else {
         if wanted < TILE_WIDTH {
             return Err(Fault::Missing { file });
         }

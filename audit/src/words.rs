@@ -46,7 +46,9 @@ fn what(event: &Event, names: &NameMap) -> String {
             format!("started, version {version}; {dropped_bytes} bytes of an unfinished write were dropped")
         }
         Event::ServerStopped => "stopped".to_owned(),
-        Event::GrantRequested { access, path, audience, reason, lifetime_ms, bytes_max, snapshot, .. } => {
+        Event::GrantRequested {
+            access, path, audience, reason, lifetime_ms, bytes_max, snapshot, ..
+        } => {
             let copies = if *snapshot { ", copies included" } else { "" };
             format!(
                 "asked to {} {} for {audience}, {} s, at most {bytes_max} bytes{copies}, because: {}",
@@ -78,10 +80,14 @@ fn what(event: &Event, names: &NameMap) -> String {
         Event::OutOfMemory { rung, model, device, job } => {
             format!("not enough memory for {model} on {device}: {rung}{}", for_job(*job))
         }
-        Event::WorkerKilled { worker, model, reason } => format!("killed worker {worker} of {model}: {reason}"),
+        Event::WorkerKilled { worker, model, reason } => {
+            format!("killed worker {worker} of {model}: {reason}")
+        }
         Event::QuotasChanged { digest } => format!("quotas changed, now {digest}"),
         Event::TrustChanged { version, digest } => format!("trust changed, version {version}, {digest}"),
-        Event::ClientChanged { name: client, change } => format!("client {} {}", name(client), changed(*change)),
+        Event::ClientChanged { name: client, change } => {
+            format!("client {} {}", name(client), changed(*change))
+        }
         Event::KeyChanged { key, change } => format!("key {key} {}", changed(*change)),
         Event::AudioStarted { source, .. } => format!("began to capture audio from {}", name(source)),
         Event::AudioStopped { captured_ms, result, .. } => {

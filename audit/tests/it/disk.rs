@@ -88,7 +88,8 @@ impl Disk {
 
     /// A disk with these files.
     pub(crate) fn with(files: &BTreeMap<String, Vec<u8>>) -> Self {
-        let inodes = files.values().map(|bytes| Inode { bytes: bytes.clone(), durable: bytes.clone() }).collect();
+        let inodes =
+            files.values().map(|bytes| Inode { bytes: bytes.clone(), durable: bytes.clone() }).collect();
         let names: BTreeMap<_, _> = files.keys().cloned().zip(0..).collect();
         let state = State { inodes, durable_names: names.clone(), names, ..State::default() };
         Self(Rc::new(RefCell::new(state)))

@@ -30,7 +30,8 @@ fn work(log: &mut Log<Disk>, until: u64, batches: &mut Random) -> (u64, Option<L
 
 /// The log opens, has all that was acknowledged, and holds.
 fn check(disk: &Disk, acknowledged: u64, at: &str) -> Log<Disk> {
-    let (log, recovery) = Log::open(disk.clone(), keys(), None).unwrap_or_else(|error| panic!("{at}: {error}"));
+    let (log, recovery) =
+        Log::open(disk.clone(), keys(), None).unwrap_or_else(|error| panic!("{at}: {error}"));
     assert!(recovery.size >= acknowledged, "{at}: {acknowledged} were acknowledged, {recovery:?}");
     let verified = verify(disk, &keys().public(), None).unwrap_or_else(|fault| panic!("{at}: {fault}"));
     assert_eq!((verified.present, verified.torn_bytes), (recovery.size, 0), "{at}");
@@ -102,7 +103,10 @@ fn power_cuts_at_random_lose_nothing_that_was_acknowledged() {
             let after = random.below(most);
             disk.fail(usize::try_from(after).unwrap(), Fault::ReadOnly);
             if let Ok((mut log, recovery)) = Log::open(disk.clone(), keys(), None) {
-                assert!(recovery.size >= acknowledged, "{at}: {acknowledged} were acknowledged, {recovery:?}");
+                assert!(
+                    recovery.size >= acknowledged,
+                    "{at}: {acknowledged} were acknowledged, {recovery:?}"
+                );
                 acknowledged = work(&mut log, u64::MAX, &mut random).0;
             }
             disk = disk.after_power_cut(&mut random);

@@ -3,8 +3,8 @@
 use crate::disk::Disk;
 use crate::{entry, keys, word};
 use ringfence_audit::{
-    CHECKPOINT_ENTRIES, CHECKPOINT_MS, Clock, Entry, Event, Fault, Log, LogError, OpenError, Reader, TAIL_ENTRIES_MAX,
-    verify,
+    CHECKPOINT_ENTRIES, CHECKPOINT_MS, Clock, Entry, Event, Fault, Log, LogError, OpenError, Reader,
+    TAIL_ENTRIES_MAX, verify,
 };
 
 fn open(disk: &Disk) -> Log<Disk> {
@@ -38,7 +38,8 @@ fn a_clock_that_goes_back_is_written_as_it_is_and_marked() {
     log.append(at(4_000)).unwrap();
     log.commit().unwrap();
     let back = Some(Clock::Back);
-    let expected = [(5_000, None), (9_000_000, None), (4_000, back), (4_000, None), (3_999, back), (4_000, None)];
+    let expected =
+        [(5_000, None), (9_000_000, None), (4_000, back), (4_000, None), (3_999, back), (4_000, None)];
     assert_eq!(clocks(&disk), expected);
 }
 

@@ -51,7 +51,10 @@ fn what_was_written_holds() {
     let verified = verify(&disk, &keys().public(), Some(&note)).unwrap();
     let counts = (verified.present, verified.pruned, verified.newer, verified.torn_bytes, verified.outside);
     assert_eq!(counts, (ENTRIES, 0, 0, 0, Some(ENTRIES)));
-    assert_eq!(public_files(&disk), ["log/checkpoint", "log/pending", "log/tile/0/000", "log/tile/entries/000"]);
+    assert_eq!(
+        public_files(&disk),
+        ["log/checkpoint", "log/pending", "log/tile/0/000", "log/tile/entries/000"]
+    );
 }
 
 /// Even without an outside checkpoint. With RINGFENCE_AUDIT_FLIPS=8 every bit, else one of each byte.
@@ -127,11 +130,17 @@ fn every_deleted_swapped_repeated_and_moved_entry_is_found() {
             check(&|entries| drop(entries.remove(at)), format!("{name}: entry {at} deleted"));
             // Behind the checkpoint's last entry there may be newer ones, which are counted and not vouched for.
             if name != "log/pending" || at + 1 < entries.len() {
-                check(&|entries| entries.insert(at, entries[at].clone()), format!("{name}: entry {at} repeated"));
+                check(
+                    &|entries| entries.insert(at, entries[at].clone()),
+                    format!("{name}: entry {at} repeated"),
+                );
             }
             let other = (at * 7 + 1) % entries.len();
             if other != at {
-                check(&|entries| entries.swap(at, other), format!("{name}: entries {at} and {other} swapped"));
+                check(
+                    &|entries| entries.swap(at, other),
+                    format!("{name}: entries {at} and {other} swapped"),
+                );
             }
             if at > 0 {
                 check(&|entries| entries[..=at].rotate_left(1), format!("{name}: entry 0 moved to {at}"));
@@ -195,7 +204,8 @@ fn truncate_and_resume_and_a_log_sealed_anew_are_found_by_an_outside_checkpoint_
 fn a_second_place_finds_them_when_the_log_is_opened() {
     let (disk, _) = written();
     let second = Disk::default();
-    let open = |disk: &Disk| Log::open(disk.restarted(), keys(), Some(second.restarted())).map(|(log, _)| log);
+    let open =
+        |disk: &Disk| Log::open(disk.restarted(), keys(), Some(second.restarted())).map(|(log, _)| log);
     {
         let (mut log, _) = Log::open(disk.restarted(), keys(), Some(second.clone())).unwrap();
         log.append(entry(500)).unwrap();
@@ -238,8 +248,9 @@ fn flips_in_an_export_are_found() {
         "tile/entries/000",
         "tile/entries/001.p/244",
     ];
-    let files: BTreeMap<_, _> =
-        names.map(|name| (format!("log/{name}"), std::fs::read(folder.path().join("log").join(name)).unwrap())).into();
+    let files: BTreeMap<_, _> = names
+        .map(|name| (format!("log/{name}"), std::fs::read(folder.path().join("log").join(name)).unwrap()))
+        .into();
     let copy = Disk::with(&files);
     assert_eq!(verify(&copy, &public, Some(&note)).unwrap().present, ENTRIES);
     for (name, bytes) in &files {

@@ -8,9 +8,9 @@ use crate::home::Home;
 use crate::output::{Output, utc};
 use clap::{Args, Subcommand};
 use ringfence_audit::{
-    CHECKPOINT_BYTES_MAX, CheckpointError, Entry, ExportError, Exported, Fault, Filter, Folder, Keys, KeysError,
-    Log, LogError, NameMap, OpenError, PUBLIC_KEY_BYTES_MAX, PublicKey, Reader, Verified, Word, export, line,
-    newest_checkpoint, verify,
+    CHECKPOINT_BYTES_MAX, CheckpointError, Entry, ExportError, Exported, Fault, Filter, Folder, Keys,
+    KeysError, Log, LogError, NameMap, OpenError, PUBLIC_KEY_BYTES_MAX, PublicKey, Reader, Verified, Word,
+    export, line, newest_checkpoint, verify,
 };
 use serde_json::{Value, json};
 use std::fs;
@@ -165,7 +165,8 @@ impl Place {
                 subject: path.display().to_string(),
                 code: "no_audit_log",
                 source: "there is no audit log here".into(),
-                advice: "a server makes it when it starts: ringfence serve; name another home with --home".to_owned(),
+                advice: "a server makes it when it starts: ringfence serve; name another home with --home"
+                    .to_owned(),
             }),
             Err(error) => Err(CliError::io(path.display().to_string(), error)),
         }
@@ -274,7 +275,8 @@ fn verified(
     output: &Output,
 ) -> Result<(), CliError> {
     let outside = checkpoint.map(|path| file(path, CHECKPOINT_BYTES_MAX)).transpose()?;
-    let holds = verify(&place.files, &place.public(key)?, outside.as_deref()).map_err(|fault| place.broken(fault))?;
+    let holds =
+        verify(&place.files, &place.public(key)?, outside.as_deref()).map_err(|fault| place.broken(fault))?;
     let body = json!({"size": holds.checkpoint.size, "root": hex(&holds.checkpoint.root), "present": holds.present,
                       "pruned": holds.pruned, "newer": holds.newer, "torn_bytes": holds.torn_bytes,
                       "outside": holds.outside});
@@ -294,7 +296,9 @@ fn in_words(holds: &Verified) -> String {
     }
     text + &match holds.outside {
         Some(size) => format!("\nthe outside checkpoint of {size} entries holds"),
-        None => "\nno outside checkpoint: whoever has the log's key can have written all of it anew".to_owned(),
+        None => {
+            "\nno outside checkpoint: whoever has the log's key can have written all of it anew".to_owned()
+        }
     }
 }
 
@@ -308,7 +312,9 @@ fn exported(
     let filter = Filter { from_ms, ..place.filter(client)? };
     let (public, names) = (place.public(None)?, place.names()?);
     let made = fs::DirBuilder::new().mode(0o700).create(dir);
-    let to = made.and_then(|()| Folder::open(dir)).map_err(|source| CliError::io(dir.display().to_string(), source));
+    let to = made
+        .and_then(|()| Folder::open(dir))
+        .map_err(|source| CliError::io(dir.display().to_string(), source));
     let done = export(&place.files, &public, &names, &filter, &mut to?).map_err(|error| match error {
         ExportError::Fault(fault) => place.broken(fault),
         ExportError::Io { file, source } => CliError::io(dir.join(file).display().to_string(), source),
@@ -366,7 +372,8 @@ fn broken(path: &Path, source: crate::error::Source) -> CliError {
         subject: path.display().to_string(),
         code: "audit_broken",
         source,
-        advice: "keep the folder as it is, and compare with an export or a checkpoint from elsewhere".to_owned(),
+        advice: "keep the folder as it is, and compare with an export or a checkpoint from elsewhere"
+            .to_owned(),
     }
 }
 
