@@ -261,11 +261,13 @@ fn show(place: &Place, index: u64, output: &Output) -> Result<(), CliError> {
 fn tail(place: &Place, count: u64, follow: bool, output: &Output) -> Result<(), CliError> {
     let size = Reader::open(&place.files, None).map_err(|fault| place.broken(fault))?.size();
     let mut next = place.lines(size.saturating_sub(count), &Filter::default(), output)?;
-    while follow {
+    loop {
+        if !follow {
+            return Ok(());
+        }
         std::thread::sleep(FOLLOW_EVERY);
         next = place.lines(next, &Filter::default(), output)?;
     }
-    Ok(())
 }
 
 fn verified(
