@@ -43,6 +43,8 @@ impl Names {
         if found.is_none() || !rest.is_empty() {
             files.replace(NAMES, &bytes[..whole])?;
         }
+        // A killed process may have written names that did not reach the disk; they are not written again.
+        files.sync(NAMES)?;
         Ok(Self { known, bytes: whole, waiting: Vec::new() })
     }
 
