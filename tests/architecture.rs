@@ -8,6 +8,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ringfence",
         &[
+            "ringfence-audit",
             "ringfence-grants",
             "ringfence-models",
             "ringfence-protocol",
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("ringfence-fileguard", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
+    ("ringfence-audit", &[]),
     ("ringfence-gpu", &[]),
     ("ringfence-grants", &[]),
     ("ringfence-kernels", &[]),

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::commands::alert::AlertArgs;
+use crate::commands::audit::AuditArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
 use crate::commands::doctor::DoctorArgs;
@@ -97,6 +98,8 @@ pub enum Command {
     Index(IndexArgs),
     /// Find passages of an indexed folder by what they mean
     Search(SearchArgs),
+    /// Check, read, export and prune the log of what was asked, decided and used
+    Audit(AuditArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
     /// Record what comes to the server, and replay it under other quotas

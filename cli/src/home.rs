@@ -48,6 +48,11 @@ impl Home {
         self.0.join("run/quotas.next")
     }
 
+    /// The audit log, its keys and its names; written by the server.
+    pub fn audit(&self) -> PathBuf {
+        self.0.join("audit")
+    }
+
     /// The socket of the operator's requests.
     pub fn admin_socket(&self) -> PathBuf {
         self.0.join("run/admin.sock")

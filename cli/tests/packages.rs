@@ -122,6 +122,7 @@ fn init_makes_a_home_with_each_part_for_those_who_need_it() {
         ("home", if is_root() { 0o751 } else { 0o711 }),
         ("home/clients", 0o711),
         ("home/keys", 0o700),
+        ("home/audit", 0o700),
         ("home/run", 0o755),
         ("home/models", public_folder),
         ("home/trust.json", public_file),

@@ -105,7 +105,9 @@ impl Programs {
         passphrase: &Path,
     ) -> Result<(), CliError> {
         let mut command = self.asks(home, "index", folder);
-        globs.iter().for_each(|glob| drop(command.args(["--glob", glob])));
+        for glob in globs {
+            command.args(["--glob", glob]);
+        }
         let run = self.folder_of(passphrase);
         self.approved(home, command, 3, (&run, passphrase)).map(drop)
     }

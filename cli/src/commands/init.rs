@@ -146,6 +146,7 @@ fn make_folders(home: &Home, owners: &Owners) -> Result<(), CliError> {
     make_folder(&home.models(), models_mode, None, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("clients"), 0o711, owners.server, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("keys"), 0o700, owners.server, OFlags::NOFOLLOW)?;
+    make_folder(&home.audit(), 0o700, owners.server, OFlags::NOFOLLOW)?;
     make_folder(&home.path().join("run"), 0o755, owners.server, OFlags::NOFOLLOW)
 }
 

@@ -1,6 +1,7 @@
 //! What each command does.
 
 pub mod alert;
+pub mod audit;
 pub mod bench;
 pub mod client;
 pub mod doctor;
@@ -51,6 +52,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Index(args) => index::run(args, home, output),
         Command::Search(args) => search::run(args, home, output),
         Command::Grant(args) => grant::run(args, home, output),
+        Command::Audit(args) => audit::run(args, home, output),
         Command::Why(args) => why::run(&args, home, output),
         Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),

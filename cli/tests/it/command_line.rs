@@ -85,6 +85,10 @@ fn usage_errors_end_with_2() {
     check(&["bench", "embed", "--rate", "nan"]);
     check(&["bench", "embed", "--url", "http://127.0.0.1:1"]);
     check(&["bench", "embed", "--requests", "5", "--duration", "5s"]);
+    check(&["audit"]);
+    check(&["audit", "show"]);
+    check(&["audit", "show", "7", "--client", "notes"]);
+    check(&["audit", "prune", "--keep-days", "0"]);
     check(&["top"]);
     check(&["top", "--once", "--interval", "0"]);
     check(&["stress"]);
