@@ -30,10 +30,10 @@ const INDEX_BYTES_MAX: usize = 4 << 30;
 Examples:
   ringfence index ~/notes
   ringfence index ~/notes --glob '*.md' --glob '!drafts' --minutes 10
-  ringfence grant approve 1 2 3
 
 It asks for three grants: that the model may read the folder, that this command may read it (its .gitignore files and the
-former index), and that it may write the folder's .ringfence, which holds the index. They are given back at the end. Only
+former index), and that it may write the folder's .ringfence, which holds the index. The operator answers them
+(ringfence grant approve). They are given back at the end. Only
 files that are new or have changed are read. Hidden files and what .gitignore files name are left out.")]
 pub struct IndexArgs {
     /// The folder; it must belong to the user that the server runs as

@@ -180,14 +180,18 @@ mod tests {
     #[test]
     fn the_nearest_rule_decides_as_in_git() {
         let rules = [rules("", "/target\n*.log\n").unwrap(), rules("kept", "!*.log\n/only-here\n").unwrap()];
-        let check =
-            |path, is_folder, expected| assert_eq!(is_ignored(&rules, path, is_folder), expected, "{path}");
+        // Below `kept` both files count, elsewhere the first.
+        let check = |path: &str, is_folder, expected| {
+            let above = if path.starts_with("kept/") { &rules[..] } else { &rules[..1] };
+            assert_eq!(is_ignored(above, path, is_folder), expected, "{path}");
+        };
         check("target", true, true);
         check("src/target", true, false);
         check("a.log", false, true);
+        check("src/a.log", false, true);
         check("kept/a.log", false, false);
         check("kept/only-here", false, true);
-        check("only-here", false, false);
+        check("kept/sub/only-here", false, false);
     }
 
     #[test]
