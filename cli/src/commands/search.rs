@@ -24,8 +24,8 @@ const SHOWN_CHARACTERS: usize = 200;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  ringfence search ~/notes \"what did we decide about the roof\"
-  ringfence search ~/notes \"the roof\" --most 3 --json
+  ringfence search ~/notes what did we decide about the roof
+  ringfence search ~/notes the roof --most 3 --json
 
 It asks for one grant: that this command may read the folder, which holds the index (ringfence index) and the passages that
 are shown. A rule in grants.toml answers it beforehand: docs/grants.md.")]
@@ -33,7 +33,8 @@ pub struct SearchArgs {
     /// The folder, as it was indexed
     folder: PathBuf,
     /// What is looked for, in words
-    question: String,
+    #[arg(required = true, value_name = "WORDS")]
+    question: Vec<String>,
     #[command(flatten)]
     asker: Asker,
     /// So many passages at most
@@ -103,13 +104,14 @@ async fn search(
         advice: format!("make one: ringfence index {folder}"),
     })?;
     let model = store.made()?.model;
-    let vector = embed(&mut connection, &model, &args.question).await?;
+    let question = args.question.join(" ");
+    let vector = embed(&mut connection, &model, &question).await?;
     let most = usize::try_from(args.most).unwrap_or(usize::MAX);
     let mut hits = Vec::new();
     for hit in store.nearest(&vector, most)? {
         hits.push(show(&mut connection, reads, hit).await?);
     }
-    Ok(Report { question: args.question.clone(), model, hits })
+    Ok(Report { question, model, hits })
 }
 
 async fn embed(connection: &mut Connection, model: &str, question: &str) -> Result<Vec<f32>, CliError> {
