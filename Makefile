@@ -23,10 +23,10 @@ check: system-packages nextest lint programs
 	$(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
 	$(CARGO) test --workspace --doc --quiet
 
-# check, plus real weights, real clients and twenty seconds of fuzzing for each target.
+# check, plus real weights, real clients and ten seconds of fuzzing for each target.
 test: check $(VENV)/ready $(CACHE)/sources/ready
 	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
-	scripts/fuzz 20
+	scripts/fuzz 10
 
 # Full counts and long runs.
 soak: system-packages nextest

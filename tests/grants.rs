@@ -353,6 +353,11 @@ fn a_client_reads_and_writes_what_it_was_granted_itself_and_nothing_else() {
     put_file(&api, &little, "kept", b"fits").ok();
     assert_eq!(put_file(&api, &little, "kept", b"x").code(), "grant_used_up");
 
+    // A body that nobody needs may come late, and may be empty.
+    let (late, _) = granted(&home, &server, &for_client(body(notes.path()), "file_read"));
+    let answer = api.post(&format!("/grants/{late}/claim"), &json!({"capability": "x"}));
+    assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"));
+
     // A client that has stopped reading gets no further byte after a revocation but what was on its way.
     notes.write("huge", &vec![7; 64 << 20]);
     let mut slow = api.connect();

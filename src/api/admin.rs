@@ -1,7 +1,7 @@
 //! The operator's routes, served on `admin.sock` only.
 
 use super::App;
-use super::body::JsonBody;
+use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use crate::clients::{self, Client, ClientName, ClientsError};
 use crate::clock;
@@ -80,7 +80,10 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
 
 /// `POST /models/reload`: reads packages and the trust file again.
 #[utoipa::path(post, path = "/models/reload", responses((status = 200, body = Models)))]
-pub(super) async fn reload_models(State(app): State<Arc<App>>) -> Result<Json<Models>, ApiError> {
+pub(super) async fn reload_models(
+    State(app): State<Arc<App>>,
+    NoBody: NoBody,
+) -> Result<Json<Models>, ApiError> {
     app.dispatcher
         .reload_models()
         .await
@@ -94,6 +97,7 @@ pub(super) async fn reload_models(State(app): State<Arc<App>>) -> Result<Json<Mo
 pub(super) async fn load_model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    NoBody: NoBody,
 ) -> Result<Json<Models>, ApiError> {
     app.dispatcher.load(&name)?;
     Ok(Json(Models { models: app.dispatcher.models() }))
@@ -105,6 +109,7 @@ pub(super) async fn load_model(
 pub(super) async fn unload_model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    NoBody: NoBody,
 ) -> Result<Json<Models>, ApiError> {
     app.dispatcher.unload(&name)?;
     Ok(Json(Models { models: app.dispatcher.models() }))

@@ -40,6 +40,29 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
+/// Of a route that takes nothing: no body, or `{}`. It is read all the same, so that a client that writes it late gets its
+/// answer and no broken pipe.
+pub(super) struct NoBody;
+
+/// What an empty object may take with white space around it.
+const NO_BODY_BYTES_MAX: usize = 1024;
+
+impl<S: Sync> FromRequest<S> for NoBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let bytes = read(request, NO_BODY_BYTES_MAX).await?;
+        match bytes.trim_ascii() {
+            b"" | b"{}" => Ok(Self),
+            _ => Err(ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_request",
+                "this route takes no body, or an empty object",
+            )),
+        }
+    }
+}
+
 fn require_json(request: &Request) -> Result<(), ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.and_then(|value| value.split(';').next()).map(str::trim);

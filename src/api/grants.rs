@@ -1,7 +1,7 @@
 //! Grants: clients ask, hold, narrow and give back; the operator decides on `admin.sock`.
 
 use super::App;
-use super::body::JsonBody;
+use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use super::identity::{Caller, PeerUid, Viewer};
 use crate::grants::{GrantView, GrantsView, Holder, unknown};
@@ -138,6 +138,7 @@ pub(super) async fn claim(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(grant): Path<String>,
+    NoBody: NoBody,
 ) -> Result<Json<Claimed>, ApiError> {
     let id = number(&grant)?;
     let capability = app.grants.claim(id, &caller.client)?;
@@ -309,6 +310,7 @@ pub(super) async fn deny(
     State(app): State<Arc<App>>,
     PeerUid(uid): PeerUid,
     Path(grant): Path<String>,
+    NoBody: NoBody,
 ) -> Result<Json<GrantView>, ApiError> {
     let by = Approver { uid, operator: false };
     app.grants.decide(number(&grant)?, Decision::Deny, by).await.map(Json)
