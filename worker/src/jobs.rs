@@ -2,7 +2,7 @@
 //! lanes and their weights, so that nobody gets more by bringing more jobs.
 
 use crate::stopwatch::Stopwatch;
-use crate::text::{Text, Tokens};
+use crate::text::{Next, Text, Tokens};
 use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item, JobError, Passage, SLOTS_MAX};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -112,10 +112,13 @@ impl Job {
     fn split_one(&mut self, text: &Text) -> Result<usize, JobError> {
         let splitting = self.splitting.as_mut().expect("there is more to do");
         let SplitText { text: source, offset, tokens_max } = &splitting.text;
-        let next = text.passage(source, splitting.at, *tokens_max as usize)?;
-        let Some((range, tokens)) = next else {
-            splitting.done = true;
-            return Ok(0);
+        let (range, tokens) = match text.passage(source, splitting.at, *tokens_max as usize)? {
+            Next::Passage { bytes, tokens } => (bytes, tokens),
+            Next::Nothing { behind } => return Ok(behind - std::mem::replace(&mut splitting.at, behind)),
+            Next::End => {
+                splitting.done = true;
+                return Ok(0);
+            }
         };
         if splitting.passages.len() == ITEMS_MAX {
             return Err(JobError::PassagesTooMany { limit: ITEMS_MAX as u32 });

@@ -33,6 +33,25 @@ pub struct Tokens {
     pub truncated: bool,
 }
 
+/// What a text goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A passage.
+    Passage {
+        /// Where it is.
+        bytes: Range<usize>,
+        /// Its tokens.
+        tokens: Tokens,
+    },
+    /// Characters that the tokeniser drops.
+    Nothing {
+        /// Where they end.
+        behind: usize,
+    },
+    /// Nothing but white space.
+    End,
+}
+
 /// A model's tokeniser and length.
 #[derive(Debug)]
 pub struct Text {
@@ -99,38 +118,29 @@ impl Text {
         Ok(Tokens { ids: [&self.before, kept, &self.after].concat(), truncated })
     }
 
-    /// The next passage of a text from the byte `at` on: where it is, and its tokens. It has at most `tokens_max` of them
-    /// without the special ones, and ends at the end of a paragraph, a line or a sentence where there is one in its second
-    /// half, and never within a word that is shorter than itself. `None` where nothing but white space is left.
+    /// What comes next in a text from the byte `at` on. A passage has at most `tokens_max` tokens without the special ones,
+    /// and ends at the end of a paragraph, a line or a sentence where there is one in its second half, and within a word only
+    /// where that is longer than a passage.
     ///
     /// # Errors
     /// The tokeniser fails.
-    pub fn passage(
-        &self,
-        text: &str,
-        mut at: usize,
-        tokens_max: usize,
-    ) -> Result<Option<(Range<usize>, Tokens)>, JobError> {
+    pub fn passage(&self, text: &str, at: usize, tokens_max: usize) -> Result<Next, JobError> {
         let tokens_max = tokens_max.clamp(1, self.max_tokens - self.before.len() - self.after.len());
-        loop {
-            at += text[at..].len() - text[at..].trim_start().len();
-            if at == text.len() {
-                return Ok(None);
-            }
-            let window = window(&text[at..], tokens_max * BYTES_FOR_TOKEN);
-            let encoding = tokenizer::encode_with_offsets(&self.tokenizer, window);
-            let encoding = encoding.ok_or(JobError::Tokenizer { item: 0 })?;
-            let whole = window.len() == text.len() - at && encoding.len() <= tokens_max;
-            let tokens = if whole { encoding.len() } else { cut(window, &encoding, tokens_max) };
-            if tokens == 0 {
-                // Characters that the tokeniser drops.
-                at += window.len();
-                continue;
-            }
-            let end = encoding.get_offsets()[tokens - 1].1;
-            let ids = [&self.before, &encoding.get_ids()[..tokens], &self.after].concat();
-            return Ok(Some((at..at + end, Tokens { ids, truncated: false })));
+        let at = text.len() - text[at..].trim_start().len();
+        if at == text.len() {
+            return Ok(Next::End);
         }
+        let window = window(&text[at..], tokens_max * BYTES_FOR_TOKEN);
+        let encoding = tokenizer::encode_with_offsets(&self.tokenizer, window);
+        let encoding = encoding.ok_or(JobError::Tokenizer { item: 0 })?;
+        let whole = window.len() == text.len() - at && encoding.len() <= tokens_max;
+        let tokens = if whole { encoding.len() } else { cut(window, &encoding, tokens_max) };
+        if tokens == 0 {
+            return Ok(Next::Nothing { behind: at + window.len() });
+        }
+        let end = encoding.get_offsets()[tokens - 1].1;
+        let ids = [&self.before, &encoding.get_ids()[..tokens], &self.after].concat();
+        Ok(Next::Passage { bytes: at..at + end, tokens: Tokens { ids, truncated: false } })
     }
 
     /// A token array without the special tokens around it.

@@ -125,7 +125,8 @@ fn passages_end_where_a_text_does_or_a_paragraph_a_line_or_a_sentence() {
 #[test]
 fn a_file_without_text_has_no_passages_and_one_with_too_many_fails() {
     let worker = Worker::ready(&Package::tiny());
-    for nothing in [&b""[..], b" \n\t ", b"\xef\xbb\xbf"] {
+    let dropped = "\u{200b}".repeat(100_000);
+    for nothing in [&b""[..], b" \n\t ", b"\xef\xbb\xbf", dropped.as_bytes()] {
         assert_eq!(passages(&worker, nothing, 4), (Vec::new(), Vec::new()));
     }
     let link = run_split(&worker, 0, Split::Passages { tokens_max: 1 });
