@@ -65,6 +65,30 @@ fn an_idle_worker_that_is_killed_is_replaced_at_the_next_job() {
 }
 
 #[test]
+fn what_happened_to_a_model_s_workers_can_be_read_afterwards() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    assert_eq!(good(&server), 200);
+    let pid = server.worker_pid();
+    kill(pid);
+    server.await_status("no worker", |status| status["workers"].as_array().is_some_and(Vec::is_empty));
+    let lines = |after: u64| {
+        let answer = server.admin().get(&format!("/models/tiny-bert/logs?after={after}")).ok();
+        let texts = answer["lines"].as_array().unwrap().iter();
+        texts.map(|line| line["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let all = lines(0);
+    let begins =
+        ["starts on cpu with a lease of", "is ready after", "has ended: it died with wait status 0x9"];
+    assert!(all.len() == 3 && all.iter().zip(begins).all(|(line, begin)| line.starts_with(begin)), "{all:?}");
+    assert_eq!(lines(2), all[2..]);
+    let page = home.cli_ok(&["logs", "tiny-bert"]);
+    assert!(begins.iter().all(|begin| page.contains(begin)), "{page}");
+    assert_eq!(server.admin().get("/models/none/logs").code(), "model_unknown");
+    assert_eq!(server.api().get("/models/tiny-bert/logs").code(), "admin_only");
+}
+
+#[test]
 fn a_killed_server_leaves_no_orphan_and_can_be_started_again() {
     let home = Home::with_tiny();
     let mut server = home.start();

@@ -9,6 +9,7 @@ use crate::commands::grant::GrantArgs;
 use crate::commands::index::IndexArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
+use crate::commands::logs::LogsArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
 use crate::commands::search::SearchArgs;
@@ -100,6 +101,8 @@ pub enum Command {
     Search(SearchArgs),
     /// Check, read, export and prune the log of what was asked, decided and used
     Audit(AuditArgs),
+    /// Show what happened to a model's workers and what they wrote
+    Logs(LogsArgs),
     /// Say why a job waits, runs, was refused or failed
     Why(WhyArgs),
     /// Record what comes to the server, and replay it under other quotas

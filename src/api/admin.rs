@@ -8,9 +8,10 @@ use crate::clock;
 use crate::dispatch::ModelView;
 use crate::keys::{KeyRecord, KeysError, Scope};
 use crate::status::{self, Status, WorkerView};
+use crate::workers::Line;
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -113,6 +114,27 @@ pub(super) async fn unload_model(
 ) -> Result<Json<Models>, ApiError> {
     app.dispatcher.unload(&name)?;
     Ok(Json(Models { models: app.dispatcher.models() }))
+}
+
+/// Answer of `GET /models/{model}/logs`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelLines {
+    /// The oldest first; at most the last 500.
+    lines: Vec<Line>,
+}
+
+/// `GET /models/{model}/logs?after=NUMBER`: what happened to its workers, and what they wrote.
+#[utoipa::path(get, path = "/models/{model}/logs", params(("model" = String, Path),
+           ("after" = Option<u64>, Query, description = "the number of the last line that is known")),
+    responses((status = 200, body = ModelLines), (status = "4XX", body = super::error::ErrorBody)))]
+pub(super) async fn model_logs(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<ModelLines>, ApiError> {
+    let [after] = super::grants::query(&uri, ["after"])?;
+    let lines = app.dispatcher.log_lines(&name, after.unwrap_or(0));
+    lines.map(|lines| Json(ModelLines { lines })).ok_or_else(|| ApiError::model_unknown(&name))
 }
 
 /// `POST /models/{model}/drill`: lets the next worker of the model find next to no memory for its package, once.

@@ -328,7 +328,7 @@ fn wait(ms: Option<u64>) -> Result<Duration, ApiError> {
 }
 
 /// Whole numbers of a query, each at most once, and nothing else.
-fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<u64>; N], ApiError> {
+pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<u64>; N], ApiError> {
     let mut values = [None; N];
     for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -101,6 +101,7 @@ enum Route {
     ModelLoad,
     ModelUnload,
     ModelDrill,
+    ModelLogs,
     ClientsList,
     ClientsAdd,
     ClientsRemove,
@@ -115,7 +116,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 40] = [
+    const ALL: [Self; 41] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -145,6 +146,7 @@ impl Route {
         Self::ModelLoad,
         Self::ModelUnload,
         Self::ModelDrill,
+        Self::ModelLogs,
         Self::ClientsList,
         Self::ClientsAdd,
         Self::ClientsRemove,
@@ -189,6 +191,7 @@ impl Route {
             Self::ModelLoad => (Method::POST, "/models/{model}/load", Surface::Admin),
             Self::ModelUnload => (Method::POST, "/models/{model}/unload", Surface::Admin),
             Self::ModelDrill => (Method::POST, "/models/{model}/drill", Surface::Admin),
+            Self::ModelLogs => (Method::GET, "/models/{model}/logs", Surface::Admin),
             Self::ClientsList => (Method::GET, "/clients", Surface::Admin),
             Self::ClientsAdd => (Method::POST, "/clients", Surface::Admin),
             Self::ClientsRemove => (Method::DELETE, "/clients/{name}", Surface::Admin),
@@ -231,6 +234,7 @@ impl Route {
             Self::ModelLoad => post(admin::load_model),
             Self::ModelUnload => post(admin::unload_model),
             Self::ModelDrill => post(admin::drill_model),
+            Self::ModelLogs => get(admin::model_logs),
             Self::ClientsList => get(admin::clients),
             Self::ClientsAdd => post(admin::add_client),
             Self::ClientsRemove => delete(admin::remove_client),

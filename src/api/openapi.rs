@@ -33,6 +33,7 @@ use utoipa::OpenApi;
         admin::load_model,
         admin::unload_model,
         admin::drill_model,
+        admin::model_logs,
         admin::clients,
         admin::add_client,
         admin::remove_client,

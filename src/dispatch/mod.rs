@@ -28,7 +28,7 @@ use crate::clock;
 use crate::gpus::Gpus;
 use crate::nvml::{Cards, NvmlView};
 use crate::packages::{Packages, PackagesError};
-use crate::workers::{self, ProbeError, Spawner};
+use crate::workers::{self, Line, Logs, ProbeError, Spawner};
 use axum::http::StatusCode;
 use job::Job;
 use models::Models;
@@ -64,6 +64,8 @@ pub(crate) struct Dispatcher {
     /// The acts that were tried to prove the sandbox of workers on GPUs, by driver, once that was needed.
     gpu_probes: Mutex<BTreeMap<String, Vec<String>>>,
     alerts: Alerts,
+    /// What happened to workers, by model.
+    logs: Logs,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
@@ -135,6 +137,7 @@ impl Dispatcher {
             cards,
             gpu_probes: Mutex::default(),
             alerts,
+            logs: Logs::default(),
             reading: tokio::sync::Mutex::new(()),
         })
     }
@@ -163,6 +166,13 @@ impl Dispatcher {
     /// The name of the device that a lease is of.
     fn device_name(&self, gpu: Option<GpuId>) -> &str {
         gpu.and_then(|gpu| self.gpus.get(gpu)).map_or("cpu", |gpu| &gpu.name)
+    }
+
+    /// What happened to a model's workers, after a line's number; none of a model that is not there and never was.
+    pub(crate) fn log_lines(&self, model: &str, after: u64) -> Option<Vec<Line>> {
+        let lines = self.logs.lines(model, after);
+        let known = !lines.is_empty() || after > 0 || self.lock().models.named(model).is_some();
+        known.then_some(lines)
     }
 
     /// What the operator wants to be told of.

@@ -57,6 +57,7 @@ pub(super) struct Worker {
     pub(super) pid: Option<i32>,
     pub(super) page: Option<Arc<StatusPage>>,
     pub(super) serving: Option<Serving>,
+    pub(super) log: Log,
     decided: Instant,
     kill: Arc<Notify>,
 }
@@ -122,16 +123,20 @@ impl Dispatcher {
         threads: u16,
     ) {
         let kill = Arc::new(Notify::new());
+        let log = self.logs.of(&state.models.name(model), worker.0);
+        let device = self.device_name(leases.gpu).to_owned();
+        log.say(format!("starts on {device} with a lease of {} MiB", leases.of_tensors() >> 20));
         let entry = Worker {
             model,
             leases,
-            device: self.device_name(leases.gpu).to_owned(),
+            device,
             cold: false,
             ready_after: None,
             phase: Phase::Starting,
             pid: None,
             page: None,
             serving: None,
+            log: log.clone(),
             decided: clock::instant(),
             kill: kill.clone(),
         };
@@ -140,7 +145,7 @@ impl Dispatcher {
         let starve_load = state.models.take_drill(model);
         let driver = leases.gpu.and_then(|gpu| self.gpus.get(gpu)).map(|gpu| gpu.driver);
         let started = Started { start, starve_load, driver };
-        tokio::spawn(self.clone().run_worker(worker, model, started, kill));
+        tokio::spawn(self.clone().run_worker(worker, model, started, kill, log));
     }
 
     /// The whole life of one worker, from its package to its end.
@@ -150,8 +155,8 @@ impl Dispatcher {
         model: ModelId,
         Started { start, starve_load, driver }: Started,
         kill: Arc<Notify>,
+        log: Log,
     ) {
-        let log = Log::default();
         let ending = match self.prepare(worker, model).await {
             Err(ending) => ending,
             Ok((package, page)) => {
@@ -223,6 +228,7 @@ impl Dispatcher {
             ready_after_us = micros_since(entry.decided),
             "worker ready"
         );
+        entry.log.say(format!("is ready after {} ms, pid {}", after.as_millis(), ready.pid));
         entry.ready_after = Some(after);
         if entry.phase == Phase::Starting {
             entry.phase = Phase::Ready;
@@ -264,6 +270,7 @@ impl Dispatcher {
         tracing::info!(worker = worker.0, pid = gone.pid, model, ending = %ending, "worker ended");
         metrics::counter!("ringfence_worker_ends_total", "how" => ending.code()).increment(1);
         state.models.ended(gone.model, ending, log.last_line());
+        log.say(format!("has ended: {ending}"));
         if let Some(kind) = ending.alert() {
             let (device, message) = (&gone.device, ending.to_string());
             self.alerts.raise(News { kind, model: &model, device, rung: None, message });
@@ -385,6 +392,7 @@ impl State {
 
     pub(super) fn stop(&mut self, worker: WorkerId) {
         if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.log.say("is told to stop".to_owned());
             entry.phase = Phase::Stopping;
         }
         self.send(worker, ToWorker::Stop, Vec::new());
@@ -394,6 +402,7 @@ impl State {
         let Some(entry) = self.workers.get_mut(&worker) else { return };
         tracing::warn!(worker = worker.0, pid = entry.pid, why = %why, "worker killed");
         metrics::counter!("ringfence_worker_kills_total", "why" => why.code()).increment(1);
+        entry.log.say(format!("is killed: {why}"));
         entry.phase = Phase::Killed;
         entry.kill.notify_one();
     }

@@ -13,7 +13,7 @@ mod spawner;
 pub(crate) use connection::Connection;
 pub(crate) use drill::leave_memory;
 pub(crate) use life::{Audience, Ending, Plan, Ready, end, is_sealed, live, micros_since};
-pub(crate) use log::Log;
+pub(crate) use log::{Line, Log, Logs};
 pub(crate) use probes::{ProbeError, prove_cpu, prove_fileguard, prove_gpu};
 pub(crate) use readiness::{receive, watch};
 pub(crate) use slots::{Effect, End, Illegal, Items, Slots, Usage};

@@ -8,7 +8,9 @@ pub mod doctor;
 pub mod grant;
 pub mod index;
 pub mod init;
+mod kernel_log;
 pub mod key;
+pub mod logs;
 pub mod model;
 pub mod quota;
 pub mod search;
@@ -53,6 +55,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Search(args) => search::run(args, home, output),
         Command::Grant(args) => grant::run(args, home, output),
         Command::Audit(args) => audit::run(args, home, output),
+        Command::Logs(args) => logs::run(&args, home, output),
         Command::Why(args) => why::run(&args, home, output),
         Command::Trace(args) => trace::run(args, home, output),
         Command::Bench(args) => bench::run(args, home, output),
