@@ -14,8 +14,7 @@ export RINGFENCE_SPEECH := $(CACHE)/speech
 .PHONY: demo test check soak bench gpu-bench lint deny install clean system-packages nextest programs
 
 demo: system-packages
-	$(CARGO) build --release --bins --workspace
-	$(CARGO) build --release -p ringfence --example demo
+	$(CARGO) build --release --workspace --bins --example demo
 	target/release/examples/demo $(DEVICE)
 
 # Offline and on tiny packages: minutes.
