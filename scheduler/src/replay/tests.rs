@@ -76,7 +76,7 @@ fn what_is_no_trace_is_refused_with_its_line() {
     check(&format!("{good}{}", submit(9, 1, "notes")), "line 4: this job came or ended before");
     check(&format!("{good}{}", end(9, 1, "done")), "line 4: this job came or ended before");
     check(&format!("{good}{}", end(9, 7, "done")), "line 4: no line above says");
-    check(&format!("{good}{}", line(9, What::Cancel(Cancelled { job: 7 }))), "line 4: no line above says");
+    check(&format!("{good}{}", line(9, What::Cancel(cancelled(7)))), "line 4: no line above says");
     check(&format!("{good}{}", submit(u64::MAX, 2, "notes")), "line 4: its time or one of its numbers");
     check(&format!("{good}{END}{END}"), "line 5: there is a line after the last one");
     let many = header("", 0) + &"{\"t\":1,\"cancel\":{\"job\":1}}\n".repeat(TRACE_LINES_MAX);
@@ -135,6 +135,10 @@ fn a_rate_would_have_refused() {
     assert_eq!((compared.agreement.jobs, compared.agreement.same), (20, 20));
 }
 
+fn cancelled(job: u64) -> Cancelled {
+    Cancelled { job, grant_ended: false }
+}
+
 #[test]
 fn what_ends_otherwise_than_with_an_answer_is_replayed() {
     let deadline = submit(5, 4, "late").replace("null", "1000");
@@ -143,7 +147,7 @@ fn what_ends_otherwise_than_with_an_answer_is_replayed() {
         + &submit(2, 2, "a")
         + &submit(3, 3, "a")
         + &deadline
-        + &line(6, What::Cancel(Cancelled { job: 2 }))
+        + &line(6, What::Cancel(cancelled(2)))
         + &end(6, 2, "cancelled")
         + &end(9, 3, "in_worker")
         + &end(1_005, 4, "deadline_passed");
