@@ -15,7 +15,7 @@ use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Answer, Home, Server, Target};
+use support::{Answer, Home, Server, Target, is_alive};
 
 const NOTE: &str = "the cat sat on the mat";
 
@@ -402,6 +402,156 @@ fn rules_decide_beforehand_and_broken_ones_for_nobody() {
 fn make_readable(path: &Path) {
     if rustix::process::getuid().is_root() {
         chown(path, Some(65_534), Some(65_534)).unwrap();
+    }
+}
+
+/// A server on which two clients have files by a rule, and whose worker a test may stop.
+struct Forgetting {
+    _home: Home,
+    server: Server,
+    notes: Notes,
+}
+
+impl Forgetting {
+    fn new() -> Self {
+        let home = Home::with_tiny();
+        let server = home.start();
+        let notes = Notes::new(&home);
+        let rules = home.path().join("grants.toml");
+        let rule = "[[rule]]\nclient = \"*\"\nkind = \"file_read\"\ndecision = \"allow\"\nuntil = 2100-01-01\nbelow = ";
+        fs::write(&rules, format!("{rule}\"{}\"\n", notes.path())).unwrap();
+        make_readable(&rules);
+        for client in ["notes", "mail"] {
+            home.cli_ok(&["client", "add", client]);
+        }
+        Self { _home: home, server, notes }
+    }
+
+    fn plain(&self) -> Answer {
+        self.server.api().embed(&json!({"model": "tiny-bert", "input": NOTE}))
+    }
+
+    fn live(&self, client: &str, snapshot: bool) -> (u64, String) {
+        let target = self.server.client(client);
+        let grant = target.post("/grants", &with(body(self.notes.path()), "snapshot", snapshot)).ok();
+        let grant = grant["grant"].as_u64().unwrap();
+        let claimed = target.post(&format!("/grants/{grant}/claim"), &json!({})).ok();
+        (grant, claimed["capability"].as_str().unwrap().to_owned())
+    }
+
+    /// The only worker, which from now on hears nothing.
+    fn stopped_worker(&self) -> i32 {
+        assert_eq!(self.plain().status, 200);
+        let worker = self.server.worker_pid();
+        signal(worker, rustix::process::Signal::STOP);
+        worker
+    }
+
+    fn await_running(&self, jobs: u64) {
+        self.server.await_status("jobs in the worker", |status| status["models"][0]["running"] == jobs);
+    }
+
+    fn revoke(&self, client: &str, grant: u64) {
+        self.server.client(client).send("DELETE", &format!("/grants/{grant}"), &[], b"").ok();
+    }
+
+    /// Ends a grant while a stopped worker has its file and another's job. How long until the worker is gone, if it is.
+    fn round(&self, client: &str, snapshot: bool) -> Option<Duration> {
+        let worker = self.stopped_worker();
+        let (grant, capability) = self.live(client, snapshot);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| self.plain());
+            self.await_running(1);
+            let file = scope.spawn(|| embed(&self.server.client(client), "tiny-bert", &capability, "a.md"));
+            self.await_running(2);
+            let begun = Instant::now();
+            self.revoke(client, grant);
+            let gone = gone_within(worker, begun, Duration::from_secs(1));
+            if gone.is_none() {
+                signal(worker, rustix::process::Signal::CONT);
+            }
+            assert_eq!(file.join().unwrap().code(), "grant_revoked");
+            let other = other.join().unwrap();
+            assert_eq!(other.status, 200, "{:#}", other.json());
+            gone
+        })
+    }
+
+    fn device_us(&self, client: &str) -> u64 {
+        self.server.client(client).get("/usage").ok()["clients"][0]["device_us"].as_u64().unwrap()
+    }
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn gone_within(pid: i32, begun: Instant, limit: Duration) -> Option<Duration> {
+    while is_alive(pid) {
+        if begun.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Some(begun.elapsed())
+}
+
+#[test]
+fn a_worker_that_does_not_forget_is_killed_at_once_on_its_clients_account_and_not_too_often() {
+    let ground = Forgetting::new();
+    let mut times = Vec::new();
+    for client in ["notes", "mail"] {
+        let mut rounds = (0..15).map(|round| ground.round(client, round % 2 == 1));
+        let killed: Vec<Duration> = rounds.by_ref().map_while(|gone| gone).collect();
+        assert!((5..15).contains(&killed.len()), "{client}: {killed:?}");
+        // Each took the device for the grace, and a load.
+        let charged = ground.device_us(client);
+        assert!(charged > 50_000 * killed.len() as u64, "{client} was charged {charged} us");
+        times.extend(killed);
+    }
+    println!("workers gone after {times:?}");
+    assert!(times.iter().all(|time| *time >= Duration::from_millis(50)), "sooner than may be: {times:?}");
+    // The model was never broken, and whoever asks is told.
+    assert_eq!(ground.plain().status, 200);
+    let told = (1..200).map(|job| ground.server.admin().get(&format!("/jobs/{job}")).json()).find(|job| {
+        let decisions = job["decisions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        decisions.iter().any(|made| {
+            made["rule"] == "ForgetGrace" && made["action"].as_str().unwrap().ends_with("forget_ignored")
+        })
+    });
+    assert_eq!(told.unwrap()["ended"]["rule"], "GrantEnded");
+}
+
+#[test]
+fn a_job_that_its_client_left_is_forgotten_when_its_grant_ends_or_the_client_is_removed() {
+    let ground = Forgetting::new();
+    for (client, removed) in [("notes", false), ("mail", true)] {
+        let worker = ground.stopped_worker();
+        let (grant, capability) = ground.live(client, false);
+        let mut stream = ground.server.client(client).connect();
+        let body = json!({"model": "tiny-bert", "input": {"grant": capability, "path": "a.md"}}).to_string();
+        let head = format!(
+            "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        ground.await_running(1);
+        if !removed {
+            drop(stream);
+            ground.await_running(0);
+            // A client that leaves is no reason to hurry.
+            assert_eq!(gone_within(worker, Instant::now(), Duration::from_millis(300)), None);
+        }
+        let begun = Instant::now();
+        if removed {
+            ground.server.admin().send("DELETE", &format!("/clients/{client}"), &[], b"").ok();
+        } else {
+            ground.revoke(client, grant);
+        }
+        let gone = gone_within(worker, begun, Duration::from_secs(1));
+        println!("{client}: the worker was gone after {gone:?}");
+        assert!(gone.is_some(), "{client}: {}", ground.server.log());
+        assert_eq!(ground.plain().status, 200);
     }
 }
 

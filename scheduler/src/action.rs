@@ -1,6 +1,7 @@
 //! What the scheduler tells the server to do, and how a job can end.
 
 use crate::config::Rate;
+use crate::forget::FORGET_GRACE;
 use crate::ids::{GpuId, JobId, ModelId, WorkerId};
 use std::time::Duration;
 
@@ -287,6 +288,12 @@ pub enum KillReason {
     /// A cancelled slot did not end.
     #[error("a cancelled slot did not end within the model's step limit")]
     CancelIgnored,
+    /// A slot whose grant has ended was not given back at once.
+    #[error("a slot whose grant has ended was not given back within {FORGET_GRACE:?}")]
+    ForgetIgnored {
+        /// Which job had it.
+        job: JobId,
+    },
     /// Told to stop, or unable to load, and did not exit.
     #[error("the worker did not exit when it had to")]
     StopIgnored,
@@ -390,6 +397,7 @@ impl KillReason {
             KillReason::StepLimit => "step_limit",
             KillReason::LoadLimit => "load_limit",
             KillReason::CancelIgnored => "cancel_ignored",
+            KillReason::ForgetIgnored { .. } => "forget_ignored",
             KillReason::StopIgnored => "stop_ignored",
             KillReason::Illegal => "illegal",
         }

@@ -67,6 +67,7 @@ impl Scheduler {
             arrival: self.arrive(),
             deaths: 0,
             replays: 0,
+            excused: 0,
             worker: None,
             started: None,
         };

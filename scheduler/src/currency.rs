@@ -34,6 +34,8 @@ pub(crate) struct Client {
     /// What its running jobs are expected to take beyond it.
     expected: u64,
     pub(crate) buckets: [Bucket; 3],
+    /// Loads of workers that were killed on its account.
+    pub(crate) forget_loads: Bucket,
     pub(crate) usage: Usage,
     bills: u32,
     /// It came back, and none of its jobs has started since.
@@ -288,6 +290,26 @@ impl Scheduler {
             client.had = client.had.saturating_add(had);
             client.expected = client.expected.saturating_add(more).saturating_sub(had);
         });
+    }
+
+    /// A client pays for device time that none of its jobs had.
+    pub(crate) fn charge_client(&mut self, id: ClientId, device_us: u64) {
+        let (now, values) = (self.now, self.client_values(id).clone());
+        let had = weighted(device_us, values.weight);
+        self.largest_charge = self.largest_charge.max(had);
+        let least = self.class_time(values.class);
+        self.change_client(id, |client| {
+            if client.waiting == 0 && client.running == 0 {
+                // Or it would be lifted past what it pays when it comes back.
+                client.had = client.had.max(least);
+            }
+            client.had = client.had.saturating_add(had);
+            client.usage.device_us = client.usage.device_us.saturating_add(device_us);
+            if let Some(rate) = values.device_us {
+                client.buckets[Resource::DeviceTime as usize].take(rate, now, device_us);
+            }
+        });
+        self.move_lines(id);
     }
 
     /// What was expected and not used is not counted any more: the job has ended, or runs again elsewhere.

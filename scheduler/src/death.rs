@@ -114,7 +114,11 @@ impl Scheduler {
     fn survive(&mut self, id: JobId, blame: Blame, alone: bool) {
         let job = self.jobs.get_mut(&id).expect("live slots belong to known jobs");
         job.replays += 1;
-        job.deaths += u32::from(blame != Blame::Others);
+        match blame {
+            Blame::Running | Blame::Memory | Blame::Limit => job.deaths += 1,
+            Blame::Others => {}
+            Blame::Grant => job.excused += 1,
+        }
         match self.verdict(id, blame, alone) {
             Some(outcome) => self.end(id, outcome, Rule::Death),
             None => {
@@ -144,7 +148,11 @@ impl Scheduler {
         if job.deaths >= SUSPICIONS_MAX {
             return Some(Failure::WorkerDied { suspect: true });
         }
-        if job.canary || job.replays > REPLAYS_MAX {
+        if job.canary && blame == Blame::Grant {
+            // It says nothing of the model's health.
+            return Some(Failure::Cancelled);
+        }
+        if job.canary || job.replays - job.excused > REPLAYS_MAX {
             return Some(Failure::WorkerDied { suspect: false });
         }
         if model.removed {

@@ -42,6 +42,12 @@ pub enum Event {
         /// Which.
         job: JobId,
     },
+    /// The grant that a job is on has ended, whether or not the job has. As [`Event::Cancel`], and a worker that still has
+    /// it must give its slot back within [`crate::FORGET_GRACE`].
+    Forget {
+        /// Which.
+        job: JobId,
+    },
     /// A worker could not be started: no process exists, its lease is free again.
     SpawnFailed {
         /// As in [`crate::Action::Spawn`].
@@ -172,6 +178,7 @@ impl Event {
             Event::ClientConfigured { .. } => "client_configured",
             Event::Submit(_) => "submit",
             Event::Cancel { .. } => "cancel",
+            Event::Forget { .. } => "forget",
             Event::SpawnFailed { .. } => "spawn_failed",
             Event::WorkerReady { .. } => "worker_ready",
             Event::LoadFailed { .. } => "load_failed",

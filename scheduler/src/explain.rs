@@ -1,6 +1,6 @@
 //! So that "why" has an answer: the last decisions, the last jobs that ended, and what a waiting job waits for.
 
-use crate::action::{Action, BrokenCause, Outcome};
+use crate::action::{Action, BrokenCause, KillReason, Outcome};
 use crate::config::Order;
 use crate::ids::{ClientId, JobId, ModelId, Time, WorkerId};
 use crate::queue::Queue;
@@ -154,6 +154,8 @@ pub enum Rule {
     Answer,
     /// The client left or took the job back.
     ClientLeft,
+    /// The grant that the job was on has ended.
+    GrantEnded,
     /// A job's deadline.
     Deadline,
     /// A model's timeout of device time.
@@ -164,6 +166,8 @@ pub enum Rule {
     LoadLimit,
     /// A cancelled slot must end within one step.
     CancelGrace,
+    /// A slot whose grant has ended must be given back at once.
+    ForgetGrace,
     /// A worker that is told to stop must exit.
     StopGrace,
     /// A message must be legal in its state.
@@ -209,9 +213,22 @@ impl Action {
     fn job(&self) -> Option<JobId> {
         match self {
             Action::Run { job, .. } | Action::CancelJob { job, .. } | Action::End { job, .. } => Some(*job),
-            Action::Spawn { .. } | Action::Stop { .. } | Action::Kill { .. } | Action::DropPackage { .. } => {
-                None
-            }
+            Action::Kill { why, .. } => why.job(),
+            Action::Spawn { .. } | Action::Stop { .. } | Action::DropPackage { .. } => None,
+        }
+    }
+}
+
+impl KillReason {
+    /// The job that it is told of.
+    fn job(self) -> Option<JobId> {
+        match self {
+            KillReason::ForgetIgnored { job } => Some(job),
+            KillReason::StepLimit
+            | KillReason::LoadLimit
+            | KillReason::CancelIgnored
+            | KillReason::StopIgnored
+            | KillReason::Illegal => None,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | `stop` | what happens when a time has passed |
 //! | `room` | who makes room for a model that is waited for |
 //! | `death` | what becomes of the jobs of a worker that died |
+//! | `forget` | what happens to a worker that keeps what a grant gave after its end |
 //!
 //! `quotas` is the text that an operator writes, and what it comes to. `replay` lets what was recorded come again under
 //! other quotas.
@@ -24,6 +25,7 @@ mod currency;
 mod death;
 mod event;
 mod explain;
+mod forget;
 mod ids;
 mod order;
 mod place;
@@ -46,6 +48,7 @@ pub use config::{
 pub use currency::{CLIENTS_MAX, ClientUsage, Usage};
 pub use event::{Event, Exit, JobEnd, SpawnFault, Submit};
 pub use explain::{AHEAD_MAX, DECISIONS_MAX, Decision, Explanation, JobState, PAST_JOBS_MAX, Rule, WaitsFor};
+pub use forget::{FORGET_GRACE, FORGET_KILLS_MAX, FORGET_LOADS};
 pub use ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId};
 pub use snapshot::{
     BudgetSnapshot, ClientSnapshot, CoresSnapshot, ModelSnapshot, Snapshot, WorkerSnapshot, WorkerState,

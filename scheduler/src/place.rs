@@ -191,6 +191,8 @@ impl Scheduler {
         let model = self.models.get_mut(&id).expect("packages belong to known models");
         assert!(model.workers.is_empty(), "a package stays while a worker may have it");
         let package = model.package.take().expect("there is a package to drop");
+        // A worker that had lived on would have been stopped by now.
+        model.owed.clear();
         self.host.release(package.bytes);
         self.emit(Action::DropPackage { model: id }, rule);
     }

@@ -6,7 +6,7 @@ use crate::currency::{Bill, COUNTER_SCALE, Client, expected_tokens};
 use crate::explain::{Decision, Decisions, Past, Rule};
 use crate::ids::{ClientId, GpuId, JobId, ModelId, Time, WorkerId, micros};
 use crate::queue::Queue;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// The whole of what is counted in parts of a million.
@@ -78,6 +78,8 @@ pub(crate) struct Job {
     pub(crate) deaths: u32,
     /// How often it was put back into the queue.
     pub(crate) replays: u32,
+    /// How often of that because of the end of another's grant.
+    pub(crate) excused: u32,
     /// Where it runs; `None` while it waits.
     pub(crate) worker: Option<WorkerId>,
     /// When it last got a worker.
@@ -109,6 +111,8 @@ pub(crate) struct Model {
     pub(crate) token_time: Average,
     /// Tokens that jobs had, of a million that they could have had by their size.
     pub(crate) token_part: Average,
+    /// Who pays for the next loads: those on whose account a worker was killed.
+    pub(crate) owed: VecDeque<ClientId>,
 }
 
 /// A package in the host's memory.
@@ -176,6 +180,8 @@ pub(crate) enum Blame {
     Limit,
     /// None of the jobs whose clients wait.
     Others,
+    /// The end of a grant that none of them is on.
+    Grant,
 }
 
 /// A job's place in a worker, until the worker gives it back.
@@ -188,6 +194,8 @@ pub(crate) struct Slot {
     pub(crate) left: u64,
     /// When its job was ended while it ran; the slot is stale since then.
     pub(crate) cancelled: Option<Time>,
+    /// When its job's grant ended, as long as the slot must be given back at once for that.
+    pub(crate) forgotten: Option<Time>,
     /// No other job may join.
     pub(crate) alone: bool,
     pub(crate) canary: bool,
@@ -307,6 +315,7 @@ impl Scheduler {
             charged_us: 0,
             left,
             cancelled: None,
+            forgotten: None,
             alone: job.deaths > 0,
             canary: job.canary,
         };
@@ -421,6 +430,7 @@ impl Model {
             load_time: Average::default(),
             token_time: Average::default(),
             token_part: Average::default(),
+            owed: VecDeque::new(),
         }
     }
 

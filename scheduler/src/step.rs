@@ -40,6 +40,7 @@ impl Scheduler {
             }
             Event::Submit(submit) => self.submit(&submit),
             Event::Cancel { job } => self.end(job, Outcome::Failed(Failure::Cancelled), Rule::ClientLeft),
+            Event::Forget { job } => self.forget(job),
             Event::SpawnFailed { worker, fault } => self.spawn_failed(worker, fault),
             Event::WorkerReady { worker, bytes_per_token, used_bytes } => {
                 self.ready(worker, Footprint { used_bytes, bytes_per_token });
@@ -165,6 +166,9 @@ impl Scheduler {
         model.load_time.add(load_us);
         model.footprint = Some(footprint);
         model.wanted = None;
+        if let Some(client) = model.owed.pop_front() {
+            self.charge_client(client, load_us);
+        }
     }
 
     fn used(&mut self, id: WorkerId, device_us: u64, tokens: &[(JobId, u32)]) {

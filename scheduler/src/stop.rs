@@ -3,6 +3,7 @@
 use crate::action::{Action, Failure, KillReason, Outcome};
 use crate::config::ModelValues;
 use crate::explain::Rule;
+use crate::forget::FORGET_GRACE;
 use crate::ids::{JobId, Time, WorkerId, micros};
 use crate::state::{Blame, Model, Phase, Scheduler, Slot, Worker};
 use std::time::Duration;
@@ -14,6 +15,7 @@ pub const GRACE: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Load,
+    Forget(JobId),
     Step,
     CancelledSlot,
     Exit,
@@ -40,7 +42,10 @@ impl Limits {
 
     fn of_slot(&self, job: JobId, slot: &Slot, now: Time) -> (Time, Due) {
         match slot.cancelled {
-            Some(since) => (since + self.step, Due::CancelledSlot),
+            Some(since) => {
+                let forget = slot.forgotten.map(|since| (since + FORGET_GRACE, Due::Forget(job)));
+                forget.into_iter().fold((since + self.step, Due::CancelledSlot), Ord::min)
+            }
             None if slot.charged_us >= self.timeout_us => (now, Due::Timeout(job)),
             None => (slot.started + self.wall, Due::Timeout(job)),
         }
@@ -74,6 +79,7 @@ impl Scheduler {
         match due {
             Due::Load => self.kill(id, KillReason::LoadLimit, Rule::LoadLimit),
             Due::Step => self.kill(id, KillReason::StepLimit, Rule::StepLimit),
+            Due::Forget(job) => self.not_forgotten(id, job),
             Due::CancelledSlot => self.kill(id, KillReason::CancelIgnored, Rule::CancelGrace),
             Due::Exit => self.kill(id, KillReason::StopIgnored, Rule::StopGrace),
             Due::Timeout(job) => {
@@ -145,6 +151,7 @@ impl Scheduler {
         let blame = match why {
             KillReason::StepLimit | KillReason::Illegal => Blame::Running,
             KillReason::LoadLimit | KillReason::CancelIgnored | KillReason::StopIgnored => Blame::Others,
+            KillReason::ForgetIgnored { .. } => Blame::Grant,
         };
         worker.phase = Phase::Killed { blame };
         let model = worker.model;
@@ -156,7 +163,7 @@ impl Scheduler {
             | KillReason::Illegal => {
                 self.count_death(model);
             }
-            KillReason::StopIgnored => {}
+            KillReason::StopIgnored | KillReason::ForgetIgnored { .. } => {}
         }
     }
 }

@@ -207,6 +207,136 @@ fn a_worker_that_ignores_a_cancel_is_killed_and_its_other_jobs_are_no_suspects()
         .at(190, ready(2), "run 2 in 2; run 3 in 2");
 }
 
+fn forget(job: u64) -> Event {
+    Event::Forget { job: JobId(job) }
+}
+
+fn of(client: u32, id: u64) -> Event {
+    Event::Submit(Submit { client: ClientId(client), ..job(id, 0) })
+}
+
+fn device_ms(script: &Script, client: u32) -> u64 {
+    script.0.usage(Some(ClientId(client)))[0].usage.device_us / MS
+}
+
+#[test]
+fn a_worker_that_gives_the_slot_back_in_time_lives_on_after_the_end_of_a_grant() {
+    script(&[values()])
+        .at(0, submit(1, 0), "spawn 1 for 0")
+        .at(0, submit(2, 0), "")
+        .at(10, forget(2), "end 2 cancelled")
+        .at(10, ready(1), "run 1 in 1")
+        .at(20, forget(1), "end 1 cancelled; cancel 1 in 1")
+        .at(69, ended(1, 1, JobEnd::Cancelled), "")
+        .at(70, forget(1), "")
+        .at(9_000, Event::Tick, "");
+}
+
+#[test]
+fn a_worker_that_does_not_forget_is_killed_on_its_clients_account_and_others_lose_nothing() {
+    let mut script = script(&[values()]);
+    script
+        .at(0, of(1, 1), "spawn 1 for 0")
+        .at(10, ready(1), "run 1 in 1")
+        .at(10, of(2, 2), "run 2 in 1")
+        .at(20, used(1, 0), "")
+        .at(30, forget(1), "end 1 cancelled; cancel 1 in 1")
+        .at(31, of(2, 3), "run 3 in 1")
+        .wakes(80, "kill 1 forget_ignored");
+    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (50, 0), "the step that was cut off");
+    script.at(85, exit(1, Exit::Crashed), "spawn 2 for 0").at(86, of(2, 4), "").at(
+        115,
+        ready(2),
+        "run 2 in 2; run 3 in 2; run 4 in 2",
+    );
+    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (80, 0), "and the load");
+    let Explanation { replays, decisions, .. } = script.0.explain(JobId(2)).unwrap();
+    assert_eq!((replays, decisions.last().unwrap().rule), (1, Rule::Replay));
+    let decisions = script.0.explain(JobId(1)).unwrap().decisions;
+    let why: Vec<String> =
+        decisions.iter().map(|made| format!("{} by {:?}", text(&made.action), made.rule)).collect();
+    assert_eq!(
+        why[1..],
+        [
+            "end 1 cancelled by GrantEnded",
+            "cancel 1 in 1 by GrantEnded",
+            "kill 1 forget_ignored by ForgetGrace"
+        ]
+    );
+}
+
+#[test]
+fn a_step_that_was_reported_is_not_charged_twice_and_a_slot_whose_job_ended_before_counts_too() {
+    let mut script = script(&[values()]);
+    script
+        .at(0, Event::Submit(Submit { deadline: Some(Time(40 * MS)), ..job(1, 0) }), "spawn 1 for 0")
+        .at(10, ready(1), "run 1 in 1")
+        .wakes(40, "end 1 deadline_passed; cancel 1 in 1")
+        .at(60, forget(1), "")
+        .at(80, used(1, 5), "")
+        .at(90, forget(1), "")
+        .wakes(110, "kill 1 forget_ignored")
+        .at(120, exit(1, Exit::Crashed), "");
+    assert_eq!(device_ms(&script, 1), 5 + 30);
+}
+
+/// Client 1 has a worker killed, or would, while client 2 has a job in it. The worker after it is ready at the end.
+fn round(script: &mut Script, ms: u64, worker: u64, killed: bool) {
+    script.at(ms, of(1, ms), &format!("run {ms} in {worker}")).at(
+        ms,
+        forget(ms),
+        &format!("end {ms} cancelled; cancel {ms} in {worker}"),
+    );
+    if killed {
+        script
+            .wakes(ms + 50, &format!("kill {worker} forget_ignored"))
+            .at(ms + 60, exit(worker, Exit::Crashed), &format!("spawn {} for 0", worker + 1))
+            .at(ms + 70, ready(worker + 1), &format!("run 2 in {}", worker + 1));
+    }
+}
+
+#[test]
+fn such_kills_break_no_model_use_up_no_replay_and_are_few() {
+    let long = Duration::from_secs(600);
+    let mut script = script(&[ModelValues { step_limit: Duration::from_secs(1), timeout: long, ..values() }]);
+    script.at(0, of(2, 2), "spawn 1 for 0").at(10, ready(1), "run 2 in 1");
+    // A burst, and then one every twelve seconds.
+    let at = [1, 2, 3, 4, 5].map(|n| n * 100).into_iter();
+    let mut worker = 1;
+    for ms in at.chain([12_200, 24_300, 36_400, 48_500, 60_600]) {
+        // What keeps the worker alive meanwhile.
+        for alive in (1_000..ms).step_by(500) {
+            script.0.step(Time(alive * MS), used(worker, 0));
+        }
+        round(&mut script, ms, worker, true);
+        worker += 1;
+    }
+    // No eleventh: the slot has as long as any that is cancelled.
+    round(&mut script, 61_000, worker, false);
+    script
+        .wakes(61_050, "")
+        .at(61_100, used(worker, 1), "")
+        .at(62_000, used(worker, 1), "")
+        .wakes(62_100, &format!("kill {worker} cancel_ignored"));
+    assert_eq!(script.0.explain(JobId(2)).unwrap().replays, 10);
+    script
+        .at(62_110, exit(worker, Exit::Crashed), &format!("spawn {} for 0", worker + 1))
+        .at(62_120, ready(worker + 1), &format!("run 2 in {}", worker + 1))
+        .at(62_130, done(worker + 1, 2), "end 2 done");
+}
+
+#[test]
+fn a_canary_in_a_worker_that_did_not_forget_says_nothing_of_its_health() {
+    script(&[values()])
+        .at(0, Event::Load { model: ModelId(0) }, "spawn 1 for 0")
+        .at(10, ready(1), "")
+        .at(20, canary(1), "run 1 in 1")
+        .at(20, submit(2, 0), "run 2 in 1")
+        .at(20, forget(2), "end 2 cancelled; cancel 2 in 1")
+        .wakes(70, "kill 1 forget_ignored")
+        .at(80, exit(1, Exit::Crashed), "end 1 cancelled");
+}
+
 #[test]
 fn a_worker_without_a_sign_of_life_is_killed_only_while_it_has_jobs() {
     script(&[values()])

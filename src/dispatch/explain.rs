@@ -360,9 +360,8 @@ fn decided(now: Time, decision: &Decision) -> DecisionView {
         Action::Run { worker, .. } => format!("run in worker {}", worker.0),
         Action::CancelJob { worker, .. } => format!("cancel in worker {}", worker.0),
         Action::End { outcome, .. } => format!("end: {}", outcome.code()),
-        Action::Spawn { .. } | Action::Stop { .. } | Action::Kill { .. } | Action::DropPackage { .. } => {
-            String::new()
-        }
+        Action::Kill { worker, why } => format!("kill worker {}: {}", worker.0, why.code()),
+        Action::Spawn { .. } | Action::Stop { .. } | Action::DropPackage { .. } => String::new(),
     };
     DecisionView {
         ago_ms: since(now, decision.at),

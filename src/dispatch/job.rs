@@ -1,6 +1,7 @@
 //! One job between the request that brought it and the answer that ends it.
 
 use super::Dispatcher;
+use super::abandon::Waiting;
 use super::models::package_of_twin;
 use crate::api::ApiError;
 use crate::clock;
@@ -276,28 +277,17 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
     input.items.iter().map(|item| of(item).min(u64::from(max_tokens))).sum()
 }
 
-/// Cancels the job of a request whose client has gone away.
-struct CancelOnDrop {
-    dispatcher: Arc<Dispatcher>,
-    job: JobId,
-    armed: bool,
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if self.armed {
-            self.dispatcher.cancel(self.job);
-        }
-    }
-}
-
 impl Dispatcher {
     /// Runs one job to its end.
     pub(crate) async fn run(self: &Arc<Self>, request: JobRequest) -> Result<Output, ApiError> {
+        let grant = match &request.input {
+            JobInput::Items(_) => None,
+            JobInput::Granted { file, .. } => Some(file.end()),
+        };
         let (job, answer) = self.submit(request)?;
-        let mut guard = CancelOnDrop { dispatcher: self.clone(), job, armed: true };
+        let waiting = Waiting::new(self.clone(), job, grant);
         let output = answer.await;
-        guard.armed = false;
+        waiting.answered();
         output.unwrap_or_else(|_| Err(ApiError::internal(&"a job ended without an answer")))
     }
 
@@ -376,13 +366,5 @@ impl Dispatcher {
         state.record_submit(&submit, asked.map(|asked| asked.saturating_sub(waited)));
         self.step(&mut state, Event::Submit(submit));
         Ok((id, answered))
-    }
-
-    fn cancel(self: &Arc<Self>, job: JobId) {
-        let mut state = self.lock();
-        if state.jobs.contains_key(&job) {
-            state.record_cancel(job);
-            self.step(&mut state, Event::Cancel { job });
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! One lock guards the scheduler and the tables beside it. Whoever has an event takes the lock, steps, and carries
 //! out the actions; nothing waits while it is held, so a request costs no hop to another task.
 
+mod abandon;
 mod canary;
 mod disk;
 mod explain;

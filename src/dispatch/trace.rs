@@ -184,10 +184,10 @@ impl State {
         self.push_line(What::Submit(submitted));
     }
 
-    /// A client has left.
-    pub(super) fn record_cancel(&mut self, job: JobId) {
+    /// A client has left, or the grant has ended that the job is on.
+    pub(super) fn record_cancel(&mut self, job: JobId, grant_ended: bool) {
         if self.jobs.get(&job).is_some_and(|job| self.records(job)) {
-            self.push_line(What::Cancel(Cancelled { job: job.0 }));
+            self.push_line(What::Cancel(Cancelled { job: job.0, grant_ended }));
         }
     }
 
@@ -257,7 +257,7 @@ mod tests {
             bytes_left,
         };
         let mut sent = 0;
-        while recording.push(What::Cancel(Cancelled { job: 1 })).is_ok() {
+        while recording.push(What::Cancel(Cancelled { job: 1, grant_ended: false })).is_ok() {
             sent += 1;
         }
         drop(recording);

@@ -241,8 +241,28 @@ impl GrantedFile {
 
     /// Returns when the grant has ended: what was made from it must not be given out any more.
     pub(crate) async fn ended(&self) {
+        self.end().comes().await;
+    }
+
+    /// Tells of the grant's end, also after this use of it.
+    pub(crate) fn end(&self) -> GrantEnd {
+        GrantEnd(self.ended.clone())
+    }
+}
+
+/// The end of a grant, or the wait for it.
+pub(crate) struct GrantEnd(watch::Receiver<bool>);
+
+impl GrantEnd {
+    /// Whether it has come.
+    pub(crate) fn is_over(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns when it has.
+    pub(crate) async fn comes(&self) {
         // The service keeps the sender until the end, and lets it go then.
-        drop(self.ended.clone().wait_for(|ended| *ended).await);
+        drop(self.0.clone().wait_for(|ended| *ended).await);
     }
 }
 

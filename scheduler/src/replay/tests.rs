@@ -76,7 +76,7 @@ fn what_is_no_trace_is_refused_with_its_line() {
     check(&format!("{good}{}", submit(9, 1, "notes")), "line 4: this job came or ended before");
     check(&format!("{good}{}", end(9, 1, "done")), "line 4: this job came or ended before");
     check(&format!("{good}{}", end(9, 7, "done")), "line 4: no line above says");
-    check(&format!("{good}{}", line(9, What::Cancel(Cancelled { job: 7 }))), "line 4: no line above says");
+    check(&format!("{good}{}", line(9, What::Cancel(cancelled(7)))), "line 4: no line above says");
     check(&format!("{good}{}", submit(u64::MAX, 2, "notes")), "line 4: its time or one of its numbers");
     check(&format!("{good}{END}{END}"), "line 5: there is a line after the last one");
     let many = header("", 0) + &"{\"t\":1,\"cancel\":{\"job\":1}}\n".repeat(TRACE_LINES_MAX);
@@ -135,6 +135,17 @@ fn a_rate_would_have_refused() {
     assert_eq!((compared.agreement.jobs, compared.agreement.same), (20, 20));
 }
 
+fn cancelled(job: u64) -> Cancelled {
+    Cancelled { job, grant_ended: false }
+}
+
+#[test]
+fn a_line_says_that_a_grant_ended_only_where_it_did() {
+    let text = |grant_ended| line(6, What::Cancel(Cancelled { job: 2, grant_ended }));
+    assert_eq!(text(false).trim(), "{\"t\":6,\"cancel\":{\"job\":2}}");
+    assert_eq!(text(true).trim(), "{\"t\":6,\"cancel\":{\"job\":2,\"grant_ended\":true}}");
+}
+
 #[test]
 fn what_ends_otherwise_than_with_an_answer_is_replayed() {
     let deadline = submit(5, 4, "late").replace("null", "1000");
@@ -143,22 +154,25 @@ fn what_ends_otherwise_than_with_an_answer_is_replayed() {
         + &submit(2, 2, "a")
         + &submit(3, 3, "a")
         + &deadline
-        + &line(6, What::Cancel(Cancelled { job: 2 }))
+        + &submit(5, 5, "a")
+        + &line(6, What::Cancel(cancelled(2)))
         + &end(6, 2, "cancelled")
+        + &line(7, What::Cancel(Cancelled { job: 5, grant_ended: true }))
+        + &end(7, 5, "cancelled")
         + &end(9, 3, "in_worker")
         + &end(1_005, 4, "deadline_passed");
     let quotas = Quotas::parse("").unwrap();
     let trace = Trace::parse(&(text.clone() + END)).unwrap();
     let report = replay(&trace, &quotas).unwrap();
     // The job that nobody saw the end of is done at the end. How long a load takes is known: it comes too late.
-    let expected = [Some("done"), Some("cancelled"), Some("in_worker"), Some("deadline_unmeetable")];
+    let expected = ["done", "cancelled", "in_worker", "deadline_unmeetable", "cancelled"].map(Some);
     assert_eq!(report.codes, expected);
-    assert_eq!(report.clients["a"].failed, BTreeMap::from([("cancelled", 1), ("in_worker", 1)]));
+    assert_eq!(report.clients["a"].failed, BTreeMap::from([("cancelled", 2), ("in_worker", 1)]));
     assert!(report.clients["a"].wait.max_us >= 99_000, "{report:?}");
     // A client that may not use the model is told so.
     let closed = Quotas::parse("[clients.a]\nmodels = []\n").unwrap();
     let report = replay(&trace, &closed).unwrap();
-    assert_eq!(report.clients["a"].refused, BTreeMap::from([("model_unknown", 3)]));
+    assert_eq!(report.clients["a"].refused, BTreeMap::from([("model_unknown", 4)]));
     // Quotas that leave the machine of the trace nothing.
     let nothing = Quotas::parse("[devices.cpu]\nreserve_mib = 16777216\n").unwrap();
     assert!(matches!(replay(&trace, &nothing), Err(ReplayError::Config(_))));

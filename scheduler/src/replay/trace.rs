@@ -129,6 +129,9 @@ pub struct Ended {
 pub struct Cancelled {
     /// Its number.
     pub job: u64,
+    /// Whether because the grant ended that it was on; left out where not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub grant_ended: bool,
 }
 
 /// Why a recording ended.
@@ -256,6 +259,8 @@ pub(super) struct TracedJob {
 pub(super) enum Input {
     Submit(usize),
     Cancel(usize),
+    /// Its grant ended.
+    Forget(usize),
 }
 
 impl Trace {
@@ -357,9 +362,10 @@ impl Reader {
         match what {
             What::Submit(submitted) => self.submit(t, submitted)?,
             What::End(ended) => self.end(ended)?,
-            What::Cancel(Cancelled { job }) => {
+            What::Cancel(Cancelled { job, grant_ended }) => {
                 let place = self.place(job)?;
-                self.trace.inputs.push((t, Input::Cancel(place)));
+                let input = if grant_ended { Input::Forget(place) } else { Input::Cancel(place) };
+                self.trace.inputs.push((t, input));
             }
             What::Stop(_) => self.stopped = true,
         }

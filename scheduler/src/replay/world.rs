@@ -120,6 +120,7 @@ impl<'a> World<'a> {
             match *input {
                 Input::Submit(job) => self.submit(job),
                 Input::Cancel(job) => self.tell(Event::Cancel { job: self.id_of(job) }),
+                Input::Forget(job) => self.tell(Event::Forget { job: self.id_of(job) }),
             }
         }
         self.run_until(begin + trace.length_us, |_| false)?;

@@ -1,12 +1,18 @@
 //! An independent account of what the scheduler was told and what it decided, and the promises that both must keep.
 
 use ringfence_scheduler::{
-    Action, Class, ClientId, ClientUsage, ClientValues, Config, Event, Exit, Failure, GRACE, GpuId, JobEnd,
-    JobId, KillReason, ModelId, ModelValues, Order, Outcome, Refusal, Snapshot, Submit, Time, WorkerId,
-    WorkerState,
+    Action, Class, ClientId, ClientUsage, ClientValues, Config, Event, Exit, FORGET_GRACE, FORGET_KILLS_MAX,
+    FORGET_LOADS, Failure, GRACE, GpuId, JobEnd, JobId, KillReason, ModelId, ModelValues, Order, Outcome,
+    Refusal, Snapshot, Submit, Time, WorkerId, WorkerState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// What a kill counts at least, so that a burst and what comes back in a minute are not more than may be.
+const FORGET_LOAD_LEAST_US: u64 = (FORGET_LOADS.burst + FORGET_LOADS.per_minute) / FORGET_KILLS_MAX;
+
+/// How long a microsecond of a load is paid for.
+const LOAD_US_IN_US: u64 = 60_000_000 / FORGET_LOADS.per_minute;
 
 pub(crate) struct Oracle {
     config: Config,
@@ -26,8 +32,22 @@ pub(crate) struct Oracle {
     /// Packages in memory with their bytes.
     packages: BTreeMap<ModelId, u64>,
     arrivals: u64,
+    /// Loads that somebody else pays for.
+    owed: BTreeMap<ModelId, u64>,
+    /// Workers that were killed on a client's account.
+    kills: BTreeMap<ClientId, Kills>,
+    /// Of all jobs.
+    clients_of: BTreeMap<JobId, ClientId>,
     draining: bool,
     pub(crate) shown: BTreeSet<String>,
+}
+
+/// Workers that were killed on a client's account.
+#[derive(Default)]
+struct Kills {
+    at: Vec<Time>,
+    /// When their loads are paid for.
+    paid: u64,
 }
 
 pub(crate) struct Job {
@@ -47,10 +67,12 @@ pub(crate) struct Worker {
     gpu: Option<GpuId>,
     threads: u16,
     spawned: Time,
-    ready: bool,
+    ready: Option<Time>,
     heard: Time,
     /// By job, when it was cancelled.
     slots: BTreeMap<JobId, Option<Time>>,
+    /// Slots whose grant has ended, since when.
+    forgotten: BTreeMap<JobId, Time>,
     /// Those that are no canaries.
     work: BTreeSet<JobId>,
     /// When the last of them came.
@@ -75,6 +97,9 @@ impl Oracle {
             workers: BTreeMap::new(),
             packages: BTreeMap::new(),
             arrivals: 0,
+            owed: BTreeMap::new(),
+            kills: BTreeMap::new(),
+            clients_of: BTreeMap::new(),
             draining: false,
             shown: BTreeSet::new(),
         }
@@ -90,6 +115,7 @@ impl Oracle {
         }
         self.check_admission(event, actions, full);
         self.check_times();
+        self.check_forgotten();
         self.check_snapshot(after);
         self.check_workers_max(actions, after);
         self.check_work_conserved(after);
@@ -108,7 +134,7 @@ impl Oracle {
             },
             Event::Submit(submit) => self.submitted(submit),
             Event::SpawnFailed { worker, .. } => drop(self.workers.remove(worker)),
-            Event::WorkerReady { worker, .. } => self.heard(*worker, |worker| worker.ready = true),
+            Event::WorkerReady { worker, .. } => self.ready(*worker),
             Event::LoadFailed { worker } => {
                 let now = self.now;
                 if let Some(worker) = self.workers.get_mut(worker) {
@@ -124,6 +150,7 @@ impl Oracle {
             Event::JobEnded { worker, job, end } => self.job_ended(*worker, *job, *end),
             Event::WorkerExited { worker, exit } => self.exited(*worker, *exit),
             Event::Drain => self.draining = true,
+            Event::Forget { job } => self.forgotten(*job),
             Event::Cancel { .. } | Event::Load { .. } | Event::Unload { .. } | Event::Tick => {}
         }
     }
@@ -131,8 +158,36 @@ impl Oracle {
     fn submitted(&mut self, submit: &Submit) {
         self.arrivals += 1;
         self.submitted += 1;
+        self.clients_of.insert(submit.job, submit.client);
         let job = Job { submit: submit.clone(), arrival: self.arrivals, worker: None, runs: 0, deaths: 0 };
         assert!(self.jobs.insert(submit.job, job).is_none());
+    }
+
+    /// The end of a grant marks the slot of its job, also after the job's end.
+    fn forgotten(&mut self, job: JobId) {
+        let now = self.now;
+        let holder = self.workers.values_mut().find(|worker| worker.slots.contains_key(&job));
+        if let Some(worker) = holder {
+            worker.forgotten.entry(job).or_insert(now);
+            if worker.slots[&job].is_some() {
+                self.shown.insert("grant ended after its job".to_owned());
+            }
+        }
+    }
+
+    /// Whoever had a worker killed pays for the load of the next one.
+    fn ready(&mut self, id: WorkerId) {
+        let now = self.now;
+        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.loads()) {
+            worker.ready = Some(now);
+            let owed = self.owed.entry(worker.model).or_default();
+            if *owed > 0 {
+                *owed -= 1;
+                self.shown.insert("load owed".to_owned());
+                self.busy_us += micros(now.since(worker.spawned));
+            }
+        }
+        self.heard(id, |_| {});
     }
 
     fn heard(&mut self, worker: WorkerId, change: impl FnOnce(&mut Worker)) {
@@ -148,6 +203,7 @@ impl Oracle {
             let lied = end == JobEnd::Cancelled && worker.slots.get(&job) == Some(&None);
             if !lied {
                 worker.slots.remove(&job);
+                worker.forgotten.remove(&job);
                 worker.work.remove(&job);
                 worker.suspect_inside &= !worker.slots.is_empty();
             }
@@ -156,11 +212,13 @@ impl Oracle {
 
     fn exited(&mut self, id: WorkerId, exit: Exit) {
         let Some(worker) = self.workers.remove(&id) else { return };
-        let others = matches!(worker.killed, Some(KillReason::CancelIgnored));
+        let grant = matches!(worker.killed, Some(KillReason::ForgetIgnored { .. }));
+        let others = matches!(worker.killed, Some(KillReason::CancelIgnored)) || grant;
         for (job, cancelled) in &worker.slots {
             let Some(job) = self.jobs.get_mut(job).filter(|_| cancelled.is_none()) else { continue };
             job.worker = None;
             job.deaths += u32::from(!others);
+            job.runs -= u32::from(grant);
         }
         if exit == Exit::OutOfMemory && worker.slots.len() == 1 {
             self.shown.insert("exit out of memory, alone".to_owned());
@@ -185,6 +243,7 @@ impl Oracle {
                 self.shown.insert("action drop_package".to_owned());
                 assert!(self.workers.values().all(|worker| worker.model != *model), "a worker may have it");
                 assert!(self.packages.remove(model).is_some(), "no such package is in memory");
+                self.owed.remove(model);
             }
         }
     }
@@ -202,9 +261,10 @@ impl Oracle {
             gpu,
             threads,
             spawned: self.now,
-            ready: false,
+            ready: None,
             heard: self.now,
             slots: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             work: BTreeSet::new(),
             given: self.now,
             stopped: None,
@@ -245,7 +305,7 @@ impl Oracle {
             worker.work.insert(id);
             worker.given = now;
         }
-        assert!(worker.ready && worker.stopped.is_none() && worker.killed.is_none());
+        assert!(worker.ready.is_some() && worker.stopped.is_none() && worker.killed.is_none());
         assert!(worker.slots.len() < usize::from(self.models[&model].concurrency), "concurrency exceeded");
         assert!(!worker.suspect_inside, "a suspect has company");
         let alone = job.deaths > 0;
@@ -365,13 +425,57 @@ impl Oracle {
         let (now, step) = (self.now, values.step_limit + GRACE);
         let justified = match why {
             KillReason::StepLimit => !worker.slots.is_empty() && now >= worker.heard + step,
-            KillReason::LoadLimit => !worker.ready && now >= worker.spawned + values.load_limit,
+            KillReason::LoadLimit => worker.ready.is_none() && now >= worker.spawned + values.load_limit,
             KillReason::CancelIgnored => worker.slots.values().flatten().any(|since| now >= *since + step),
             KillReason::StopIgnored => worker.stopped.is_some_and(|since| now >= since + step),
             KillReason::Illegal => worker.slots.values().any(Option::is_none),
+            KillReason::ForgetIgnored { job } => {
+                worker.forgotten.get(&job).is_some_and(|since| now >= *since + FORGET_GRACE)
+            }
         };
         assert!(justified, "a worker was killed without the reason {why:?}");
         assert!(worker.killed.replace(why).is_none(), "killed twice");
+        if let KillReason::ForgetIgnored { job } = why {
+            self.forget_killed(id, job);
+        }
+    }
+
+    /// The requester pays for the step that is cut off, and its kills have a rate.
+    fn forget_killed(&mut self, id: WorkerId, job: JobId) {
+        let (now, worker) = (self.now, &self.workers[&id]);
+        assert!(self.may_kill(worker, job), "a client's kills are beyond its rate");
+        self.busy_us += micros(now.since(worker.heard.max(worker.forgotten[&job])));
+        *self.owed.entry(worker.model).or_default() += 1;
+        let cost = worker.load_us() * LOAD_US_IN_US;
+        let Kills { at, paid } = self.kills.entry(self.clients_of[&job]).or_default();
+        *paid = (*paid).max(now.0) + cost;
+        at.push(now);
+        let minute = at.iter().filter(|at| now.since(**at) < Duration::from_secs(60)).count() as u64;
+        assert!(minute <= FORGET_KILLS_MAX, "more workers were killed for a client than may be");
+    }
+
+    fn may_kill(&self, worker: &Worker, job: JobId) -> bool {
+        let paid = self.kills.get(&self.clients_of[&job]).map_or(0, |kills| kills.paid);
+        let cost = worker.load_us().min(FORGET_LOADS.burst) * LOAD_US_IN_US;
+        paid.saturating_sub(self.now.0) + cost <= FORGET_LOADS.burst * LOAD_US_IN_US
+    }
+
+    /// Whoever did not forget in time was killed, or its client has no more kills: then it waits as others that are cancelled.
+    fn check_forgotten(&mut self) {
+        let late = |worker: &Worker, since: Time| worker.killed.is_none() && self.now >= since + FORGET_GRACE;
+        let mut spared = Vec::new();
+        for (id, worker) in &self.workers {
+            for (job, since) in &worker.forgotten {
+                if late(worker, *since) {
+                    assert!(!self.may_kill(worker, *job), "a worker need not forget");
+                    spared.push((*id, *job));
+                }
+            }
+        }
+        for (worker, job) in spared {
+            self.shown.insert("no kill beyond the rate".to_owned());
+            self.workers.get_mut(&worker).unwrap().forgotten.remove(&job);
+        }
     }
 
     /// Which queues had no room for a job before the event.
@@ -428,7 +532,7 @@ impl Oracle {
             }
             worker.slots.values().flatten().for_each(|since| before(*since, step));
             worker.stopped.into_iter().for_each(|since| before(since, step));
-            if !worker.ready && worker.stopped.is_none() {
+            if worker.ready.is_none() && worker.stopped.is_none() {
                 before(worker.spawned, values.load_limit);
             }
         }
@@ -493,6 +597,21 @@ impl Oracle {
         if cores_lack {
             self.shown.insert("waits for cores".to_owned());
         }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap()
+}
+
+impl Worker {
+    fn loads(&self) -> bool {
+        self.ready.is_none() && self.stopped.is_none() && self.killed.is_none()
+    }
+
+    fn load_us(&self) -> u64 {
+        let ready = self.ready.expect("it has jobs");
+        micros(ready.since(self.spawned)).max(FORGET_LOAD_LEAST_US)
     }
 }
 

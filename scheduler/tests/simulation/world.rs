@@ -33,6 +33,8 @@ pub(crate) struct World {
     bad_packages: bool,
     /// No two models fit, and both are always wanted.
     crowded: bool,
+    /// Many of its workers don't hear, and many grants of its one client end, whose jobs take long.
+    forgetless: bool,
     steps: u32,
     digest: DefaultHasher,
 }
@@ -92,6 +94,7 @@ impl World {
             kinds: BTreeMap::new(),
             jobs: 0,
             crowded,
+            forgetless: random.permille(100),
             faults: !crowded && random.permille(800),
             bad_packages: random.permille(200),
             steps: 0,
@@ -108,6 +111,7 @@ impl World {
         let mut at = 0;
         let (pace, length) = match self.crowded {
             true => (8 * MS, 800),
+            false if self.forgetless => (20 * MS, 600),
             false => (self.random.within(1, 40) * MS, self.random.within(20, 120)),
         };
         for _ in 0..length {
@@ -235,8 +239,9 @@ impl World {
     }
 
     fn start_worker(&mut self, worker: WorkerId) {
+        let deaf = if self.forgetless { 700 } else { 60 };
         let process =
-            Process { ignores_cancel: self.fault(60), ignores_stop: self.fault(60), ..Process::default() };
+            Process { ignores_cancel: self.fault(deaf), ignores_stop: self.fault(60), ..Process::default() };
         self.workers.insert(worker, process);
         if self.bad_packages && self.random.permille(300) {
             if self.random.permille(500) {
@@ -268,7 +273,7 @@ impl World {
     }
 
     fn start_job(&mut self, job: JobId, worker: WorkerId) {
-        let steps = self.random.within(1, 8) as u32;
+        let steps = self.random.within(1, if self.forgetless { 60 } else { 8 }) as u32;
         let kind = if self.faults { self.kinds[&job] } else { Kind::Good };
         let process = self.workers.get_mut(&worker).unwrap();
         process.jobs.insert(job, if kind == Kind::Endless { u32::MAX } else { steps });
@@ -337,12 +342,10 @@ impl World {
 
     fn outside(&mut self) -> Event {
         let model = ModelId(self.random.within(0, 4) as u32);
-        let quiet_operator = self.crowded;
+        let quiet_operator = self.crowded || self.forgetless;
         match self.random.within(0, if quiet_operator { 859 } else { 999 }) {
             0..680 => self.submit(model),
-            680..850 => {
-                Event::Cancel { job: JobId(self.random.within(self.jobs.saturating_sub(12), self.jobs + 1)) }
-            }
+            680..850 => self.taken_back(),
             850..860 => {
                 let config = self.random.permille(800).then(|| client_config(&mut self.random, 700));
                 Event::ClientConfigured { client: ClientId(self.random.within(0, 3) as u32), config }
@@ -356,6 +359,13 @@ impl World {
             965..995 => self.crossed(),
             _ => Event::Drain,
         }
+    }
+
+    /// A client takes a job back, or the grant ends that one is on, whether or not the job has.
+    fn taken_back(&mut self) -> Event {
+        let (ends, of_last) = if self.forgetless { (900, 5) } else { (250, 12) };
+        let job = JobId(self.random.within(self.jobs.saturating_sub(of_last), self.jobs + 1));
+        if self.random.permille(ends) { Event::Forget { job } } else { Event::Cancel { job } }
     }
 
     /// A message about something that is over, or repeated.
@@ -379,7 +389,7 @@ impl World {
         let in_time = self.now + self.random.within(0, 400 * MS);
         Event::Submit(Submit {
             job,
-            client: ClientId(self.random.within(0, 3) as u32),
+            client: ClientId(self.random.within(0, if self.forgetless { 0 } else { 3 }) as u32),
             model,
             deadline: self.random.permille(400).then_some(Time(in_time)),
             tokens: self.random.within(1, 40),
@@ -389,6 +399,9 @@ impl World {
     }
 
     fn kind(&mut self) -> Kind {
+        if self.forgetless && self.random.permille(900) {
+            return Kind::Good;
+        }
         match self.random.within(0, 999) {
             0..30 => Kind::Crashes,
             30..50 => Kind::CrashesFirst,
