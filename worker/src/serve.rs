@@ -28,7 +28,7 @@ use std::sync::Arc;
 const FILE_LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Bytes of input that are tokenised between two looks at the link.
-const TOKENISE_BYTES: usize = 64 * 1024;
+const TOKENISE_BYTES: usize = 16 * 1024;
 
 /// Decoded items take at most this many times their encoding: a token id is one byte there and four here, and the list
 /// may have grown to twice its length.
