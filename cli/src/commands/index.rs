@@ -50,7 +50,7 @@ pub struct IndexArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(1..=16 << 20))]
     file_bytes_max: u64,
     /// The most tokens of a passage
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=8_192))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8_192))]
     passage_tokens: u32,
     /// How long the grants are asked for
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=24 * 60))]
