@@ -12,7 +12,7 @@ use crate::api::ApiError;
 use crate::clock;
 use crate::home::{Home, HomeError};
 use axum::http::StatusCode;
-use refusals::Refusals;
+use refusals::{Refusals, Refused};
 use ringfence_audit::{
     Change, Entry, Event, Folder, KEYS_BYTES, Keys, KeysError, Log, Masks, OpenError, Word,
 };
@@ -33,6 +33,8 @@ const USES_MAX: usize = 4_096;
 const ACTS_MAX: usize = 1_024;
 /// Notes that wait; what comes beyond is counted in an entry of its own.
 const NOTES_MAX: usize = 4_096;
+/// The code under which notes are counted that found no room.
+const NOTES_LEFT_OUT: &str = "audit_notes_left_out";
 /// How long a request waits for a place.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long the server's end waits for the log's.
@@ -64,6 +66,7 @@ impl Who {
     }
 
     /// This client, by no request.
+    #[cfg(test)]
     pub(crate) fn client(name: &str) -> Self {
         Self { client: Some(name.to_owned()), ..Self::default() }
     }
@@ -293,7 +296,11 @@ impl Audit {
     ) -> Result<(), AuditError> {
         let place = self.place(Lane::Act).await?;
         let (done, when_done) = oneshot::channel();
-        self.put(place, who, build, move |written| drop(done.send(written)));
+        let tell = move |written| {
+            // Who does not wait any more does not hear it.
+            let _unheard = done.send(written);
+        };
+        self.put(place, who, build, tell);
         when_done.await.unwrap_or(Err(AuditError::Unavailable))
     }
 
@@ -352,6 +359,8 @@ impl Audit {
         let stopped = Box::new(|_: &mut Masker<'_>| Event::ServerStopped);
         {
             let mut queue = self.0.queue();
+            // What was counted belongs before the last entry.
+            self.0.put_refusals(&mut queue);
             queue.items.push(Item::new(&Who::server(), stopped, None, None));
             queue.ending = true;
         }
@@ -388,13 +397,24 @@ impl Shared {
         self.thread.lock().expect("no thread panics with this lock")
     }
 
+    /// Makes entries of what was refused since the last time, and of notes that found no room.
+    fn put_refusals(&self, queue: &mut Queue) {
+        let count = std::mem::take(&mut queue.notes_left_out);
+        let left_out = Refused { who: Who::server(), code: NOTES_LEFT_OUT, count };
+        let refused = self.refusals().take().into_iter().chain((count > 0).then_some(left_out));
+        queue.items.extend(refused.map(|Refused { who, code, count }| {
+            let event = Event::Refused { code: Word::lossy(code), count };
+            Item::new(&who, Box::new(move |_| event), None, None)
+        }));
+    }
+
     /// All that waits, as soon as there is something or this time is over.
     fn take(&self, within: Duration) -> Queue {
         let nothing = |queue: &mut Queue| queue.items.is_empty() && !queue.ending;
         let waited = self.came.wait_timeout_while(self.queue(), within, nothing);
         let (mut queue, _) = waited.expect("no thread panics with this lock");
-        let ending = queue.ending;
-        std::mem::replace(&mut *queue, Queue { ending, ..Queue::default() })
+        let (ending, notes_left_out) = (queue.ending, queue.notes_left_out);
+        std::mem::replace(&mut *queue, Queue { ending, notes_left_out, ..Queue::default() })
     }
 }
 
@@ -490,8 +510,8 @@ mod tests {
     async fn after_a_failed_write_nothing_is_recorded_any_more() {
         let case = Case::new();
         let audit = case.open();
-        // The next checkpoint finds no folder to write to.
-        std::fs::remove_dir_all(case.folder.path().join("audit/log")).unwrap();
+        // The next checkpoint finds a folder where its file is to be.
+        std::fs::create_dir(case.folder.path().join("audit/log/checkpoint.new")).unwrap();
         let changed = |_: &mut Masker<'_>| Event::QuotasChanged { digest: Word::lossy("d") };
         for _ in 0..400 {
             if audit.record(&Who::server(), changed).await.is_err() {

@@ -1,6 +1,5 @@
 //! The thread that owns the log.
 
-use super::refusals::Refused;
 use super::{AuditError, Done, Item, Place, Queue, Shared, Who};
 use crate::clock;
 use ringfence_audit::{Entry, Event, Folder, Log, LogError, Masked, Word};
@@ -14,8 +13,6 @@ const REFUSALS_EVERY: Duration = Duration::from_secs(1);
 /// How often old entries are pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3_600);
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
-/// The code under which notes are counted that found no room.
-const NOTES_LEFT_OUT: &str = "audit_notes_left_out";
 
 /// Masks names while an entry is made.
 pub(crate) struct Masker<'a>(&'a mut Log<Folder>);
@@ -51,35 +48,17 @@ impl Writer {
     /// Until the server ends. After a failed write it goes on only to tell those who come.
     pub(super) fn run(mut self) {
         loop {
-            let Queue { mut items, notes_left_out, ending, .. } = self.shared.take(LOOK_EVERY);
-            if ending {
-                // What was counted belongs before the last entry.
-                let stopped = items.pop();
-                items.extend(self.refusals(notes_left_out));
-                items.extend(stopped);
-            } else if self.refusals_taken.elapsed() >= REFUSALS_EVERY {
-                items.extend(self.refusals(notes_left_out));
-            } else if notes_left_out > 0 {
-                self.shared.queue().notes_left_out += notes_left_out;
+            if self.refusals_taken.elapsed() >= REFUSALS_EVERY {
+                self.refusals_taken = clock::instant();
+                self.shared.put_refusals(&mut self.shared.queue());
             }
+            let Queue { items, ending, .. } = self.shared.take(LOOK_EVERY);
             self.write(items);
             self.look_after(ending);
             if ending {
                 return;
             }
         }
-    }
-
-    fn refusals(&mut self, notes_left_out: u64) -> Vec<Item> {
-        self.refusals_taken = clock::instant();
-        let left_out = Refused { who: Who::server(), code: NOTES_LEFT_OUT, count: notes_left_out };
-        let left_out = (notes_left_out > 0).then_some(left_out);
-        let refused = self.shared.refusals().take().into_iter().chain(left_out);
-        let item = |Refused { who, code, count }: Refused| {
-            let event = Event::Refused { code: Word::lossy(code), count };
-            Item::new(&who, Box::new(move |_| event), None, None)
-        };
-        refused.map(item).collect()
     }
 
     /// Appends all, makes it durable at once, and tells who waits.

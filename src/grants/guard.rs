@@ -432,7 +432,7 @@ impl Task {
             }
             FromFileguard::Closed { number, bytes, sha256, .. } => {
                 let file = self.files.remove(&number).ok_or(Fault::Illegal("a number that is not open"))?;
-                drop(file.closed.send(Closed { bytes, sha256 }));
+                let _unheard = file.closed.send(Closed { bytes, sha256 });
                 self.tell_closed();
             }
             FromFileguard::Listed { number, entries, more, unnamed } => {

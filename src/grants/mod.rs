@@ -600,7 +600,9 @@ impl GrantService {
             changes.iter().map(|change| (*change, lives.remove(&change.grant))).collect()
         };
         for (_, live) in &ended {
-            live.iter().for_each(|live| drop(live.end.send_replace(true)));
+            if let Some(live) = live {
+                live.end.send_replace(true);
+            }
         }
         let mut written = Vec::new();
         for (change, live) in ended {

@@ -143,7 +143,11 @@ impl GrantService {
         };
         let place = self.audit.place(Lane::Act).await.ok()?;
         let (done, when_done) = oneshot::channel();
-        self.audit.put(place, &who, move |_| event, move |written| drop(done.send(written)));
+        let tell = move |written| {
+            // Who does not wait any more does not hear it.
+            let _unheard = done.send(written);
+        };
+        self.audit.put(place, &who, move |_| event, tell);
         Some(when_done)
     }
 
