@@ -160,7 +160,7 @@ fn every_act_is_in_the_log_once_and_in_its_order() {
     let ended = log.iter().find(|(entry, _)| entry["job"] == job).unwrap();
     assert_eq!(
         (&ended.0["result"], &ended.0["tokens"], &ended.0["grant"]),
-        (&"ok".into(), &8.into(), &Value::Null)
+        (&"ok".into(), &14.into(), &Value::Null)
     );
     assert_eq!(ended.0["request"], answer.header("x-request-id").unwrap());
     let use_ended = &log.iter().find(|(entry, _)| entry["kind"] == "grant_use_ended").unwrap().0;
@@ -189,7 +189,7 @@ fn every_act_is_in_the_log_once_and_in_its_order() {
         "approved by the operator",
         "first used it",
         "the grant ended (revoked)",
-        "8 tokens",
+        "14 tokens",
     ] {
         assert!(report.contains(words), "{words}: {report}");
     }
