@@ -97,6 +97,7 @@ pub(super) async fn load_model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Models>, ApiError> {
+    app.audit.well()?;
     app.dispatcher.load(&name)?;
     Ok(Json(Models { models: app.dispatcher.models() }))
 }
