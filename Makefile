@@ -35,6 +35,7 @@ soak: system-packages nextest
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
 	RINGFENCE_AUDIT_KILLS=200 RINGFENCE_AUDIT_FLIPS=8 RINGFENCE_AUDIT_CUTS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-audit
+	RINGFENCE_AUDIT_KILLS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(audit)'
 	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'
 	RINGFENCE_GRANT_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(grants) and test(many)'
 	RINGFENCE_GRANT_STRESS_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(grants)'

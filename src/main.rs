@@ -4,6 +4,7 @@
 //! | folder | holds |
 //! | --- | --- |
 //! | `api/` | routes, identity, bodies, errors on the wire, listening |
+//! | `audit/` | what has to be in the audit log before it takes effect |
 //! | `dispatch/` | the scheduler's rim: jobs, models, workers' entries, canaries, files that change |
 //! | `workers/` | worker processes: spawning, links, legal messages, their ends |
 //!
@@ -11,6 +12,7 @@
 
 mod alerts;
 mod api;
+mod audit;
 mod clients;
 mod clock;
 mod dispatch;

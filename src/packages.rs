@@ -8,9 +8,10 @@ use ringfence_models::{
     TrustError, TrustFiles, TrustedKey, Verified,
 };
 use ringfence_protocol as protocol;
+use sha2::{Digest, Sha256};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// The longest `root.pub`.
 const ROOT_BYTES_MAX: usize = 4 * 1024;
@@ -22,6 +23,8 @@ pub(crate) struct Packages {
     store: Store,
     /// The highest version of the trust file that this run has verified: lowering the floor on the disk is not enough.
     seen: AtomicU64,
+    /// The version of the trust file that was read last, and its SHA-256.
+    last: Mutex<Option<(u64, String)>>,
 }
 
 /// Why packages can't be read or used. What is wrong with one package is its refusal, not this.
@@ -123,6 +126,8 @@ pub(crate) struct Package {
     pub(crate) digest: String,
     /// Of its files on the disk, from before they were read.
     pub(crate) stamps: Stamps,
+    /// Id of the key that signed it.
+    pub(crate) signer: String,
     names: Vec<FileName>,
     files: Vec<(String, Arc<OwnedFd>)>,
 }
@@ -177,7 +182,7 @@ impl Packages {
     /// Opens the folder of packages.
     pub(crate) fn open(home: Arc<Home>) -> Result<Self, PackagesError> {
         let store = Store::from_fd(home.existing_folder("models")?);
-        Ok(Self { home, store, seen: AtomicU64::new(0) })
+        Ok(Self { home, store, seen: AtomicU64::new(0), last: Mutex::default() })
     }
 
     /// Verifies every package. Blocks, and reads all of their bytes.
@@ -227,7 +232,8 @@ impl Packages {
         let LoadedPackage { verified, files } =
             self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
-        Ok(Package { name, digest: verified.digest.to_string(), stamps, names, files })
+        let (digest, signer) = (verified.digest.to_string(), verified.signer.to_string());
+        Ok(Package { name, digest, signer, stamps, names, files })
     }
 
     /// Compares the files of a loaded package with what runs, where their stamps are not the known ones; `None` where
@@ -254,9 +260,16 @@ impl Packages {
     /// The trust file as it is now: an operator's change counts for the next load, an older file does not.
     fn trust(&self) -> Result<Trust, PackagesError> {
         // The operator's command may have replaced one file between our reading of it and of the next one.
-        let trust = self.read_trust().or_else(|_| self.read_trust())?;
+        let (trust, digest) = self.read_trust().or_else(|_| self.read_trust())?;
         let seen = self.seen.fetch_max(trust.version, Ordering::Relaxed);
-        Ok(trust.not_below(seen)?)
+        let trust = trust.not_below(seen)?;
+        *self.last.lock().expect("no thread panics with this lock") = Some((trust.version, digest));
+        Ok(trust)
+    }
+
+    /// The version of the trust file that was in force at the last reading, and its SHA-256.
+    pub(crate) fn trust_seen(&self) -> Option<(u64, String)> {
+        self.last.lock().expect("no thread panics with this lock").clone()
     }
 
     /// Whether the operator has signed these bytes: with a key that may sign every package.
@@ -275,7 +288,8 @@ impl Packages {
             && trust.keys.iter().filter(is_operators).any(|key| key.public.verifies(message, signature)))
     }
 
-    fn read_trust(&self) -> Result<Trust, PackagesError> {
+    /// The trust file that counts, and its SHA-256.
+    fn read_trust(&self) -> Result<(Trust, String), PackagesError> {
         let read =
             |file: &'static str, max| self.home.read(file, max)?.ok_or(PackagesError::Missing { file });
         let root = read("root.pub", ROOT_BYTES_MAX)?;
@@ -287,7 +301,11 @@ impl Packages {
         let current = read("trust.json", TRUST_BYTES_MAX)?;
         let next = self.home.read("trust.next", TRUST_BYTES_MAX)?;
         let files = TrustFiles { floor: &floor, current: &current, next: next.as_deref() };
-        Ok(files.newest(&root)?.0)
+        let (trust, _) = files.newest(&root)?;
+        // One that a change which was cut off has left counts where the current one does not.
+        let of_current = Trust::verify(&current, &root).is_ok_and(|current| current == trust);
+        let bytes = if of_current { &current } else { next.as_ref().unwrap_or(&current) };
+        Ok((trust, crate::keys::hex(&Sha256::digest(bytes))))
     }
 }
 

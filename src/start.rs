@@ -1,6 +1,7 @@
 //! Putting the server together, in the order in which nothing is reachable before it is safe.
 
 use crate::api::{self, App, ListenError, Listeners};
+use crate::audit::{Audit, AuditStartError, Settings};
 use crate::clients::{self, ClientsError};
 use crate::clock;
 use crate::dispatch::{Devices, Dispatcher, Machine, ModelsError};
@@ -38,6 +39,9 @@ const THREADS_END_MAX: Duration = Duration::from_secs(1);
 /// Threads of the runtime: requests are short, models run elsewhere.
 const THREADS: usize = 2;
 
+/// The longest that audit entries are kept where their end is set, in days: a century.
+const KEEP_DAYS_MAX: u64 = 36_500;
+
 /// The command line.
 #[derive(Debug, clap::Parser)]
 #[command(
@@ -59,6 +63,12 @@ pub(crate) struct Options {
     /// When started as root: the user to become before anything is reachable [default: ringfence].
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Also write the audit log's checkpoints to this folder: of another machine, they show who wrote the log anew.
+    #[arg(long, value_name = "DIR")]
+    audit_second: Option<PathBuf>,
+    /// Remove audit entries that are older than this, at the start and once a day [default: never]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=KEEP_DAYS_MAX))]
+    audit_keep_days: Option<u64>,
     /// What to log, as in `info` or `ringfence_server=debug`; lines are JSON on standard error.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
@@ -97,6 +107,8 @@ pub(crate) enum StartError {
     Packages(#[from] PackagesError),
     #[error(transparent)]
     Models(#[from] ModelsError),
+    #[error(transparent)]
+    Audit(#[from] AuditStartError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("metrics can't be recorded: {0}")]
@@ -197,6 +209,7 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
     if stop_sent && serving.await.is_err() {
         tracing::error!("the listening task panicked");
     }
+    app.audit.stop().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -222,6 +235,10 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let home = Arc::new(parts.home);
     home.folder("run", 0o755)?;
     let lock = home.lock()?;
+    let mut run_id = [0; 8];
+    getrandom::fill(&mut run_id)?;
+    let settings = Settings { second: options.audit_second.clone(), keep_days: options.audit_keep_days };
+    let audit = Audit::open(&home, &keys::hex(&run_id), &settings)?;
     quota_file::finish(&home)?;
     let text = quota_file::read(&home)?.unwrap_or_default();
     let quotas = Quotas::parse_bytes(&text)?;
@@ -236,7 +253,7 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     let gpus = Gpus::of(&quotas)?;
     let drivers = gpus.drivers_in_use(&quotas);
     let machine = Devices { machine, gpus, cards: Cards::watch()? };
-    let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text));
+    let dispatcher = Dispatcher::new(scheduler, spawner, packages, machine, (quotas, text), audit.clone());
     dispatcher.prove_gpus(&drivers).await?;
     dispatcher.reload_models().await?;
 
@@ -245,8 +262,6 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
         Some(address) => Some(api::bind_tcp(address).await?),
         None => None,
     };
-    let mut run_id = [0; 8];
-    getrandom::fill(&mut run_id)?;
     let facts = Facts {
         run_id: keys::hex(&run_id),
         identity: parts.identity,
@@ -256,8 +271,9 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     };
     let fileguards = Spawner::new(parts.fileguard)?;
     let run = *run_id.first_chunk().expect("6 of 8 bytes");
-    let grants = GrantService::new(home.clone(), fileguards, run, facts.run_id.clone())?;
+    let grants = GrantService::new(home.clone(), fileguards, run, facts.run_id.clone(), audit.clone())?;
     let app = Arc::new(App {
+        audit,
         grants: Arc::new(grants),
         home,
         keys: Mutex::new(keys),

@@ -1,6 +1,7 @@
 //! What the operator sees: the server, its devices, models and workers, and the sandbox that holds.
 
 use crate::api::App;
+use crate::audit::AuditView;
 use crate::clock;
 use crate::dispatch::ModelView;
 use crate::nvml::{Card, NvmlView};
@@ -66,6 +67,7 @@ pub(crate) struct Status {
     models: Vec<ModelView>,
     workers: Vec<WorkerView>,
     grants: GrantCounts,
+    audit: AuditView,
     sandbox: SandboxView,
 }
 
@@ -175,6 +177,7 @@ pub(crate) fn status(app: &App) -> Status {
         models: app.dispatcher.models(),
         workers: workers(app),
         grants: app.grants.counts(),
+        audit: app.audit.view(),
         sandbox: SandboxView {
             probes: [facts.sandbox.probes.clone(), app.dispatcher.gpu_probes()].concat(),
             ..facts.sandbox.clone()

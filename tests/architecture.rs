@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ringfence-server",
         &[
+            "ringfence-audit",
             "ringfence-grants",
             "ringfence-models",
             "ringfence-protocol",

@@ -197,6 +197,9 @@ pub enum Event {
         result: Word,
         /// Device time.
         device_ms: u64,
+        /// Tokens that were run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokens: Option<u64>,
     },
     /// A model was loaded.
     ModelLoaded {

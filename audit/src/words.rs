@@ -68,9 +68,10 @@ fn what(event: &Event, names: &NameMap) -> String {
         Event::GrantClosed { result, uses, bytes, .. } => {
             format!("the grant ended ({result}) after {uses} uses and {bytes} bytes")
         }
-        Event::JobEnded { job, model, digest, result, device_ms, .. } => {
+        Event::JobEnded { job, model, digest, result, device_ms, tokens, .. } => {
             let digest = digest.as_ref().map_or(String::new(), |digest| format!(" ({digest})"));
-            format!("job {job} on {model}{digest}: {result}, {device_ms} ms of device time")
+            let tokens = tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
+            format!("job {job} on {model}{digest}: {result}{tokens}, {device_ms} ms of device time")
         }
         Event::ModelLoaded { model, digest, signer } => {
             format!("loaded {model}, digest {digest}, signed by {signer}")

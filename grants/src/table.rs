@@ -323,23 +323,20 @@ impl Grants {
         if grant.state == State::Pending { Ok(grant) } else { Err(DecideRefusal::NotPending) }
     }
 
-    /// Answers a question.
+    /// Whether an answer would count, without giving it: so that it can be written down before. For how long the grant
+    /// would live; 0 where it would not.
     ///
     /// # Errors
-    /// The answer does not count; the grant stays as it is.
-    pub fn decide(
+    /// It would not count.
+    pub fn would_decide(
         &mut self,
-        now: Moment,
         id: GrantId,
         decision: Decision,
         by: Approver,
-    ) -> Result<&Grant, DecideRefusal> {
+    ) -> Result<u64, DecideRefusal> {
         let grant = self.pending(id)?;
         match decision {
-            Decision::Deny => {
-                self.end(id, State::Denied);
-                Ok(self.ended.back().expect("it has just ended"))
-            }
+            Decision::Deny => Ok(0),
             Decision::Approve { lifetime_ms } => {
                 // One who asks over TCP, or from where no uid is known, may be anybody.
                 let own = grant.ask.uid.is_none() || by.uid.is_none() || grant.ask.uid == by.uid;
@@ -353,8 +350,32 @@ impl Grants {
                 if !(1..=grant.ask.lifetime_ms).contains(&lifetime) {
                     return Err(DecideRefusal::Lifetime);
                 }
-                grant.live(now, lifetime);
-                Ok(&self.open[&id])
+                Ok(lifetime)
+            }
+        }
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// The answer does not count; the grant stays as it is.
+    pub fn decide(
+        &mut self,
+        now: Moment,
+        id: GrantId,
+        decision: Decision,
+        by: Approver,
+    ) -> Result<&Grant, DecideRefusal> {
+        let lifetime_ms = self.would_decide(id, decision, by)?;
+        match decision {
+            Decision::Deny => {
+                self.end(id, State::Denied);
+                Ok(self.ended.back().expect("it has just ended"))
+            }
+            Decision::Approve { .. } => {
+                let grant = self.open.get_mut(&id).expect("a pending grant is open");
+                grant.live(now, lifetime_ms);
+                Ok(grant)
             }
         }
     }
@@ -630,6 +651,11 @@ impl Grants {
 }
 
 impl Grant {
+    /// The grant that it was narrowed from.
+    pub fn parent(&self) -> Option<GrantId> {
+        self.parent
+    }
+
     fn live(&mut self, now: Moment, lifetime_ms: u64) {
         self.state = State::Live;
         self.since = Some(now);

@@ -3,6 +3,7 @@
 use super::App;
 use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
+use crate::audit::{AuditError, Who};
 use crate::clients::{self, Client, ClientName, ClientsError};
 use crate::clock;
 use crate::dispatch::ModelView;
@@ -12,6 +13,7 @@ use crate::workers::Line;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
+use ringfence_audit::Change;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -100,6 +102,7 @@ pub(super) async fn load_model(
     Path(name): Path<String>,
     NoBody: NoBody,
 ) -> Result<Json<Models>, ApiError> {
+    app.audit.well()?;
     app.dispatcher.load(&name)?;
     Ok(Json(Models { models: app.dispatcher.models() }))
 }
@@ -189,19 +192,45 @@ pub(super) struct NewClient {
     responses((status = 201, body = ClientView), (status = "4XX", body = super::error::ErrorBody)))]
 pub(super) async fn add_client(
     State(app): State<Arc<App>>,
+    who: Who,
     JsonBody { value, .. }: JsonBody<NewClient>,
 ) -> Result<(StatusCode, Json<ClientView>), ApiError> {
     let name = client_name(&value.name, "name")?;
     let client = Client { name, uid: value.uid };
+    let added = to_its_end(async move { add(&app, &client, &who).await }).await?;
+    Ok((StatusCode::CREATED, Json(added)))
+}
+
+/// Runs a change to its end, also where the operator does not wait for the answer: what is in the log is done.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(change).await.map_err(|error| ApiError::internal(&error))?
+}
+
+async fn add(app: &App, client: &Client, who: &Who) -> Result<ClientView, ApiError> {
     let _changing = app.listeners.changing.lock().await;
+    let name = client.name.as_str();
+    if app.clients().iter().any(|other| other.name == client.name) {
+        return Err(refused_client(&ClientsError::Exists { name: name.to_owned() }));
+    }
+    app.audit.client_changed(who, name, Change::Added).await?;
+    let added = make(app, client).await;
+    if added.is_err() {
+        app.audit.client_changed(who, name, Change::Removed).await?;
+    }
+    added?;
+    tracing::info!(client = %client.name, uid = client.uid, "client added");
+    Ok(view(app, client))
+}
+
+async fn make(app: &App, client: &Client) -> Result<(), ApiError> {
     {
         let mut clients = app.clients();
-        clients::add(&app.home, clients.len(), &client).map_err(|error| refused_client(&error))?;
+        clients::add(&app.home, clients.len(), client).map_err(|error| refused_client(&error))?;
         clients.push(client.clone());
     }
-    app.listeners.bind_client(&app.home, &client).await.map_err(|error| ApiError::internal(&error))?;
-    tracing::info!(client = %client.name, uid = client.uid, "client added");
-    Ok((StatusCode::CREATED, Json(view(&app, &client))))
+    app.listeners.bind_client(&app.home, client).await.map_err(|error| ApiError::internal(&error))
 }
 
 /// Answer of `DELETE /clients/{name}`.
@@ -222,6 +251,7 @@ pub(super) struct RemovedClient {
     responses((status = 200, body = RemovedClient), (status = "4XX", body = super::error::ErrorBody)))]
 pub(super) async fn remove_client(
     State(app): State<Arc<App>>,
+    who: Who,
     Path(name): Path<String>,
 ) -> Result<Json<RemovedClient>, ApiError> {
     if clients::is_built_in(&name) {
@@ -229,16 +259,24 @@ pub(super) async fn remove_client(
         return Err(ApiError::new(StatusCode::CONFLICT, "client_built_in", message));
     }
     let name = client_name(&name, "name")?;
-    // To its end, also where the operator does not wait for the answer.
-    let removal = tokio::spawn(async move { remove(&app, &name).await });
-    removal.await.map_err(|error| ApiError::internal(&error))?.map(Json)
+    to_its_end(async move { remove(&app, &name, &who).await }).await.map(Json)
 }
 
 /// In this order: a removal that is cut off leaves a client with less, which can be removed again.
-async fn remove(app: &App, name: &ClientName) -> Result<RemovedClient, ApiError> {
+async fn remove(app: &App, name: &ClientName, who: &Who) -> Result<RemovedClient, ApiError> {
     let _changing = app.listeners.changing.lock().await;
     if !app.clients().iter().any(|client| client.name == *name) {
         return Err(refused_client(&ClientsError::Missing { name: name.to_string() }));
+    }
+    // What takes something away is done even where it can't be written down.
+    written(app.audit.client_changed(who, name.as_str(), Change::Removed).await);
+    let own_keys: Vec<String> = {
+        let keys = app.keys.lock().expect("no thread panics with this lock");
+        let valid = |key: &&KeyRecord| key.client == *name && key.revoked_at.is_none();
+        keys.all().iter().filter(valid).map(|key| key.id.clone()).collect()
+    };
+    for id in own_keys {
+        written(app.audit.key_changed(who, &id, Change::Removed).await);
     }
     let keys_revoked = {
         let mut keys = app.keys.lock().expect("no thread panics with this lock");
@@ -247,11 +285,18 @@ async fn remove(app: &App, name: &ClientName) -> Result<RemovedClient, ApiError>
     app.listeners.remove_client(name).await.map_err(|error| ApiError::internal(&error))?;
     // Its requests were dropped, and their jobs are cancelled with them.
     app.dispatcher.client_removed(name.as_str())?;
-    let grants_ended = app.grants.remove_client(name.as_str()).await;
+    let grants_ended = app.grants.remove_client(name.as_str(), who).await;
     clients::remove(&app.home, name).map_err(|error| refused_client(&error))?;
     app.clients().retain(|client| client.name != *name);
     tracing::info!(client = %name, keys_revoked, grants_ended, "client removed");
     Ok(RemovedClient { name: name.to_string(), keys_revoked, grants_ended })
+}
+
+/// What the log says to a change that is made in any case.
+fn written(recorded: Result<(), AuditError>) {
+    if let Err(error) = recorded {
+        tracing::error!(%error, "a change that takes something away is made, and is not in the audit log");
+    }
 }
 
 fn refused_client(error: &ClientsError) -> ApiError {
@@ -355,17 +400,40 @@ fn infer() -> Scope {
     responses((status = 201, body = MadeKey), (status = "4XX", body = super::error::ErrorBody)))]
 pub(super) async fn add_key(
     State(app): State<Arc<App>>,
+    who: Who,
     JsonBody { value, .. }: JsonBody<NewKey>,
 ) -> Result<(StatusCode, Json<MadeKey>), ApiError> {
     let client = client_name(&value.client, "client")?;
     if value.expires_in_s == Some(0) {
         return Err(ApiError::invalid("expiry_invalid", "expires_in_s", "expires_in_s is at least 1"));
     }
-    let mut keys = app.keys.lock().expect("no thread panics with this lock");
-    let made = keys.add(&app.home, client, value.scope, clock::unix_seconds(), value.expires_in_s);
+    let NewKey { scope, expires_in_s, .. } = value;
+    let made = to_its_end(async move { make_key(&app, client, scope, expires_in_s, &who).await }).await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// A key that nobody was shown has no effect, so it is made first: then it has a name for the log.
+async fn make_key(
+    app: &App,
+    client: ClientName,
+    scope: Scope,
+    expires_in_s: Option<u64>,
+    who: &Who,
+) -> Result<MadeKey, ApiError> {
+    app.audit.well()?;
+    let made = {
+        let mut keys = app.keys.lock().expect("no thread panics with this lock");
+        keys.add(&app.home, client, scope, clock::unix_seconds(), expires_in_s)
+    };
     let (key, record) = made.map_err(|error| refused_key(&error))?;
+    if let Err(error) = app.audit.key_changed(who, &record.id, Change::Added).await {
+        let mut keys = app.keys.lock().expect("no thread panics with this lock");
+        let revoked = keys.revoke(&app.home, &record.id, clock::unix_seconds());
+        revoked.map_err(|error| refused_key(&error))?;
+        return Err(error.into());
+    }
     tracing::info!(client = %record.client, key = record.id, "key added");
-    Ok((StatusCode::CREATED, Json(MadeKey { key, record: KeyView::from(&record) })))
+    Ok(MadeKey { key, record: KeyView::from(&record) })
 }
 
 /// `DELETE /keys/{id}`
@@ -373,12 +441,24 @@ pub(super) async fn add_key(
     responses((status = 200, body = KeyView), (status = 404, body = super::error::ErrorBody)))]
 pub(super) async fn revoke_key(
     State(app): State<Arc<App>>,
+    who: Who,
     Path(id): Path<String>,
 ) -> Result<Json<KeyView>, ApiError> {
+    to_its_end(async move { revoke(&app, &id, &who).await }).await.map(Json)
+}
+
+async fn revoke(app: &App, id: &str, who: &Who) -> Result<KeyView, ApiError> {
+    let valid = {
+        let keys = app.keys.lock().expect("no thread panics with this lock");
+        keys.all().iter().any(|key| key.id == id && key.revoked_at.is_none())
+    };
+    if valid {
+        written(app.audit.key_changed(who, id, Change::Removed).await);
+    }
     let mut keys = app.keys.lock().expect("no thread panics with this lock");
-    let record = keys.revoke(&app.home, &id, clock::unix_seconds()).map_err(|error| refused_key(&error))?;
+    let record = keys.revoke(&app.home, id, clock::unix_seconds()).map_err(|error| refused_key(&error))?;
     tracing::info!(client = %record.client, key = record.id, "key revoked");
-    Ok(Json(KeyView::from(&record)))
+    Ok(KeyView::from(&record))
 }
 
 fn refused_key(error: &KeysError) -> ApiError {

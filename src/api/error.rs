@@ -44,7 +44,12 @@ pub(crate) struct ApiError {
     retry_exact: bool,
     job: Option<u64>,
     rung: Option<Rung>,
+    recorded: bool,
 }
+
+/// Left with a response for the audit log: what was refused, where no entry of its own says it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefusedWith(pub(super) &'static str);
 
 impl ApiError {
     /// An error with its status, stable code and message.
@@ -58,6 +63,7 @@ impl ApiError {
             retry_exact: false,
             job: None,
             rung: None,
+            recorded: false,
         }
     }
 
@@ -105,6 +111,11 @@ impl ApiError {
         Self { rung, ..self }
     }
 
+    /// The audit log has it in an entry of its own, so it is no refusal to be counted.
+    pub(crate) fn recorded(self) -> Self {
+        Self { recorded: true, ..self }
+    }
+
     /// The stable code.
     pub(crate) fn code(&self) -> &'static str {
         self.code
@@ -134,6 +145,9 @@ impl IntoResponse for ApiError {
         };
         metrics::counter!("ringfence_errors_total", "code" => self.code).increment(1);
         let mut response = (self.status, Json(body)).into_response();
+        if !self.recorded {
+            response.extensions_mut().insert(RefusedWith(self.code));
+        }
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -51,7 +51,7 @@ pub(super) async fn read(
 ) -> Result<Response, ApiError> {
     let path = path_of(query)?;
     let range = Range::of(&headers)?;
-    let holder = Holder::new(&caller.client, capability(&headers)?, None);
+    let holder = Holder::new(&caller.who, &caller.client, capability(&headers)?, None);
     let most = range.map_or(u64::MAX, |range| range.last.map_or(u64::MAX, |last| last - range.first + 1));
     let file = app.grants.read_for_client(&holder, &path, most).await?;
     let size = file.size;
@@ -96,7 +96,7 @@ pub(super) async fn write(
 ) -> Result<Json<Written>, ApiError> {
     let path = path_of(query)?;
     let capability = capability(request.headers())?.to_owned();
-    let holder = Holder::new(&caller.client, &capability, None);
+    let holder = Holder::new(&caller.who, &caller.client, &capability, None);
     let mut body = request.into_body();
     // An empty file is a use as well.
     let most = hyper::body::Body::size_hint(&body).exact().unwrap_or(WRITE_BYTES_MAX).max(1);

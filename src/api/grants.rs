@@ -4,7 +4,8 @@ use super::App;
 use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use super::identity::{Caller, PeerUid, Viewer};
-use crate::grants::{GrantView, GrantsView, Holder, unknown};
+use crate::audit::Who;
+use crate::grants::{Asking, GrantView, GrantsView, Holder, unknown};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
@@ -58,15 +59,15 @@ pub(super) struct AskBody {
 pub(super) async fn ask(
     State(app): State<Arc<App>>,
     caller: Caller,
-    PeerUid(uid): PeerUid,
     JsonBody { value, .. }: JsonBody<AskBody>,
 ) -> Result<(StatusCode, Json<GrantView>), ApiError> {
     let AskBody { kind, path, model, reason, results, lifetime_ms, uses_max, bytes_max, snapshot } = value;
+    let model_known = model.as_ref().is_some_and(|model| app.dispatcher.knows_model(model));
     let audience = model.map_or(Audience::Client, Audience::Model);
-    let client = caller.client;
+    let Caller { client, who } = caller;
     let ask = Ask {
         client,
-        uid,
+        uid: who.uid,
         kind,
         path,
         audience,
@@ -77,7 +78,7 @@ pub(super) async fn ask(
         bytes_max,
         snapshot,
     };
-    let view = app.grants.ask(ask).await?;
+    let view = app.grants.ask(Asking { ask, who, model_known }).await?;
     let status = if view.is_pending() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     Ok((status, Json(view)))
 }
@@ -117,9 +118,10 @@ pub(super) async fn show(
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     Viewer(viewer): Viewer,
+    who: Who,
     Path(grant): Path<String>,
 ) -> Result<Json<GrantView>, ApiError> {
-    app.grants.revoke(number(&grant)?, viewer.as_deref()).await.map(Json)
+    app.grants.revoke(number(&grant)?, viewer.as_deref(), who).await.map(Json)
 }
 
 /// Answer of `POST /grants/{grant}/claim` and of `POST /grants/narrow`.
@@ -183,9 +185,9 @@ pub(super) async fn narrow(
     let NarrowBody { capability, model, path, lifetime_ms, uses_max, bytes_max, no_snapshot } = value;
     let path = RelativePath::new(&path)
         .map_err(|error| ApiError::invalid("grant_path_refused", "path", error.to_string()))?;
-    let holder = Holder::new(&caller.client, &capability, model);
+    let holder = Holder::new(&caller.who, &caller.client, &capability, model);
     let narrower = Narrower { path, lifetime_ms, uses_max, bytes_max, no_snapshot };
-    let (grant, capability) = app.grants.narrow(&holder, &narrower)?;
+    let (grant, capability) = app.grants.narrow(&holder, &narrower).await?;
     Ok((StatusCode::CREATED, Json(Claimed { grant, capability })))
 }
 
@@ -239,7 +241,7 @@ pub(super) async fn entries(
     JsonBody { value, .. }: JsonBody<EntriesBody>,
 ) -> Result<Json<Entries>, ApiError> {
     let EntriesBody { capability, model, path, after } = value;
-    let holder = Holder::new(&caller.client, &capability, model);
+    let holder = Holder::new(&caller.who, &caller.client, &capability, model);
     let page = app.grants.entries(&holder, &path, after, LIST_ENTRIES_MAX).await?;
     let entry = |entry: ringfence_protocol::FileEntry| Entry {
         name: entry.name,
@@ -274,6 +276,7 @@ pub(super) struct ApproveBody {
 pub(super) async fn approve(
     State(app): State<Arc<App>>,
     PeerUid(uid): PeerUid,
+    who: Who,
     Path(grant): Path<String>,
     JsonBody { value, .. }: JsonBody<ApproveBody>,
 ) -> Result<Json<GrantView>, ApiError> {
@@ -283,8 +286,9 @@ pub(super) async fn approve(
         None => false,
         Some(signature) => proven(&app, id, lifetime_ms, &signature)?,
     };
+    app.dispatcher.record_trust().await?;
     let decision = Decision::Approve { lifetime_ms };
-    app.grants.decide(id, decision, Approver { uid, operator }).await.map(Json)
+    app.grants.decide(id, decision, Approver { uid, operator }, who).await.map(Json)
 }
 
 /// Whether the operator's key has signed this approval; a signature that does not hold is an error, not a lesser proof.
@@ -309,11 +313,12 @@ fn proven(app: &App, id: GrantId, lifetime_ms: Option<u64>, signature: &str) -> 
 pub(super) async fn deny(
     State(app): State<Arc<App>>,
     PeerUid(uid): PeerUid,
+    who: Who,
     Path(grant): Path<String>,
     NoBody: NoBody,
 ) -> Result<Json<GrantView>, ApiError> {
     let by = Approver { uid, operator: false };
-    app.grants.decide(number(&grant)?, Decision::Deny, by).await.map(Json)
+    app.grants.decide(number(&grant)?, Decision::Deny, by, who).await.map(Json)
 }
 
 fn number(grant: &str) -> Result<GrantId, ApiError> {

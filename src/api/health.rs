@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 pub(crate) enum Verdict {
     /// Every loaded model answered when last asked.
     Ok,
-    /// A loaded model did not.
+    /// A loaded model did not, or the audit log can't be written.
     Failing,
     /// The server takes no new jobs.
     Draining,
@@ -32,6 +32,9 @@ pub(crate) struct Health {
     pub(crate) failing_models: usize,
     /// Age of the oldest answer among loaded models, in milliseconds; absent if none is loaded.
     pub(crate) oldest_answer_ms: Option<u64>,
+    /// `audit_unavailable` where the audit log can't be written: the server must be started again. Absent where it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<&'static str>,
 }
 
 /// `GET /health`

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::error::ApiError;
+use crate::audit::{SESSION_BYTES_MAX, Who};
 use crate::clients::ClientName;
 use crate::clock;
 use crate::keys::{self, Scope};
@@ -58,8 +59,28 @@ pub(crate) struct RequestId(pub(crate) String);
 pub(crate) struct Caller {
     /// NAME or `uid:N`.
     pub(crate) client: String,
-    /// This request's.
-    pub(crate) request_id: String,
+    /// The same, and what else is known of who asks.
+    pub(crate) who: Who,
+}
+
+impl FromRequestParts<Arc<App>> for Who {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
+        let missing = || ApiError::internal(&"a request that nobody has let in");
+        parts.extensions.get::<Self>().cloned().ok_or_else(missing)
+    }
+}
+
+/// What a client calls its session, for the audit log: a word of at most 64 letters, digits and `. _ : + -`.
+pub(super) fn session(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("ringfence-session") else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| text.len() <= SESSION_BYTES_MAX);
+    let word = text.and_then(|text| ringfence_audit::Word::new(text).ok());
+    word.map(|word| Some(word.into())).ok_or_else(|| {
+        let message = format!("Ringfence-Session is 1 to {SESSION_BYTES_MAX} of a-z A-Z 0-9 . _ : + -");
+        ApiError::invalid("session_invalid", "Ringfence-Session", message)
+    })
 }
 
 impl FromRequestParts<Arc<App>> for Caller {
@@ -102,11 +123,18 @@ impl FromRequestParts<Arc<App>> for PeerUid {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
-        let uid = match parts.extensions.get::<Peer>() {
-            Some(Peer::Admin { uid } | Peer::Client { uid, .. } | Peer::Local { uid }) => Some(*uid),
-            Some(Peer::Tcp) | None => None,
-        };
-        Ok(Self(uid.filter(|uid| *uid != OVERFLOW_UID)))
+        Ok(Self(parts.extensions.get::<Peer>().and_then(Peer::uid)))
+    }
+}
+
+impl Peer {
+    /// The uid of the process at the other end, where the kernel states one that is somebody's.
+    pub(super) fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Admin { uid } | Self::Client { uid, .. } | Self::Local { uid } => Some(*uid),
+            Self::Tcp => None,
+        }
+        .filter(|uid| *uid != OVERFLOW_UID)
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) use identity::Peer;
 pub(crate) use listen::bind_tcp;
 pub(crate) use listen::{ListenError, Listeners, NewListeners, serve};
 
+use crate::audit::{Audit, Who};
 use crate::clients::Client;
 use crate::dispatch::Dispatcher;
 use crate::grants::GrantService;
@@ -34,6 +35,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
+use error::RefusedWith;
 use identity::{Caller, RequestId, Surface};
 use listen::Presence;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -51,6 +53,8 @@ pub(crate) struct App {
     pub(crate) clients: Mutex<Vec<Client>>,
     /// Where jobs go.
     pub(crate) dispatcher: Arc<Dispatcher>,
+    /// What has to be known later.
+    pub(crate) audit: Audit,
     /// Who may have which files.
     pub(crate) grants: Arc<GrantService>,
     /// What does not change while the server runs.
@@ -276,15 +280,27 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let id = RequestId(format!("{:016x}", app.request_ids.fetch_add(1, Ordering::Relaxed)));
     let surface = surface_of(&request);
     let peer = request.extensions().get::<Peer>().expect("`listen` names every connection's peer").clone();
-    let response = match identity::admit(&app, &peer, surface, request.headers(), request.uri().authority()) {
+    let mut who = Who { uid: peer.uid(), request: Some(id.0.clone()), ..Who::default() };
+    let admitted = identity::admit(&app, &peer, surface, request.headers(), request.uri().authority());
+    let admitted = admitted.and_then(|client| Ok((client, identity::session(request.headers())?)));
+    let response = match admitted {
         Err(error) => error.into_response(),
-        Ok(None) => next.run(request).await,
-        Ok(Some(client)) => {
-            let presence = app.listeners.presence(&client);
-            request.extensions_mut().insert(Caller { client, request_id: id.0.clone() });
-            while_present(presence, next.run(request)).await
+        Ok((client, session)) => {
+            (who.client, who.session) = (client.clone(), session);
+            request.extensions_mut().insert(who.clone());
+            match client {
+                None => next.run(request).await,
+                Some(client) => {
+                    let presence = app.listeners.presence(&client);
+                    request.extensions_mut().insert(Caller { client, who: who.clone() });
+                    while_present(presence, next.run(request)).await
+                }
+            }
         }
     };
+    if let Some(RefusedWith(code)) = response.extensions().get() {
+        app.audit.refused(&who, code);
+    }
     stamp(response, &id)
 }
 

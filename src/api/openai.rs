@@ -122,7 +122,7 @@ pub(super) async fn embeddings(
     let (input, granted) = match request.input {
         Input::Granted(GrantedInput { grant, path, passage_tokens }) => {
             let split = split(passage_tokens, truncate)?;
-            let holder = Holder::new(&caller.client, &grant, Some(request.model.clone()));
+            let holder = Holder::new(&caller.who, &caller.client, &grant, Some(request.model.clone()));
             let file = app.grants.read(&holder, &path, INPUT_BYTES_MAX as u64).await?;
             (JobInput::Granted { file: file.clone(), split }, Some(file))
         }
@@ -134,7 +134,8 @@ pub(super) async fn embeddings(
     };
     let job = JobRequest {
         client: caller.client,
-        request_id: caller.request_id,
+        request_id: caller.who.request.clone().unwrap_or_default(),
+        who: caller.who,
         model: request.model.clone(),
         input,
         received,

@@ -2,6 +2,7 @@
 
 use super::error::ApiError;
 use super::{App, body};
+use crate::audit::Who;
 use crate::dispatch::{QuotasView, Replaced, Replacement};
 use axum::Json;
 use axum::extract::{Request, State};
@@ -23,13 +24,14 @@ pub(super) async fn show(State(app): State<Arc<App>>) -> Result<Json<QuotasView>
               (status = 500, body = super::error::ErrorBody)))]
 pub(super) async fn replace(
     State(app): State<Arc<App>>,
+    who: Who,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Json<Replaced>, ApiError> {
     let made_from = made_from(&headers)?;
     let text = body::read(request, FILE_BYTES_MAX).await?;
     let replacement = Replacement { text, made_from };
-    app.dispatcher.replace_quotas(app.home.clone(), replacement).await.map(Json)
+    app.dispatcher.replace_quotas(app.home.clone(), replacement, who).await.map(Json)
 }
 
 /// The revision in `If-Match`, with or without the quotes of an entity tag.

@@ -2,6 +2,7 @@
 
 use super::job::{JobInput, JobRequest, Purpose};
 use super::{Dispatcher, SYSTEM};
+use crate::audit::Who;
 use crate::clock;
 use ringfence_protocol::{EmbedInput, Item};
 use ringfence_scheduler::ModelId;
@@ -46,6 +47,7 @@ impl Dispatcher {
         let request = JobRequest {
             client: SYSTEM.to_owned(),
             request_id: "canary".to_owned(),
+            who: Who::server(),
             model: name.clone(),
             input: JobInput::Items(EmbedInput {
                 items: vec![Item::Text("canary".to_owned())],

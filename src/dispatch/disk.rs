@@ -4,7 +4,7 @@
 //! the models' folder, and that the next load would be of something else.
 
 use super::Dispatcher;
-use super::models::Source;
+use super::models::{Source, note_refused};
 use crate::alerts::{Kind, News};
 use crate::clock;
 use crate::packages::{Change, Found, Package, PackagesError};
@@ -96,7 +96,7 @@ impl ChangeView {
 impl super::models::Models {
     /// Takes the verdict over the files of a loaded package: an alert, or its end.
     fn changed(&mut self, id: ModelId, change: Option<Change>) {
-        let (alerts, device) = (self.alerts.clone(), self.device_name(id));
+        let (alerts, audit, device) = (self.alerts.clone(), self.audit.clone(), self.device_name(id));
         let Some(model) = self.get_mut(id) else { return };
         match (change.map(ChangeView::new), &model.change) {
             (None, None) => {}
@@ -115,6 +115,7 @@ impl super::models::Models {
                     let message = format!("{reason}: {}", file.as_deref().unwrap_or("the package"));
                     let kind = Kind::PackageChanged;
                     alerts.raise(News { kind, model: &model.name, device: &device, rung: None, message });
+                    note_refused(&audit, &model.name, "changed_on_disk");
                 }
                 model.change = Some(new);
             }

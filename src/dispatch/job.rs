@@ -1,14 +1,16 @@
 //! One job between the request that brought it and the answer that ends it.
 
-use super::Dispatcher;
 use super::abandon::Waiting;
 use super::models::package_of_twin;
+use super::{Dispatcher, State};
 use crate::api::ApiError;
+use crate::audit::{Audit, Lane, Masker, Place, Who};
 use crate::clock;
 use crate::grants::GrantedFile;
 use crate::oom::Rung;
 use crate::workers::{End, Items};
 use axum::http::StatusCode;
+use ringfence_audit::{Event as Entry, Word};
 use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, Passage, Split};
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -28,6 +30,8 @@ pub(crate) struct JobRequest {
     pub(crate) client: String,
     /// The request's, for the log.
     pub(crate) request_id: String,
+    /// Whose job it is, for the audit log.
+    pub(crate) who: Who,
     /// The model's name.
     pub(crate) model: String,
     /// What to embed.
@@ -92,6 +96,9 @@ pub(crate) struct Output {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) request_id: String,
+    pub(super) who: Who,
+    /// Its place in the audit log's queue; a canary has none, and no entry.
+    place: Option<Place>,
     pub(super) client: String,
     pub(super) model: ModelId,
     pub(super) items: Items,
@@ -112,13 +119,39 @@ pub(super) struct Job {
     pub(super) asked: Option<Duration>,
 }
 
+/// What the audit log says of a job's end, beside what the job knows itself.
+pub(super) struct Facts {
+    audit: Audit,
+    model: Word,
+    digest: Option<Word>,
+    device_ms: u64,
+}
+
+impl State {
+    /// Of a job that has just ended.
+    pub(super) fn audit_facts(&self, job: &Job) -> Facts {
+        let (name, digest) = (self.models.name(job.model), self.models.digest(job.model));
+        let device = self.scheduler.device_time_of(job.id).unwrap_or_default();
+        Facts {
+            audit: self.audit.clone(),
+            model: Word::lossy(package_of_twin(&name).unwrap_or(&name)),
+            digest: digest.map(Word::lossy),
+            device_ms: u64::try_from(device.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
 impl Job {
-    /// Answers the client. A client that has left does not hear it.
-    pub(super) fn end(mut self, outcome: &Outcome) {
+    /// Answers the client, once the audit log has it. A client that has left does not hear it.
+    pub(super) fn end(mut self, outcome: &Outcome, facts: Facts) {
         metrics::counter!("ringfence_jobs_total", "outcome" => outcome.code()).increment(1);
         tracing::debug!(request = self.request_id, client = self.client, outcome = outcome.code(), "ended");
         let rung = self.stopped_on(outcome);
         let result = self.result.take();
+        let tokens = match &result {
+            Some(End::Done { tokens, .. }) => Some(u64::from(*tokens)),
+            Some(End::Failed(_)) | None => None,
+        };
         let answer = match (outcome, result) {
             (Outcome::Done, Some(done @ End::Done { .. })) => self.output(done),
             (Outcome::Failed(Failure::InWorker | Failure::OutOfMemory), Some(End::Failed(error))) => {
@@ -128,7 +161,50 @@ impl Job {
             (Outcome::Refused(refusal), _) => Err(refused(refusal)),
             (Outcome::Failed(failure), _) => Err(failed(failure)),
         };
-        drop(self.answer.send(answer.map_err(|error| error.of_job(self.id.0).stopped_on(rung))));
+        let answer = answer.map_err(|error| error.of_job(self.id.0).stopped_on(rung));
+        match (self.place.take(), outcome) {
+            (Some(place), Outcome::Done | Outcome::Failed(_)) => self.record(place, answer, tokens, facts),
+            // What was refused did not run: it is counted with the other refusals.
+            (Some(_), Outcome::Refused(_)) | (None, _) => drop(self.answer.send(answer)),
+        }
+    }
+
+    /// Puts the end into the audit log; the client hears of it when that is durable.
+    fn record(self, place: Place, answer: Result<Output, ApiError>, tokens: Option<u64>, facts: Facts) {
+        let Facts { audit, model, digest, device_ms } = facts;
+        let grant = match &self.input {
+            Input::Granted { file, .. } => Some(file.grant()),
+            Input::Inline(_) | Input::Sealed { .. } => None,
+        };
+        let result = Word::lossy(answer.as_ref().map_or_else(ApiError::code, |_| "ok"));
+        let job = self.id.0;
+        let ended = move |_: &mut Masker<'_>| Entry::JobEnded {
+            job,
+            model,
+            digest,
+            grant,
+            result,
+            device_ms,
+            tokens,
+        };
+        let to = self.answer;
+        audit.put(place, &self.who, ended, move |written| {
+            let answer = match written {
+                Ok(()) => answer.map_err(ApiError::recorded),
+                Err(error) => Err(ApiError::from(error).of_job(job)),
+            };
+            drop(to.send(answer));
+        });
+    }
+
+    /// Tells the audit log that a worker had no memory for this job. What was refused before it ran is a refusal there.
+    pub(super) fn note_oom(&self, audit: &Audit, rung: Rung, model: &str, device: &str) {
+        if self.place.is_none() || rung == Rung::RefusedByProfile {
+            return;
+        }
+        let model = Word::lossy(package_of_twin(model).unwrap_or(model));
+        let (rung, device, job) = (Word::lossy(rung.code()), Word::lossy(device), Some(self.id.0));
+        audit.note(&self.who, move |_| Entry::OutOfMemory { rung, model, device, job });
     }
 
     /// What refused this job for want of memory, if that is why it is over.
@@ -284,7 +360,11 @@ impl Dispatcher {
             JobInput::Items(_) => None,
             JobInput::Granted { file, .. } => Some(file.end()),
         };
-        let (job, answer) = self.submit(request)?;
+        let place = match request.purpose {
+            Purpose::Client => Some(self.audit.place(Lane::Job).await?),
+            Purpose::Canary => None,
+        };
+        let (job, answer) = self.submit(request, place)?;
         let waiting = Waiting::new(self.clone(), job, grant);
         let output = answer.await;
         waiting.answered();
@@ -294,6 +374,7 @@ impl Dispatcher {
     fn submit(
         self: &Arc<Self>,
         request: JobRequest,
+        place: Option<Place>,
     ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
         let items = match &request.input {
             JobInput::Items(input) => {
@@ -303,7 +384,7 @@ impl Dispatcher {
             JobInput::Granted { split: Split::Passages { .. }, .. } => Items::Awaited,
         };
         let (answer, answered) = oneshot::channel();
-        let JobRequest { client, request_id, model, input, received, deadline, dimensions, purpose } =
+        let JobRequest { client, request_id, who, model, input, received, deadline, dimensions, purpose } =
             request;
         let (model, max_tokens, step_tokens) = {
             let state = self.lock();
@@ -347,6 +428,8 @@ impl Dispatcher {
         let job = Job {
             id,
             request_id,
+            who,
+            place,
             client,
             model,
             items,

@@ -25,6 +25,7 @@ pub(crate) use trace::TraceLines;
 
 use crate::alerts::Alerts;
 use crate::api::ApiError;
+use crate::audit::{Audit, AuditError, Who};
 use crate::clock;
 use crate::gpus::Gpus;
 use crate::nvml::{Cards, NvmlView};
@@ -34,6 +35,7 @@ use axum::http::StatusCode;
 use job::Job;
 use models::Models;
 use quotas::Applied;
+use ringfence_audit::{Event as Entry, Word};
 use ringfence_sandbox::VulkanDriver;
 use ringfence_scheduler::quotas::Quotas;
 use ringfence_scheduler::replay::Stop;
@@ -67,6 +69,9 @@ pub(crate) struct Dispatcher {
     alerts: Alerts,
     /// What happened to workers, by model.
     logs: Logs,
+    audit: Audit,
+    /// The version and digest of the trust file that the audit log has.
+    trust_recorded: tokio::sync::Mutex<Option<(u64, String)>>,
     /// Only one reading of the packages, or change of the quotas, at a time.
     reading: tokio::sync::Mutex<()>,
 }
@@ -80,6 +85,7 @@ struct State {
     /// Their names by number, from 1.
     client_names: Vec<String>,
     quotas: Applied,
+    audit: Audit,
     last_job: u64,
     draining: bool,
     /// The trace that is being recorded.
@@ -113,16 +119,18 @@ impl Dispatcher {
         packages: Packages,
         Devices { machine, gpus, cards }: Devices,
         (quotas, text): (Quotas, Vec<u8>),
+        audit: Audit,
     ) -> Arc<Self> {
         let alerts = Alerts::default();
         let state = State {
             scheduler,
             jobs: HashMap::new(),
             workers: BTreeMap::new(),
-            models: Models::new(alerts.clone()),
+            models: Models::new(alerts.clone(), audit.clone()),
             clients: HashMap::new(),
             client_names: Vec::new(),
             quotas: Applied::new(quotas, &text),
+            audit: audit.clone(),
             last_job: 0,
             draining: false,
             recording: None,
@@ -139,6 +147,8 @@ impl Dispatcher {
             gpu_probes: Mutex::default(),
             alerts,
             logs: Logs::default(),
+            audit,
+            trust_recorded: tokio::sync::Mutex::default(),
             reading: tokio::sync::Mutex::new(()),
         })
     }
@@ -260,16 +270,30 @@ impl Dispatcher {
                         let (model, device) =
                             (state.models.name(job.model), state.models.device_name(job.model));
                         rung.stopped(&self.alerts, &model, &device, job.in_words(&outcome));
+                        job.note_oom(&self.audit, rung, &model, &device);
                     }
                     state.record_end(&job, &outcome);
                     state.models.answered(job.model, &outcome);
-                    job.end(&outcome);
+                    let facts = state.audit_facts(&job);
+                    job.end(&outcome, facts);
                 }
             }
             Action::Stop { worker } => state.stop(worker),
             Action::Kill { worker, why } => state.kill(worker, why),
             Action::DropPackage { model } => state.models.drop_package(model),
         }
+    }
+
+    /// Writes that the trust file is another one than the log has, before anything that it allows takes effect.
+    pub(crate) async fn record_trust(&self) -> Result<(), AuditError> {
+        let mut recorded = self.trust_recorded.lock().await;
+        let found = self.packages.trust_seen();
+        if let Some((version, digest)) = found.clone().filter(|_| found != *recorded) {
+            let digest = Word::lossy(&digest);
+            self.audit.record(&Who::server(), move |_| Entry::TrustChanged { version, digest }).await?;
+            *recorded = found;
+        }
+        Ok(())
     }
 
     /// Keeps what comes later under a removed client's name apart from it in workers. Its number stays, and with it what was

@@ -6,12 +6,14 @@ use super::worker::Leases;
 use super::{Dispatcher, State};
 use crate::alerts::{Alerts, Kind, News};
 use crate::api::ApiError;
+use crate::audit::{AUDIT_UNAVAILABLE, Audit, AuditError, Who};
 use crate::clock;
 use crate::oom::Rung;
 use crate::packages::{Package, Packages, PackagesError, Survey, Surveyed};
 use crate::settings;
 use crate::workers::Ending;
 use axum::http::StatusCode;
+use ringfence_audit::{Event as Entry, Word};
 use ringfence_models::{FileName, ProfileDevice, TrustError};
 use ringfence_protocol as protocol;
 use ringfence_scheduler::quotas::{GpuDriver, ModelDevice, ModelQuota, OnDiskChange, Quotas};
@@ -41,6 +43,9 @@ pub(crate) enum ModelsError {
     /// A thread of ours.
     #[error("the packages could not be read: {0}")]
     Thread(#[from] tokio::task::JoinError),
+    /// A change of trust can't be written down.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl ModelsError {
@@ -48,6 +53,7 @@ impl ModelsError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Packages(PackagesError::Trust(TrustError::RolledBack { .. })) => "trust_rolled_back",
+            Self::Audit(_) => AUDIT_UNAVAILABLE,
             Self::Packages(_) | Self::TooMany | Self::Thread(_) => "models_unreadable",
         }
     }
@@ -106,6 +112,7 @@ pub(super) struct Found {
 /// All models by number; numbers are never used twice.
 pub(super) struct Models {
     pub(super) alerts: Alerts,
+    pub(super) audit: Audit,
     known: BTreeMap<ModelId, Model>,
     /// Packages that can't be used, by name.
     refused: BTreeMap<String, Refused>,
@@ -197,6 +204,7 @@ impl Dispatcher {
         if survey.len() > MODELS_MAX {
             return Err(ModelsError::TooMany);
         }
+        self.record_trust().await?;
         let mut state = self.lock();
         let events = state.merge(survey, self.machine);
         if !events.is_empty() {
@@ -206,6 +214,11 @@ impl Dispatcher {
             self.step(&mut state, event);
         }
         Ok(())
+    }
+
+    /// Whether there is a usable package of this name.
+    pub(crate) fn knows_model(&self, name: &str) -> bool {
+        self.lock().models.named(name).is_some()
     }
 
     /// What of a model and its twin is there.
@@ -271,6 +284,12 @@ impl Terms {
     }
 }
 
+/// Tells the audit log that a package is not used.
+pub(super) fn note_refused(audit: &Audit, name: &str, result: &'static str) {
+    let (model, result) = (Word::lossy(package_of_twin(name).unwrap_or(name)), Word::lossy(result));
+    audit.note(&Who::server(), move |_| Entry::ModelRefused { model, result });
+}
+
 /// Whose profile says what a model takes there. A card's is none: `ringfence model calibrate` knows Mesa's software driver.
 fn measured_on(device: &ModelDevice, quotas: &Quotas) -> Option<ProfileDevice> {
     let in_software =
@@ -284,8 +303,8 @@ fn measured_on(device: &ModelDevice, quotas: &Quotas) -> Option<ProfileDevice> {
 
 impl Models {
     /// None yet.
-    pub(super) fn new(alerts: Alerts) -> Self {
-        Self { alerts, known: BTreeMap::new(), refused: BTreeMap::new(), last: 0 }
+    pub(super) fn new(alerts: Alerts, audit: Audit) -> Self {
+        Self { alerts, audit, known: BTreeMap::new(), refused: BTreeMap::new(), last: 0 }
     }
 
     /// Takes a survey in, and says what the scheduler must hear.
@@ -320,6 +339,11 @@ impl Models {
 
     fn refuse(&mut self, name: String, reason: String, surveyed: Option<Surveyed>, quotas: &Quotas) {
         tracing::warn!(model = name, reason, "package refused");
+        note_refused(
+            &self.audit,
+            &name,
+            if surveyed.is_some() { "refused_by_quotas" } else { "package_refused" },
+        );
         let quota = quotas.model(&name);
         let device = quota.device.name();
         if surveyed.is_some() {
@@ -329,6 +353,11 @@ impl Models {
             self.alerts.raise(News { kind, model: &name, device, rung: None, message });
         }
         self.refused.insert(name, Refused { reason, surveyed });
+    }
+
+    /// The digest of a model's package.
+    pub(super) fn digest(&self, model: ModelId) -> Option<&str> {
+        self.known.get(&model).map(|model| model.surveyed.digest.as_str())
     }
 
     /// Adds a package a second time, to run on the CPU where its GPU can't run it.

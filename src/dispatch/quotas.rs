@@ -3,16 +3,19 @@
 use super::models::{TermsError, package_of_twin};
 use super::{Dispatcher, ModelView, State};
 use crate::api::ApiError;
+use crate::audit::Who;
 use crate::gpus::Gpus;
 use crate::home::{Home, HomeError};
 use crate::nvml::Cards;
 use crate::quota_file;
 use crate::workers::ProbeError;
 use axum::http::StatusCode;
+use ringfence_audit::{Event as Entry, Word};
 use ringfence_scheduler::Event;
 use ringfence_scheduler::quotas::{Change, Effective, QuotaError, Quotas};
 use ringfence_scheduler::replay::Stop;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -99,9 +102,10 @@ impl Dispatcher {
         self: &Arc<Self>,
         home: Arc<Home>,
         replacement: Replacement,
+        who: Who,
     ) -> Result<Replaced, ApiError> {
         // A task of its own: an operator who hangs up does not leave a file that is saved and not applied.
-        let replacing = tokio::spawn(self.clone().replace(home, replacement));
+        let replacing = tokio::spawn(self.clone().replace(home, replacement, who));
         replacing.await.map_err(|error| ApiError::internal(&error))?
     }
 
@@ -109,6 +113,7 @@ impl Dispatcher {
         self: Arc<Self>,
         home: Arc<Home>,
         Replacement { text, made_from }: Replacement,
+        who: Who,
     ) -> Result<Replaced, ApiError> {
         // No model comes or goes between the check and the change.
         let _reading = self.reading.lock().await;
@@ -130,6 +135,8 @@ impl Dispatcher {
         let terms = self.lock().models.terms(&quotas, self.machine).map_err(|error| unfit(&error))?;
         let applied = Applied::new(quotas, &text);
         let revision = applied.revision.clone();
+        let digest = Word::lossy(&crate::keys::hex(&Sha256::digest(&text)));
+        self.audit.record(&who, move |_| Entry::QuotasChanged { digest }).await?;
         let saving = tokio::task::spawn_blocking(move || quota_file::save(&home, &old, &text)).await;
         saving.map_err(|error| ApiError::internal(&error))?.map_err(|error| not_saved(&error))?;
 

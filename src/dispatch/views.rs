@@ -3,6 +3,7 @@
 use super::worker::{Phase, Worker};
 use super::{Dispatcher, ModelView, State};
 use crate::api::{Health, Verdict};
+use crate::audit::AUDIT_UNAVAILABLE;
 use crate::clock;
 use crate::status::{DeviceView, Tier, WorkerView};
 use crate::workers::Usage;
@@ -66,13 +67,14 @@ impl Dispatcher {
         let failing_models = loaded.iter().filter(|health| health.failing).count();
         let now = clock::instant();
         let ages = loaded.iter().filter_map(|health| health.answered).map(|at| now.duration_since(at));
-        let status = match (state.draining, failing_models) {
-            (true, _) => Verdict::Draining,
-            (false, 0) => Verdict::Ok,
-            (false, _) => Verdict::Failing,
+        let code = self.audit.well().err().map(|_| AUDIT_UNAVAILABLE);
+        let status = match (state.draining, failing_models, code) {
+            (true, _, _) => Verdict::Draining,
+            (false, 0, None) => Verdict::Ok,
+            (false, _, _) => Verdict::Failing,
         };
         let oldest_answer_ms = ages.max().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        Health { status, loaded_models: loaded.len(), failing_models, oldest_answer_ms }
+        Health { status, loaded_models: loaded.len(), failing_models, oldest_answer_ms, code }
     }
 }
 

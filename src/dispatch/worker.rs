@@ -1,9 +1,11 @@
 //! A worker's entry in the tables: what is sent to it, and what its messages do.
 
 use super::job::Job;
+use super::models::{note_refused, package_of_twin};
 use super::{Dispatcher, State};
 use crate::alerts::News;
 use crate::api::ApiError;
+use crate::audit::{Audit, AuditError, Masker, Who};
 use crate::clock;
 use crate::oom::Rung;
 use crate::packages::Package;
@@ -12,6 +14,7 @@ use crate::workers::{
     Audience, Connection, Effect, End, Ending, Illegal, Log, Plan, Ready, Slots, live, micros_since,
 };
 use axum::http::StatusCode;
+use ringfence_audit::{Event as Entry, Word};
 use ringfence_protocol::{self as protocol, FromWorker, JobError, LinkError, ToWorker};
 use ringfence_sandbox::{StatusPage, VulkanDriver};
 use ringfence_scheduler::{Event, Exit, GpuId, JobEnd, JobId, KillReason, ModelId, SpawnFault, WorkerId};
@@ -178,6 +181,7 @@ impl Dispatcher {
             None => return Err(Ending::PackageRefused("the model was removed".to_owned())),
             Some(source) => source.load(&self.packages).await.map_err(Ending::PackageRefused)?,
         };
+        self.record_load(model, &package).await.map_err(|error| Ending::NotStarted(error.to_string()))?;
         let page = StatusPage::create().map_err(|error| Ending::NotStarted(error.to_string()))?;
         let page = Arc::new(page);
         if let Some(entry) = self.lock().workers.get_mut(&worker) {
@@ -185,6 +189,14 @@ impl Dispatcher {
             entry.cold = cold;
         }
         Ok((package, page))
+    }
+
+    /// Writes what a worker is about to be given, and by whose signature.
+    async fn record_load(&self, model: ModelId, package: &Package) -> Result<(), AuditError> {
+        self.record_trust().await?;
+        let model = word_of(&self.lock().models.name(model));
+        let (digest, signer) = (Word::lossy(&package.digest), Word::lossy(&package.signer));
+        self.audit.record(&Who::server(), move |_| Entry::ModelLoaded { model, digest, signer }).await
     }
 
     /// Tells a worker to take memory as a hostile one would, where `starve` says so under a limit that gives it none.
@@ -278,9 +290,17 @@ impl Dispatcher {
         if let Some(rung) = ending.rung() {
             rung.stopped(&self.alerts, &model, &gone.device, ending.to_string());
             state.stopped_on(rung, &gone);
+            let (rung, device) = (Word::lossy(rung.code()), Word::lossy(&gone.device));
+            let model = word_of(&model);
+            let event = move |_: &mut Masker<'_>| Entry::OutOfMemory { rung, model, device, job: None };
+            self.audit.note(&Who::server(), event);
+        }
+        if ending.is_kill() {
+            note_kill(&self.audit, worker, &model, ending.code());
         }
         match ending {
             Ending::PackageRefused(_) => {
+                note_refused(&self.audit, &model, ending.code());
                 self.step(&mut state, Event::SpawnFailed { worker, fault: SpawnFault::Package });
             }
             Ending::NotStarted(_) => {
@@ -318,6 +338,17 @@ impl Dispatcher {
             }
         }
     }
+}
+
+/// A model's name for the audit log: its package's.
+fn word_of(model: &str) -> Word {
+    Word::lossy(package_of_twin(model).unwrap_or(model))
+}
+
+/// Tells the audit log that a worker was stopped by force.
+fn note_kill(audit: &Audit, worker: WorkerId, model: &str, reason: &str) {
+    let (worker, model, reason) = (worker.0, word_of(model), Word::lossy(reason));
+    audit.note(&Who::server(), move |_| Entry::WorkerKilled { worker, model, reason });
 }
 
 /// As much of a stranger's text as an answer repeats.
@@ -403,8 +434,12 @@ impl State {
         tracing::warn!(worker = worker.0, pid = entry.pid, why = %why, "worker killed");
         metrics::counter!("ringfence_worker_kills_total", "why" => why.code()).increment(1);
         entry.log.say(format!("is killed: {why}"));
-        entry.phase = Phase::Killed;
+        let newly = std::mem::replace(&mut entry.phase, Phase::Killed) != Phase::Killed;
         entry.kill.notify_one();
+        let model = entry.model;
+        if newly {
+            note_kill(&self.audit, worker, &self.models.name(model), why.code());
+        }
     }
 
     /// A link that fails is closed, or its worker does not read: either way its task ends it.
@@ -418,7 +453,12 @@ impl State {
             Ok(()) | Err(LinkError::Closed) => {}
             Err(error) => {
                 tracing::warn!(worker = worker.0, %error, "a message could not be sent, the worker is killed");
+                let newly = std::mem::replace(&mut entry.phase, Phase::Killed) != Phase::Killed;
                 entry.kill.notify_one();
+                let model = entry.model;
+                if newly {
+                    note_kill(&self.audit, worker, &self.models.name(model), "link_failed");
+                }
             }
         }
     }

@@ -77,8 +77,18 @@ pub(crate) struct Opening {
     pub(crate) socket: OwnedFd,
     /// True once the grant has ended; its files are closed after that, and none is opened.
     pub(crate) ended: watch::Receiver<bool>,
-    /// Told when the file is closed: how many bytes went over its socket.
-    pub(crate) closed: oneshot::Sender<u64>,
+    /// Whether the SHA-256 of a file that goes over the socket whole is wanted.
+    pub(crate) digest: bool,
+    /// Told when the file is closed.
+    pub(crate) closed: oneshot::Sender<Closed>,
+}
+
+/// What went over a file's socket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Closed {
+    pub(crate) bytes: u64,
+    /// Of a whole file, in order.
+    pub(crate) sha256: Option<[u8; 32]>,
 }
 
 enum Request {
@@ -295,7 +305,7 @@ async fn words_of(child: &Child) -> String {
 struct Open {
     grant: GrantId,
     opened: Option<oneshot::Sender<Result<u64, GuardError>>>,
-    closed: oneshot::Sender<u64>,
+    closed: oneshot::Sender<Closed>,
 }
 
 struct Task {
@@ -352,14 +362,13 @@ impl Task {
         match request {
             Request::Open(opening, opened) => {
                 let number = self.number();
-                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended, closed } =
+                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended, digest, closed } =
                     opening;
                 if *ended.borrow() {
                     drop(opened.send(Err(GuardError::Ended)));
                     return Ok(());
                 }
-                let message =
-                    ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest: false };
+                let message = ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest };
                 self.link.get_ref().send(&message, &[socket.as_fd()])?;
                 self.files.insert(number, Open { grant, opened: Some(opened), closed });
             }
@@ -421,9 +430,9 @@ impl Task {
                 let opened = file.opened.take().ok_or(Fault::Illegal("a file opened twice"))?;
                 drop(opened.send(Ok(size)));
             }
-            FromFileguard::Closed { number, bytes, .. } => {
+            FromFileguard::Closed { number, bytes, sha256, .. } => {
                 let file = self.files.remove(&number).ok_or(Fault::Illegal("a number that is not open"))?;
-                file.closed.send(bytes).unwrap_or_default();
+                let _unheard = file.closed.send(Closed { bytes, sha256 });
                 self.tell_closed();
             }
             FromFileguard::Listed { number, entries, more, unnamed } => {

@@ -2,14 +2,18 @@
 //! ends them. `ringfence-grants` decides; here it takes effect.
 
 mod guard;
+mod record;
+mod spending;
 mod transfer;
 mod view;
 
 pub(crate) use guard::{GuardError, Page};
+pub(crate) use record::Asking;
 pub(crate) use transfer::Transfer;
 pub(crate) use view::{GrantView, GrantsView};
 
 use crate::api::ApiError;
+use crate::audit::{Audit, Lane, Who};
 use crate::clock;
 use crate::home::Home;
 use crate::start::StartError;
@@ -17,29 +21,30 @@ use crate::status::GrantCounts;
 use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
 use guard::{Guard, Opening, SealedCopy, Started};
+use record::Why;
 use ringfence_grants::{
-    Approval, Approver, Ask, AskRefusal, Audience, Change, DecideRefusal, Decision, FileRead, FileWrite,
-    Grant, GrantId, Grants, Kind, NarrowRefusal, Narrower, Presented, Refusal, RelativePath, Rules,
-    SECRET_BYTES, Shown, State,
+    Approval, Approver, AskRefusal, Audience, Change, DecideRefusal, Decision, Grant, GrantId, Grants, Kind,
+    NarrowRefusal, Narrower, Presented, Refusal, RelativePath, Rules, SECRET_BYTES, Shown, State, Verdict,
 };
 use ringfence_protocol::{Data, FileAccess, Identity, Split, connected_pair};
 use rustix::io::Errno;
+use spending::{Facts, Spending, Used};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// File services that run at a time: one for each root that is asked for or granted.
 pub(crate) const FILEGUARDS_MAX: usize = 64;
 /// The longest text of rules, in bytes.
 const RULES_BYTES_MAX: usize = 1024 * 1024;
+/// The result of a use that lists a folder.
+const LISTED: &str = "listed";
 /// What the operator has decided beforehand.
 const RULES_FILE: &str = "grants.toml";
-/// How long an answer waits until what was read is counted.
-const CLOSE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// A machine that slept, or whose clock was set, is noticed after so long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -48,8 +53,11 @@ pub(crate) struct GrantService {
     table: Mutex<Grants>,
     /// Those of granted roots that run, by the grant that was asked for.
     guards: Mutex<HashMap<GrantId, Held>>,
-    /// Tells whoever uses a grant of its end.
-    ends: Mutex<HashMap<GrantId, watch::Sender<bool>>>,
+    /// The live ones, for whoever uses them.
+    lives: Mutex<HashMap<GrantId, Live>>,
+    audit: Audit,
+    /// One answer to a question at a time, so that the audit log has none that did not count.
+    deciding: tokio::sync::Mutex<()>,
     places: Arc<Semaphore>,
     /// A socket whose other end is closed, for a worker for which none can be made.
     closed: Arc<OwnedFd>,
@@ -72,6 +80,22 @@ struct Held {
     _place: OwnedSemaphorePermit,
 }
 
+/// A live grant.
+struct Live {
+    /// Tells whoever uses it of its end.
+    end: watch::Sender<bool>,
+    /// Set once its first use is in the audit log.
+    used: Arc<OnceCell<()>>,
+    /// Bytes that are known to have been moved.
+    moved: Arc<AtomicU64>,
+}
+
+impl Live {
+    fn new() -> Self {
+        Self { end: watch::Sender::new(false), used: Arc::default(), moved: Arc::default() }
+    }
+}
+
 /// One use of a grant: a file that may be read, as long as this lives.
 pub(crate) struct GrantedFile {
     guard: Guard,
@@ -84,72 +108,6 @@ pub(crate) struct GrantedFile {
     refusal: Arc<Mutex<Option<ApiError>>>,
     source: Source,
     ended: watch::Receiver<bool>,
-}
-
-/// A capability that is being used.
-enum Used {
-    Read(FileRead),
-    Write(FileWrite),
-}
-
-/// A capability that is being used: it is given back when the use is over and every socket of it is closed.
-struct Spending {
-    service: Arc<GrantService>,
-    used: Mutex<Option<Used>>,
-    /// Bytes that were moved.
-    bytes: AtomicU64,
-    /// Sockets that are not closed yet.
-    open: watch::Sender<usize>,
-}
-
-impl Spending {
-    fn new(service: Arc<GrantService>, used: Used) -> Self {
-        let (bytes, open) = (AtomicU64::new(0), watch::Sender::new(0));
-        Self { service, used: Mutex::new(Some(used)), bytes, open }
-    }
-
-    /// Waits until every socket is closed, and gives the capability back. One that is not closed in time is counted by its
-    /// end.
-    async fn counted(&self) {
-        let mut open = self.open.subscribe();
-        if tokio::time::timeout(CLOSE_WAIT_MAX, open.wait_for(|open| *open == 0)).await.is_ok() {
-            self.give_back();
-        }
-    }
-
-    /// A socket of it is open until what is returned has run: it counts the bytes that went over it.
-    fn opened(self: &Arc<Self>, closed: oneshot::Receiver<u64>) -> impl Future<Output = ()> + Send + 'static {
-        self.open.send_modify(|open| *open += 1);
-        let spending = self.clone();
-        async move {
-            spending.bytes.fetch_add(closed.await.unwrap_or(0), Ordering::Relaxed);
-            spending.open.send_modify(|open| *open -= 1);
-        }
-    }
-
-    /// Of a file that turned out to be shorter no more is kept from other uses than it has.
-    fn hold_at_most(&self, bytes: u64) {
-        let mut used = self.used.lock().expect("no thread panics with this lock");
-        if let Some(Used::Read(read)) = used.as_mut() {
-            self.service.table().hold_at_most(read, bytes);
-        }
-    }
-
-    fn give_back(&self) {
-        let used = self.used.lock().expect("no thread panics with this lock").take();
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        match used {
-            Some(Used::Read(read)) => self.service.table().spent(read, bytes),
-            Some(Used::Write(write)) => self.service.table().spent(write, bytes),
-            None => {}
-        }
-    }
-}
-
-impl Drop for Spending {
-    fn drop(&mut self) {
-        self.give_back();
-    }
 }
 
 /// Where a worker has the bytes from.
@@ -183,6 +141,11 @@ impl std::fmt::Debug for GrantedFile {
 }
 
 impl GrantedFile {
+    /// The grant's number.
+    pub(crate) fn grant(&self) -> u64 {
+        self.grant.0
+    }
+
     /// What a worker gets: a socket on which it asks for the file, or a copy. What it reads never comes through the server.
     /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
     pub(crate) fn message(&self, split: Split) -> (Data, Arc<OwnedFd>) {
@@ -216,12 +179,14 @@ impl GrantedFile {
             bytes_max: self.bytes_max,
             socket,
             ended: self.ended.clone(),
+            digest: true,
             closed,
         };
         let (guard, refusal) = (self.guard.clone(), self.refusal.clone());
-        let counted = self.spending.opened(when_closed);
+        let (counted, spending) = (self.spending.opened(when_closed), self.spending.clone());
         tokio::spawn(async move {
             if let Err(error) = guard.open(opening).await {
+                spending.refused(guarded(&error).code());
                 *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
             }
             counted.await;
@@ -269,6 +234,7 @@ impl GrantEnd {
 /// Who presents a capability string.
 #[derive(Debug)]
 pub(crate) struct Holder<'a> {
+    who: &'a Who,
     client: &'a str,
     capability: &'a str,
     audience: Audience,
@@ -276,8 +242,8 @@ pub(crate) struct Holder<'a> {
 
 impl<'a> Holder<'a> {
     /// A client, for the workers of a model or, without one, for itself.
-    pub(crate) fn new(client: &'a str, capability: &'a str, model: Option<String>) -> Self {
-        Self { client, capability, audience: model.map_or(Audience::Client, Audience::Model) }
+    pub(crate) fn new(who: &'a Who, client: &'a str, capability: &'a str, model: Option<String>) -> Self {
+        Self { who, client, capability, audience: model.map_or(Audience::Client, Audience::Model) }
     }
 
     fn presented(&self) -> Presented<'_> {
@@ -292,13 +258,16 @@ impl GrantService {
         spawner: Spawner,
         run: [u8; 6],
         run_id: String,
+        audit: Audit,
     ) -> Result<Self, StartError> {
         let (device, inode) = home.identity()?;
         let home_path = std::fs::canonicalize(home.path()).unwrap_or_else(|_| home.path().to_owned());
         Ok(Self {
             table: Mutex::new(Grants::new(run)),
             guards: Mutex::default(),
-            ends: Mutex::default(),
+            lives: Mutex::default(),
+            audit,
+            deciding: tokio::sync::Mutex::default(),
             places: Arc::new(Semaphore::new(FILEGUARDS_MAX)),
             closed: Arc::new(Socket::new().map_err(std::io::Error::from)?.theirs),
             proven: tokio::sync::Mutex::default(),
@@ -331,7 +300,9 @@ impl GrantService {
     }
 
     /// Puts a question: its root is opened and shown before anybody is asked.
-    pub(crate) async fn ask(self: &Arc<Self>, ask: Ask) -> Result<GrantView, ApiError> {
+    pub(crate) async fn ask(self: &Arc<Self>, asking: Asking) -> Result<GrantView, ApiError> {
+        self.audit.well()?;
+        let ask = &asking.ask;
         let rules = self.rules()?;
         if self.is_of_home(Path::new(&ask.path)) {
             return Err(ApiError::new(
@@ -350,29 +321,53 @@ impl GrantService {
             )
             .retry_after(Some(LOOK_EVERY))
         })?;
-        let (client, path, kind) = (ask.client.clone(), ask.path.clone(), ask.kind);
-        let id = self.table().ask(clock::moment(), ask, &rules).map_err(|refusal| asked(&refusal))?;
-        tracing::info!(grant = id.0, client, "a grant is asked for");
-        let access = match kind {
+        let id = self.table().ask(clock::moment(), ask.clone(), &rules).map_err(|refusal| asked(&refusal))?;
+        tracing::info!(grant = id.0, client = ask.client, "a grant is asked for");
+        let service = self.clone();
+        // What is in the audit log is done, also where the client does not wait for the answer.
+        let opened = tokio::spawn(async move { service.open(id, &asking, place, &rules).await });
+        opened.await.map_err(|error| ApiError::internal(&error))?
+    }
+
+    /// Writes the question down while its root is opened.
+    async fn open(
+        self: &Arc<Self>,
+        id: GrantId,
+        asking: &Asking,
+        place: OwnedSemaphorePermit,
+        rules: &Rules,
+    ) -> Result<GrantView, ApiError> {
+        let access = match asking.ask.kind {
             Kind::FileRead => FileAccess::Read,
             Kind::FileWrite => FileAccess::Write,
         };
-        match self.start(&path, access).await {
-            Ok(Started { guard, shown, gone }) => {
-                let view = self.show(id, shown, Held { guard, _place: place }, &rules).await?;
+        let recorded = self.record_question(id, asking);
+        let (recorded, started) = tokio::join!(recorded, self.start(&asking.ask.path, access));
+        match (recorded, started) {
+            (Ok(()), Ok(Started { guard, shown, gone })) => {
+                let held = Held { guard, _place: place };
+                let view = self.show(id, shown, held, rules, &asking.who).await?;
                 let service = self.clone();
                 tokio::spawn(async move {
                     // Whyever it ended: what it gave can't be had any more.
                     drop(gone.await);
                     let changes = service.table().revoke(id);
-                    service.end_all(changes).await;
+                    service.end_all(changes, Why::TakenBack(None)).await;
                 });
                 Ok(view)
             }
-            Err(error) => {
+            (Ok(()), Err(error)) => {
                 self.table().revoke(id);
                 tracing::info!(grant = id.0, code = error.code(), "what is asked for can't be opened");
-                Err(error)
+                self.note_void(id, &asking.who, error.code());
+                Err(error.recorded())
+            }
+            (Err(error), started) => {
+                self.table().revoke(id);
+                if let Ok(started) = started {
+                    started.guard.end().await;
+                }
+                Err(error.into())
             }
         }
     }
@@ -404,9 +399,20 @@ impl GrantService {
         shown: Shown,
         held: Held,
         rules: &Rules,
+        who: &Who,
     ) -> Result<GrantView, ApiError> {
         self.guards.lock().expect("no thread panics with this lock").insert(id, held);
-        let state = self.table().shown(clock::moment(), id, shown, rules);
+        let now = clock::moment();
+        let allowed = self.table().grant(id).map(|grant| grant.ask.clone());
+        let allowed = allowed.filter(|ask| rules.verdict(now, ask) == Verdict::Allow);
+        if let Some(ask) = &allowed
+            && let Err(error) = self.record_rule(id, who, now.wall_ms.saturating_add(ask.lifetime_ms)).await
+        {
+            let changes = self.table().revoke(id);
+            self.end_all(changes, Why::TakenBack(Some(who))).await;
+            return Err(error.into());
+        }
+        let state = self.table().shown(now, id, shown, rules);
         match state {
             Ok(state) => {
                 self.changed(id, state);
@@ -415,6 +421,9 @@ impl GrantService {
             // It was answered, or its time was over, while the root was opened.
             Err(refusal) => {
                 self.let_go(id).await;
+                if allowed.is_some() {
+                    self.note_void(id, who, decided(refusal).code());
+                }
                 Err(decided(refusal))
             }
         }
@@ -430,8 +439,7 @@ impl GrantService {
         let table = self.table();
         // It may have ended since; then nobody would tell of the end again.
         if table.grant(id).is_some_and(|grant| grant.state == State::Live) {
-            let mut ends = self.ends.lock().expect("no thread panics with this lock");
-            ends.entry(id).or_insert_with(|| watch::Sender::new(false));
+            self.lives().entry(id).or_insert_with(Live::new);
         }
         drop(table);
         self.version.send_modify(|version| *version += 1);
@@ -506,16 +514,36 @@ impl GrantService {
         id: GrantId,
         decision: Decision,
         by: Approver,
+        who: Who,
     ) -> Result<GrantView, ApiError> {
-        let state = {
-            let mut table = self.table();
-            table.decide(clock::moment(), id, decision, by).map_err(decided)?.state
-        };
+        let service = self.clone();
+        // What is in the audit log is done, also where the operator does not wait for the answer.
+        let deciding = tokio::spawn(async move { service.take_answer(id, decision, by, &who).await });
+        deciding.await.map_err(|error| ApiError::internal(&error))?
+    }
+
+    async fn take_answer(
+        self: Arc<Self>,
+        id: GrantId,
+        decision: Decision,
+        by: Approver,
+        who: &Who,
+    ) -> Result<GrantView, ApiError> {
+        let _deciding = self.deciding.lock().await;
+        let now = clock::moment();
+        let lifetime_ms = self.table().would_decide(id, decision, by).map_err(decided)?;
+        let who = self.about(id, who);
+        self.record_answer(id, &who, decision, by.operator, now.wall_ms.saturating_add(lifetime_ms)).await?;
+        let state = self.table().decide(now, id, decision, by).map(|grant| grant.state);
+        let state = state.map_err(|refusal| {
+            // It ended by itself, or was taken back, in the meantime.
+            self.note_void(id, &who, decided(refusal).code());
+            decided(refusal)
+        })?;
         tracing::info!(grant = id.0, uid = by.uid, operator = by.operator, ?state, "a grant is decided");
         self.changed(id, state);
         if state != State::Live {
-            let service = self.clone();
-            to_its_end(async move { service.let_go(id).await }).await;
+            self.let_go(id).await;
         }
         self.view(id, None).ok_or_else(unknown)
     }
@@ -535,7 +563,7 @@ impl GrantService {
     }
 
     /// A grant of less, with its string.
-    pub(crate) fn narrow(
+    pub(crate) async fn narrow(
         &self,
         holder: &Holder<'_>,
         narrower: &Narrower,
@@ -550,6 +578,10 @@ impl GrantService {
                 ApiError::new(StatusCode::CONFLICT, "grants_full", refusal.to_string())
             }
         })?;
+        if let Err(error) = self.record_narrowed(id, holder).await {
+            self.table().revoke(id);
+            return Err(error.into());
+        }
         self.changed(id, State::Live);
         let string = self.claim(id, holder.client)?;
         Ok((self.view(id, None).ok_or_else(unknown)?, string))
@@ -560,38 +592,52 @@ impl GrantService {
         self: &Arc<Self>,
         id: GrantId,
         viewer: Option<&str>,
+        who: Who,
     ) -> Result<GrantView, ApiError> {
         if self.view(id, viewer).is_none() {
             return Err(unknown());
         }
         let changes = self.table().revoke(id);
         let service = self.clone();
-        to_its_end(async move { service.end_all(changes).await }).await;
+        to_its_end(async move { service.end_all(changes, Why::TakenBack(Some(&who))).await }).await;
         self.view(id, viewer).ok_or_else(unknown)
     }
 
     /// Takes everything back that a client has or has asked for, and says how many that were. When this returns no byte is
     /// read on it any more.
-    pub(crate) async fn remove_client(self: &Arc<Self>, client: &str) -> usize {
+    pub(crate) async fn remove_client(self: &Arc<Self>, client: &str, who: &Who) -> usize {
         let changes = self.table().remove_client(client);
-        let (service, ended) = (self.clone(), changes.len());
-        to_its_end(async move { service.end_all(changes).await }).await;
+        let (service, ended, who) = (self.clone(), changes.len(), who.clone());
+        to_its_end(async move { service.end_all(changes, Why::TakenBack(Some(&who))).await }).await;
         ended
     }
 
-    /// Lets a change take effect: whoever uses the grant is told, its files are closed, its root is let go.
-    async fn end_all(&self, changes: Vec<Change>) {
-        let ends: Vec<_> = {
-            let mut ends = self.ends.lock().expect("no thread panics with this lock");
-            changes.iter().filter_map(|change| ends.remove(&change.grant)).collect()
+    /// Lets a change take effect: whoever uses the grant is told, its files are closed, its root is let go. Then it is
+    /// written down; an end takes effect also where it can't be.
+    async fn end_all(&self, changes: Vec<Change>, why: Why<'_>) {
+        let ended: Vec<_> = {
+            let mut lives = self.lives();
+            changes.iter().map(|change| (*change, lives.remove(&change.grant))).collect()
         };
-        for end in ends {
-            end.send_replace(true);
+        for (_, live) in &ended {
+            if let Some(live) = live {
+                live.end.send_replace(true);
+            }
         }
-        for change in changes {
+        let mut written = Vec::new();
+        for (change, live) in ended {
             self.let_go(change.grant).await;
             self.changed(change.grant, change.state);
+            written.extend(self.put_end(change, why, live.as_ref()).await);
         }
+        for written in written {
+            // An error was said by the log itself.
+            drop(written.await);
+        }
+    }
+
+    fn lives(&self) -> MutexGuard<'_, HashMap<GrantId, Live>> {
+        self.lives.lock().expect("no thread panics with this lock")
     }
 
     /// Ends the file service of a grant, or closes what a narrowed one has open.
@@ -618,27 +664,19 @@ impl GrantService {
         path: &str,
         bytes_max: u64,
     ) -> Result<Arc<GrantedFile>, ApiError> {
+        let place = self.audit.place(Lane::Use).await?;
         let read = self.table().read(clock::moment(), holder.presented(), path, bytes_max);
-        let read = read.map_err(|refusal| refused_to(holder, refusal))?;
-        let made = self.source_of(&read).await;
-        let (guard, ended, source) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                self.table().spent(read, 0);
-                return Err(error);
-            }
-        };
-        let copied = match &source {
-            Source::Copy { bytes, .. } => *bytes,
-            Source::Socket(_) => 0,
-        };
-        let (grant, path) = (read.grant(), self.path_for_guard(read.root(), read.path()));
-        let (until_boot_ms, bytes_max) = (read.until_boot_ms(), read.bytes_max());
-        let spending = Spending::new(self.clone(), Used::Read(read));
-        spending.bytes.store(copied, Ordering::Relaxed);
+        let used = Used::Read(read.map_err(|refusal| refused_to(holder, refusal))?);
+        let (facts, spending) = self.begin(used, holder.who, place).await?;
+        let (guard, ended, source) =
+            self.source_of(&facts).await.inspect_err(|error| spending.refused(error.code()))?;
+        if let Source::Copy { bytes, .. } = &source {
+            spending.add(*bytes);
+        }
+        let Facts { grant, path, until_boot_ms, bytes_max, .. } = facts;
         Ok(Arc::new(GrantedFile {
             guard,
-            spending: Arc::new(spending),
+            spending,
             grant,
             path,
             until_boot_ms,
@@ -650,12 +688,12 @@ impl GrantService {
     }
 
     /// A capability is what brings bytes out of a root.
-    async fn source_of(&self, read: &FileRead) -> Result<(Guard, watch::Receiver<bool>, Source), ApiError> {
-        let (Some(ended), Some(guard)) = (self.end_of(read.grant()), self.guard_of(read.root())) else {
+    async fn source_of(&self, facts: &Facts) -> Result<(Guard, watch::Receiver<bool>, Source), ApiError> {
+        let (Some(ended), Some(guard)) = (self.end_of(facts.grant), self.guard_of(facts.root)) else {
             return Err(guarded(&GuardError::Ended));
         };
-        let source = if read.snapshot() {
-            let copy = guard.snapshot(self.path_for_guard(read.root(), read.path()), read.bytes_max()).await;
+        let source = if facts.snapshot {
+            let copy = guard.snapshot(facts.path.clone(), facts.bytes_max).await;
             let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
             Source::Copy { memfd: Arc::new(memfd), bytes }
         } else {
@@ -666,8 +704,7 @@ impl GrantService {
 
     /// Tells of the end of a live grant.
     fn end_of(&self, id: GrantId) -> Option<watch::Receiver<bool>> {
-        let ends = self.ends.lock().expect("no thread panics with this lock");
-        ends.get(&id).map(watch::Sender::subscribe)
+        self.lives().get(&id).map(|live| live.end.subscribe())
     }
 
     /// Where the root is a file, fileguard wants its name.
@@ -682,18 +719,19 @@ impl GrantService {
 
     /// A page of a folder, for the holder to walk.
     pub(crate) async fn entries(
-        &self,
+        self: &Arc<Self>,
         holder: &Holder<'_>,
         path: &str,
         after: String,
         entries_max: u32,
     ) -> Result<Page, ApiError> {
+        let place = self.audit.place(Lane::Use).await?;
         let read = self.table().read(clock::moment(), holder.presented(), path, 1);
         let read = read.map_err(|refusal| refused_to(holder, refusal))?;
-        let guard = self.guard_of(read.root());
         let path = read.path().as_str().to_owned();
-        self.table().spent(read, 0);
-        let guard = guard.ok_or_else(|| guarded(&GuardError::Ended))?;
+        let (Facts { root, .. }, spending) = self.begin(Used::Read(read), holder.who, place).await?;
+        spending.give_back(LISTED);
+        let guard = self.guard_of(root).ok_or_else(|| guarded(&GuardError::Ended))?;
         guard.list(path, after, entries_max).await.map_err(|error| guarded(&error))
     }
 
@@ -702,7 +740,7 @@ impl GrantService {
         loop {
             let now = clock::moment();
             let changes = self.table().tick(now);
-            self.end_all(changes).await;
+            self.end_all(changes, Why::Time).await;
             let next = self.table().next_boot_ms();
             let wait =
                 next.map(|next| Duration::from_millis(next.saturating_sub(now.boot_ms)).min(LOOK_EVERY));

@@ -2,12 +2,14 @@
 //! server holds one step at a time.
 
 use super::guard::Opening;
-use super::{GrantService, GuardError, Holder, Socket, Spending, Used, guarded, refused_to};
+use super::spending::{Facts, Spending, Used};
+use super::{GrantService, GuardError, Holder, Socket, guarded, refused_to};
 use crate::api::ApiError;
+use crate::audit::{Lane, Place};
 use crate::clock;
 use crate::workers::{receive, watch as watch_readiness};
 use axum::http::StatusCode;
-use ringfence_protocol::{ChunkBytes, FILE_STEP_BYTES_MAX, FileAccess, FileLink, FileReply, FileRequest};
+use ringfence_protocol::{ChunkBytes, FILE_STEP_BYTES_MAX, FileLink, FileReply, FileRequest};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -15,6 +17,9 @@ use tokio::sync::{oneshot, watch};
 
 /// How long a file's service may take over one step.
 const STEP_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// A use that may move no more than this is hashed; a larger one would take several times as long.
+const DIGEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A file that a client reads or writes, until this is dropped.
 pub(crate) struct Transfer {
@@ -33,9 +38,10 @@ impl GrantService {
         path: &str,
         bytes_max: u64,
     ) -> Result<Transfer, ApiError> {
+        let place = self.audit.place(Lane::Use).await?;
         let read = self.table().read(clock::moment(), holder.presented(), path, bytes_max);
-        let transfer =
-            self.open_for_client(Used::Read(read.map_err(|refusal| refused_to(holder, refusal))?)).await?;
+        let used = Used::Read(read.map_err(|refusal| refused_to(holder, refusal))?);
+        let transfer = self.open_for_client(used, holder, place).await?;
         transfer.spending.hold_at_most(transfer.size);
         Ok(transfer)
     }
@@ -48,38 +54,42 @@ impl GrantService {
         path: &str,
         bytes_max: u64,
     ) -> Result<Transfer, ApiError> {
+        let place = self.audit.place(Lane::Use).await?;
         let write = self.table().write(clock::moment(), holder.presented(), path, bytes_max);
-        self.open_for_client(Used::Write(write.map_err(|refusal| refused_to(holder, refusal))?)).await
+        let used = Used::Write(write.map_err(|refusal| refused_to(holder, refusal))?);
+        self.open_for_client(used, holder, place).await
     }
 
-    async fn open_for_client(self: &Arc<Self>, used: Used) -> Result<Transfer, ApiError> {
-        let (access, grant, root, path, until_boot_ms, bytes_max) = match &used {
-            Used::Read(read) => {
-                let path = self.path_for_guard(read.root(), read.path());
-                (FileAccess::Read, read.grant(), read.root(), path, read.until_boot_ms(), read.bytes_max())
-            }
-            Used::Write(write) => {
-                let path = self.path_for_guard(write.root(), write.path());
-                (
-                    FileAccess::Write,
-                    write.grant(),
-                    write.root(),
-                    path,
-                    write.until_boot_ms(),
-                    write.bytes_max(),
-                )
-            }
-        };
-        let spending = Arc::new(Spending::new(self.clone(), used));
+    async fn open_for_client(
+        self: &Arc<Self>,
+        used: Used,
+        holder: &Holder<'_>,
+        place: Place,
+    ) -> Result<Transfer, ApiError> {
+        let access = used.access();
+        let (facts, spending) = self.begin(used, holder.who, place).await?;
+        let Facts { grant, root, path, until_boot_ms, bytes_max, .. } = facts;
         let (Some(ended), Some(guard)) = (self.end_of(grant), self.guard_of(root)) else {
             return Err(guarded(&GuardError::Ended));
         };
         let Socket { theirs, fileguards: socket } =
             Socket::new().map_err(|error| ApiError::internal(&error))?;
         let (closed, when_closed) = oneshot::channel();
-        let opening =
-            Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended: ended.clone(), closed };
-        let size = guard.open(opening).await.map_err(|error| guarded(&error))?;
+        let ended_then = ended.clone();
+        let digest = bytes_max <= DIGEST_BYTES_MAX;
+        let opening = Opening {
+            grant,
+            path,
+            access,
+            until_boot_ms,
+            bytes_max,
+            socket,
+            ended: ended_then,
+            digest,
+            closed,
+        };
+        let opened = guard.open(opening).await.map_err(|error| guarded(&error));
+        let size = opened.inspect_err(|error| spending.refused(error.code()))?;
         tokio::spawn(spending.opened(when_closed));
         let link = watch_readiness(FileLink::new(theirs)).map_err(|error| ApiError::internal(&error))?;
         Ok(Transfer { link, size, ended, spending })

@@ -134,6 +134,22 @@ impl Ending {
         }
     }
 
+    /// Whether the server's part of it was to end a worker for what it did, beside what the scheduler has ended.
+    pub(crate) fn is_kill(&self) -> bool {
+        match self {
+            Self::Illegal(_) | Self::SandboxFalse(_) | Self::OverLease(_) => true,
+            Self::PackageRefused(_)
+            | Self::NotStarted(_)
+            | Self::LoadFailed(_)
+            | Self::DeviceFailed(_)
+            | Self::Stopped
+            | Self::OutOfMemory { .. }
+            | Self::Killed
+            | Self::Died(_)
+            | Self::Vanished => false,
+        }
+    }
+
     /// What the operator must be told of, beside want of memory.
     pub(crate) fn alert(&self) -> Option<Kind> {
         match self {

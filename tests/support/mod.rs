@@ -367,6 +367,15 @@ impl Target {
         }
     }
 
+    /// A connection, where there is still somebody.
+    pub(crate) fn try_connect(&self) -> Option<Box<dyn Stream>> {
+        let stream: Box<dyn Stream> = match self {
+            Self::Unix(path) => Box::new(UnixStream::connect(path).ok()?),
+            Self::Tcp(address) => Box::new(TcpStream::connect(address).ok()?),
+        };
+        Some(stream)
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], b"")
     }

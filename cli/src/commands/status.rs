@@ -54,7 +54,7 @@ fn summary(status: &Value, style: Style) -> String {
             text(status, "identity"),
         ),
         format!("{}   {}  listens on {}", style.bold("home"), text(status, "home"), text(status, "listen")),
-        format!("{} {}", style.bold("health"), health(&status["health"], style)),
+        format!("{} {}{}", style.bold("health"), health(&status["health"], style), audit(&status["audit"])),
         format!(
             "{}   {} of {} available, load {}, {} cores",
             style.bold("host"),
@@ -70,6 +70,20 @@ fn summary(status: &Value, style: Style) -> String {
 fn health(health: &Value, style: Style) -> String {
     let word = text(health, "status");
     if word == "ok" { style.green(&word) } else { style.red(&word) }
+}
+
+/// How long the audit log is, or why it is written no more; nothing of a server from before it had one.
+fn audit(audit: &Value) -> String {
+    match (audit["failure"].as_str(), audit["entries"].as_u64()) {
+        (Some(failure), _) => format!("  audit log failed, restart needed: {failure}"),
+        (None, Some(entries)) => {
+            let covered = text(audit, "covered");
+            let second = audit["second_failure"].as_str();
+            let second = second.map_or(String::new(), |failure| format!(", second place: {failure}"));
+            format!("  audit {entries} entries, {covered} in a checkpoint{second}")
+        }
+        (None, None) => String::new(),
+    }
 }
 
 fn devices(status: &Value, style: Style) -> String {
