@@ -84,6 +84,8 @@ fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
     server.stop()?;
     stages.ended("stop the server");
+    show_accesses(&programs.audit(&home, folder.path())?);
+    stages.ended("check the audit log and export what was accessed");
     println!("\n{}", stages.page(output));
     Ok(())
 }
@@ -180,6 +182,13 @@ fn show_answer(question: &str, answer: &str, output: &Output) -> Result<(), CliE
         ));
     }
     Ok(())
+}
+
+/// The export in plain words; that folders were listed, once for each, is left out here.
+fn show_accesses(report: &str) {
+    let (listed, others): (Vec<&str>, Vec<&str>) =
+        report.lines().partition(|line| line.contains(": listed ["));
+    println!("\n{}\n({} listings of folders are in it too)", others.join("\n").trim_end(), listed.len());
 }
 
 fn show_status(home: &Home, output: &Output) -> Result<(), CliError> {

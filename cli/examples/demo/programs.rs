@@ -126,6 +126,17 @@ impl Programs {
         self.approved(home, command, 1, (&run, passphrase))
     }
 
+    /// `ringfence audit verify`, and `ringfence audit export` of what the client did: the plain words of it.
+    pub(crate) fn audit(&self, home: &Home, folder: &Path) -> Result<String, CliError> {
+        run(self.command(home, &["audit", "verify"]))?;
+        let to = folder.join("export");
+        let mut command = self.command(home, &["audit", "export"]);
+        command.arg(&to).args(["--client", CLIENT]);
+        run(command)?;
+        let report = to.join("report.txt");
+        fs::read_to_string(&report).map_err(|source| CliError::io(report.display().to_string(), source))
+    }
+
     fn folder_of(&self, passphrase: &Path) -> PathBuf {
         passphrase.parent().unwrap_or(Path::new(".")).to_owned()
     }
