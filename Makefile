@@ -11,6 +11,10 @@ export RINGFENCE_PYTHON := $(VENV)/bin/python
 export RINGFENCE_SMOLLM2 := $(CACHE)/smollm2-135m/model.gguf
 export RINGFENCE_SPEECH := $(CACHE)/speech
 
+# The compiler with clippy's lints, each of which fails the build: code is read once to be checked, built and tested, where
+# `make lint` reads it and everything below it once more.
+LINTING := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
+
 .PHONY: demo test check soak bench gpu-bench lint deny install clean system-packages nextest programs
 
 demo: system-packages
@@ -18,13 +22,15 @@ demo: system-packages
 	target/release/examples/demo $(DEVICE)
 
 # Offline and on tiny packages: minutes.
-check: system-packages nextest lint programs
-	$(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
-	$(CARGO) test --workspace --doc --quiet
+check: system-packages nextest
+	$(CARGO) fmt --all --check
+	$(LINTING) $(CARGO) build --workspace --bins --examples --benches
+	$(LINTING) $(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
+	$(LINTING) $(CARGO) test --workspace --doc --quiet
 
 # check, plus real weights, real clients and ten seconds of fuzzing for each target.
 test: check $(VENV)/ready $(CACHE)/sources/ready
-	$(CARGO) nextest run --workspace -E 'binary(/^real_/)'
+	$(LINTING) $(CARGO) nextest run --workspace -E 'binary(/^real_/)'
 	scripts/fuzz 10
 
 # Full counts and long runs.

@@ -204,11 +204,15 @@ async fn pump(mut file: Transfer, mut at: u64, end: u64, to: mpsc::Sender<io::Re
             Ok(bytes) => Ok(Bytes::from(bytes)),
             Err(error) => Err(io::Error::other(error.code())),
         };
-        let goes_on = step.is_ok();
         at += step.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        if step.is_err() || at >= end {
+            // What was used is counted before the client has the last of it, and may give the grant back.
+            file.finish().await;
+            drop(tokio::time::timeout(BODY_TIME_MAX, to.send(step)).await);
+            return;
+        }
         // A client that takes nothing for so long, or has left, gets no more.
-        let sent = tokio::time::timeout(BODY_TIME_MAX, to.send(step)).await;
-        if !goes_on || !matches!(sent, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(BODY_TIME_MAX, to.send(step)).await, Ok(Ok(()))) {
             break;
         }
     }
