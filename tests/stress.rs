@@ -137,21 +137,24 @@ fn what_is_promised_about_grants_holds_and_nothing_is_left_behind() {
     assert_eq!(server.status()["grants"], serde_json::json!({"open": 0, "file_services": 0}));
 }
 
-/// A worker that is stopped forgets nothing in time: the command says so, and ends as one whose promise broke.
+/// A worker that is stopped forgets nothing by itself: the server kills it, and nothing is served after the answer.
 #[test]
-fn a_worker_that_keeps_what_it_has_to_forget_breaks_the_promise() {
+fn a_worker_that_keeps_what_it_has_to_forget_is_killed() {
     let home = Home::with_tiny();
     let server = home.start();
     assert_eq!(server.api().embed(&serde_json::json!({"model": "tiny-bert", "input": "a"})).status, 200);
-    let worker = rustix::process::Pid::from_raw(server.worker_pid()).unwrap();
+    let pid = server.worker_pid();
+    let worker = rustix::process::Pid::from_raw(pid).unwrap();
     let done = AtomicBool::new(false);
     let output = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // It works for a moment in each second, so that what is measured alone is measured at all.
-            while !done.load(Ordering::Relaxed) {
-                rustix::process::kill_process(worker, rustix::process::Signal::STOP).unwrap();
+            // It works for a moment in each second, so that what is measured alone is measured at all. Once it is killed
+            // there is nothing to stop.
+            while !done.load(Ordering::Relaxed)
+                && rustix::process::kill_process(worker, rustix::process::Signal::STOP).is_ok()
+            {
                 std::thread::sleep(Duration::from_millis(700));
-                rustix::process::kill_process(worker, rustix::process::Signal::CONT).unwrap();
+                let _gone = rustix::process::kill_process(worker, rustix::process::Signal::CONT);
                 std::thread::sleep(Duration::from_millis(300));
             }
         });
@@ -160,7 +163,6 @@ fn a_worker_that_keeps_what_it_has_to_forget_breaks_the_promise() {
         output
     });
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(promise(&report, "revocation", "forgotten_after")["verdict"], "broken", "{report:#}");
     assert_eq!(promise(&report, "revocation", "bytes_after_the_answer")["verdict"], "held", "{report:#}");
-    assert_eq!((output.status.code(), &report["error"]["code"]), (Some(1), &"promise_broken".into()));
+    assert!(!support::is_alive(pid), "{report:#}");
 }
