@@ -28,10 +28,10 @@ check: system-packages nextest
 	$(LINTING) $(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
 	$(LINTING) $(CARGO) test --workspace --doc --quiet
 
-# check, plus real weights, real clients and ten seconds of fuzzing for each target.
+# check, plus real weights, real clients and five seconds of fuzzing for each target.
 test: check $(VENV)/ready $(CACHE)/sources/ready
 	$(LINTING) $(CARGO) nextest run --workspace -E 'binary(/^real_/)'
-	scripts/fuzz 10
+	scripts/fuzz 5
 
 # Full counts and long runs.
 soak: system-packages nextest
