@@ -184,7 +184,7 @@ fn each_seed_of(usual: u64, mut check: impl FnMut(&mut Random)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("RINGFENCE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("RINGFENCE_HISTORIES").map_or(usual / 2, |all| all * usual / (4 * HISTORIES)),
+        None => 0..number("RINGFENCE_HISTORIES").map_or(usual, |all| all * usual / (4 * HISTORIES)),
     };
     for seed in seeds {
         let held = catch_unwind(AssertUnwindSafe(|| check(&mut Random::new(seed))));
