@@ -135,7 +135,7 @@ pub(super) async fn model_logs(
     Path(name): Path<String>,
     uri: Uri,
 ) -> Result<Json<ModelLines>, ApiError> {
-    let [after] = super::grants::query(&uri, ["after"])?;
+    let [after] = super::query::query(&uri, ["after"])?;
     let lines = app.dispatcher.log_lines(&name, after.unwrap_or(0));
     lines.map(|lines| Json(ModelLines { lines })).ok_or_else(|| ApiError::model_unknown(&name))
 }

@@ -4,6 +4,7 @@ use super::App;
 use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use super::identity::{Caller, PeerUid, Viewer};
+use super::query::query;
 use crate::audit::Who;
 use crate::grants::{Asking, GrantView, GrantsView, Holder, unknown};
 use axum::Json;
@@ -330,23 +331,4 @@ fn wait(ms: Option<u64>) -> Result<Duration, ApiError> {
         ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(ms)),
         _ => Err(ApiError::invalid("wait_invalid", "wait_ms", "wait_ms is at most 60000")),
     }
-}
-
-/// Whole numbers of a query, each at most once, and nothing else.
-pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<u64>; N], ApiError> {
-    let mut values = [None; N];
-    for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = names.iter().position(|known| *known == name).map(|at| &mut values[at]);
-        let number = value.parse::<u64>().ok();
-        match (place, number) {
-            (Some(place @ None), Some(number)) => *place = Some(number),
-            _ => {
-                let message =
-                    format!("the query has {}, each a whole number and at most once", names.join(" and "));
-                return Err(ApiError::invalid("query_invalid", "query", message));
-            }
-        }
-    }
-    Ok(values)
 }

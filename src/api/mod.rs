@@ -12,6 +12,7 @@ mod jobs;
 mod listen;
 mod openai;
 mod openapi;
+mod query;
 mod quotas;
 mod timing;
 mod trace;

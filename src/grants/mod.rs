@@ -1,14 +1,18 @@
 //! Grants while the server runs: the table under a lock, the file services that hold the granted roots, and the time that
 //! ends them. `ringfence-grants` decides; here it takes effect.
 
+mod file;
 mod guard;
 mod record;
+mod refusals;
 mod spending;
 mod transfer;
 mod view;
 
+pub(crate) use file::{GrantEnd, GrantedFile};
 pub(crate) use guard::{GuardError, Page};
 pub(crate) use record::Asking;
+pub(crate) use refusals::unknown;
 pub(crate) use transfer::Transfer;
 pub(crate) use view::{GrantView, GrantsView};
 
@@ -20,22 +24,23 @@ use crate::start::StartError;
 use crate::status::GrantCounts;
 use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
-use guard::{Guard, Opening, SealedCopy, Started};
+use file::Socket;
+use guard::{Guard, Started};
 use record::Why;
+use refusals::{asked, decided, guarded, narrowed, refused_to};
 use ringfence_grants::{
-    Approval, Approver, AskRefusal, Audience, Change, DecideRefusal, Decision, Grant, GrantId, Grants, Kind,
-    NarrowRefusal, Narrower, Presented, Refusal, RelativePath, Rules, SECRET_BYTES, Shown, State, Verdict,
+    Approval, Approver, Audience, Change, Decision, Grant, GrantId, Grants, Kind, Narrower, Presented,
+    RelativePath, Rules, SECRET_BYTES, Shown, State, Verdict,
 };
-use ringfence_protocol::{Data, FileAccess, Identity, Split, connected_pair};
-use rustix::io::Errno;
-use spending::{Facts, Spending, Used};
+use ringfence_protocol::{FileAccess, Identity};
+use spending::{Facts, Used};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 /// File services that run at a time: one for each root that is asked for or granted.
 pub(crate) const FILEGUARDS_MAX: usize = 64;
@@ -93,141 +98,6 @@ struct Live {
 impl Live {
     fn new() -> Self {
         Self { end: watch::Sender::new(false), used: Arc::default(), moved: Arc::default() }
-    }
-}
-
-/// One use of a grant: a file that may be read, as long as this lives.
-pub(crate) struct GrantedFile {
-    guard: Guard,
-    spending: Arc<Spending>,
-    grant: GrantId,
-    path: String,
-    until_boot_ms: u64,
-    bytes_max: u64,
-    /// Why the file could not be opened the last time.
-    refusal: Arc<Mutex<Option<ApiError>>>,
-    source: Source,
-    ended: watch::Receiver<bool>,
-}
-
-/// Where a worker has the bytes from.
-enum Source {
-    /// For the first worker; another one gets a new pair.
-    Socket(Mutex<Option<Socket>>),
-    /// A copy, where the grant allows that.
-    Copy { memfd: Arc<OwnedFd>, bytes: u64 },
-}
-
-/// The two ends over which a worker asks fileguard for a file. The server keeps neither: that the worker's is closed is
-/// how fileguard knows that it has done.
-struct Socket {
-    theirs: OwnedFd,
-    fileguards: OwnedFd,
-}
-
-impl Socket {
-    fn new() -> Result<Self, Errno> {
-        let (theirs, fileguards) = connected_pair()?;
-        rustix::io::ioctl_fionbio(&theirs, true)?;
-        Ok(Self { theirs, fileguards })
-    }
-}
-
-impl std::fmt::Debug for GrantedFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A path is a client's own affair.
-        f.debug_struct("GrantedFile").field("grant", &self.grant).finish_non_exhaustive()
-    }
-}
-
-impl GrantedFile {
-    /// The grant's number.
-    pub(crate) fn grant(&self) -> u64 {
-        self.grant.0
-    }
-
-    /// What a worker gets: a socket on which it asks for the file, or a copy. What it reads never comes through the server.
-    /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
-    pub(crate) fn message(&self, split: Split) -> (Data, Arc<OwnedFd>) {
-        match &self.source {
-            Source::Copy { memfd, bytes } => (Data::Text { bytes: *bytes, split }, memfd.clone()),
-            Source::Socket(socket) => (Data::File { split }, self.connect(socket)),
-        }
-    }
-
-    fn connect(&self, first: &Mutex<Option<Socket>>) -> Arc<OwnedFd> {
-        let first = first.lock().expect("no thread panics with this lock").take();
-        match first.map_or_else(Socket::new, Ok) {
-            Ok(Socket { theirs, fileguards }) => {
-                self.open_behind(fileguards);
-                Arc::new(theirs)
-            }
-            Err(error) => {
-                tracing::error!(%error, "no socket can be made for a granted file");
-                self.spending.service.closed.clone()
-            }
-        }
-    }
-
-    fn open_behind(&self, socket: OwnedFd) {
-        let (closed, when_closed) = oneshot::channel();
-        let opening = Opening {
-            grant: self.grant,
-            path: self.path.clone(),
-            access: FileAccess::Read,
-            until_boot_ms: self.until_boot_ms,
-            bytes_max: self.bytes_max,
-            socket,
-            ended: self.ended.clone(),
-            digest: true,
-            closed,
-        };
-        let (guard, refusal) = (self.guard.clone(), self.refusal.clone());
-        let (counted, spending) = (self.spending.opened(when_closed), self.spending.clone());
-        tokio::spawn(async move {
-            if let Err(error) = guard.open(opening).await {
-                spending.refused(guarded(&error).code());
-                *refusal.lock().expect("no thread panics with this lock") = Some(guarded(&error));
-            }
-            counted.await;
-        });
-    }
-
-    /// Why the file could not be opened.
-    pub(crate) fn refusal(&self) -> Option<ApiError> {
-        self.refusal.lock().expect("no thread panics with this lock").take()
-    }
-
-    /// Counts what was used, before the answer is given: the next use is decided by it.
-    pub(crate) async fn finish(&self) {
-        // The worker has closed its socket when it had read all.
-        self.spending.counted().await;
-    }
-
-    /// Returns when the grant has ended: what was made from it must not be given out any more.
-    pub(crate) async fn ended(&self) {
-        self.end().comes().await;
-    }
-
-    /// Tells of the grant's end, also after this use of it.
-    pub(crate) fn end(&self) -> GrantEnd {
-        GrantEnd(self.ended.clone())
-    }
-}
-
-/// The end of a grant, or the wait for it.
-pub(crate) struct GrantEnd(watch::Receiver<bool>);
-
-impl GrantEnd {
-    /// Whether it has come.
-    pub(crate) fn is_over(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Returns when it has.
-    pub(crate) async fn comes(&self) {
-        // The service keeps the sender until the end, and lets it go then.
-        drop(self.0.clone().wait_for(|ended| *ended).await);
     }
 }
 
@@ -568,16 +438,8 @@ impl GrantService {
         holder: &Holder<'_>,
         narrower: &Narrower,
     ) -> Result<(GrantView, String), ApiError> {
-        let narrowed = self.table().narrow(clock::moment(), holder.presented(), narrower);
-        let id = narrowed.map_err(|refusal| match refusal {
-            NarrowRefusal::Use(refusal) => refused(refusal),
-            NarrowRefusal::Wider(field) => {
-                ApiError::invalid("grant_wider", field, NarrowRefusal::Wider(field).to_string())
-            }
-            refusal @ (NarrowRefusal::TooDeep | NarrowRefusal::Full(_)) => {
-                ApiError::new(StatusCode::CONFLICT, "grants_full", refusal.to_string())
-            }
-        })?;
+        let id = self.table().narrow(clock::moment(), holder.presented(), narrower);
+        let id = id.map_err(narrowed)?;
         if let Err(error) = self.record_narrowed(id, holder).await {
             self.table().revoke(id);
             return Err(error.into());
@@ -657,51 +519,6 @@ impl GrantService {
         guards.get(&root).map(|held| held.guard.clone())
     }
 
-    /// Lets one file be read by whoever gets what is returned.
-    pub(crate) async fn read(
-        self: &Arc<Self>,
-        holder: &Holder<'_>,
-        path: &str,
-        bytes_max: u64,
-    ) -> Result<Arc<GrantedFile>, ApiError> {
-        let place = self.audit.place(Lane::Use).await?;
-        let read = self.table().read(clock::moment(), holder.presented(), path, bytes_max);
-        let used = Used::Read(read.map_err(|refusal| refused_to(holder, refusal))?);
-        let (facts, spending) = self.begin(used, holder.who, place).await?;
-        let (guard, ended, source) =
-            self.source_of(&facts).await.inspect_err(|error| spending.refused(error.code()))?;
-        if let Source::Copy { bytes, .. } = &source {
-            spending.add(*bytes);
-        }
-        let Facts { grant, path, until_boot_ms, bytes_max, .. } = facts;
-        Ok(Arc::new(GrantedFile {
-            guard,
-            spending,
-            grant,
-            path,
-            until_boot_ms,
-            bytes_max,
-            refusal: Arc::default(),
-            source,
-            ended,
-        }))
-    }
-
-    /// A capability is what brings bytes out of a root.
-    async fn source_of(&self, facts: &Facts) -> Result<(Guard, watch::Receiver<bool>, Source), ApiError> {
-        let (Some(ended), Some(guard)) = (self.end_of(facts.grant), self.guard_of(facts.root)) else {
-            return Err(guarded(&GuardError::Ended));
-        };
-        let source = if facts.snapshot {
-            let copy = guard.snapshot(facts.path.clone(), facts.bytes_max).await;
-            let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
-            Source::Copy { memfd: Arc::new(memfd), bytes }
-        } else {
-            Source::Socket(Mutex::new(Some(Socket::new().map_err(|error| ApiError::internal(&error))?)))
-        };
-        Ok((guard, ended, source))
-    }
-
     /// Tells of the end of a live grant.
     fn end_of(&self, id: GrantId) -> Option<watch::Receiver<bool>> {
         self.lives().get(&id).map(|live| live.end.subscribe())
@@ -763,79 +580,4 @@ async fn to_its_end(work: impl Future<Output = ()> + Send + 'static) {
     if let Err(error) = tokio::spawn(work).await {
         tracing::error!(%error, "the end of a grant failed");
     }
-}
-
-/// No such grant, or another's.
-pub(crate) fn unknown() -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_FOUND,
-        "grant_unknown",
-        "there is no such grant of yours, or it is long over",
-    )
-}
-
-fn asked(refusal: &AskRefusal) -> ApiError {
-    let message = refusal.to_string();
-    match refusal {
-        AskRefusal::Path(_) | AskRefusal::WholeDisk => ApiError::invalid("path_invalid", "path", message),
-        AskRefusal::Text(field) | AskRefusal::Range(field, _) => {
-            ApiError::invalid("grant_invalid", field, message)
-        }
-        AskRefusal::TooManyPending(_) => {
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "grants_pending", message)
-                .retry_after(Some(Duration::from_millis(ringfence_grants::QUESTION_EVERY_MS)))
-        }
-        AskRefusal::TooOften { retry_ms } => {
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "grants_too_often", message)
-                .retry_after(Some(Duration::from_millis(*retry_ms)))
-        }
-        AskRefusal::Full(_) => ApiError::new(StatusCode::CONFLICT, "grants_full", message),
-        AskRefusal::Rule => ApiError::new(StatusCode::FORBIDDEN, "grant_denied_by_rule", message),
-    }
-}
-
-fn decided(refusal: DecideRefusal) -> ApiError {
-    let (status, code) = match refusal {
-        DecideRefusal::Unknown => (StatusCode::NOT_FOUND, "grant_unknown"),
-        DecideRefusal::NotPending => (StatusCode::CONFLICT, "grant_not_pending"),
-        DecideRefusal::NotShown => (StatusCode::CONFLICT, "grant_not_shown"),
-        DecideRefusal::SelfApproval => (StatusCode::FORBIDDEN, "operator_proof_needed"),
-        DecideRefusal::Lifetime => (StatusCode::BAD_REQUEST, "lifetime_invalid"),
-    };
-    ApiError::new(status, code, refusal.to_string())
-}
-
-/// A use that the table refuses, which the operator hears of too.
-fn refused_to(holder: &Holder<'_>, refusal: Refusal) -> ApiError {
-    tracing::info!(client = holder.client, code = refusal.code(), "a use of a grant is refused");
-    metrics::counter!("ringfence_grant_refusals_total", "code" => refusal.code()).increment(1);
-    refused(refusal)
-}
-
-/// A use that the table refuses.
-fn refused(refusal: Refusal) -> ApiError {
-    let status = match refusal {
-        Refusal::String(_) | Refusal::Unknown => StatusCode::UNAUTHORIZED,
-        Refusal::Path(_) => StatusCode::BAD_REQUEST,
-        Refusal::WrongHolder
-        | Refusal::WrongAudience
-        | Refusal::Expired
-        | Refusal::Revoked
-        | Refusal::UsedUp
-        | Refusal::OutOfScope
-        | Refusal::ClockTurnedBack => StatusCode::FORBIDDEN,
-    };
-    ApiError::new(status, refusal.code(), refusal.to_string())
-}
-
-/// What the file service can't or won't do.
-fn guarded(error: &GuardError) -> ApiError {
-    let (status, code) = match error {
-        GuardError::Root(_) => (StatusCode::UNPROCESSABLE_ENTITY, "path_refused"),
-        GuardError::Start(_) => (StatusCode::SERVICE_UNAVAILABLE, "file_service_failed"),
-        GuardError::File(_) => (StatusCode::UNPROCESSABLE_ENTITY, "file_refused"),
-        GuardError::Ended => (StatusCode::FORBIDDEN, "grant_revoked"),
-        GuardError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "file_service_busy"),
-    };
-    ApiError::new(status, code, error.to_string())
 }

@@ -154,6 +154,7 @@ async fn index(
     };
     let held = HeldGrants::ask(address, &wanted(args, folder), output).await?;
     let mut work = Work {
+        folder,
         address,
         connection,
         for_model: held.get(0).clone(),
@@ -172,7 +173,7 @@ async fn index(
         }),
     };
     held.give_back().await;
-    report.map(|report| Report { folder: folder.to_owned(), ..report })
+    report
 }
 
 fn wanted(args: &IndexArgs, folder: &str) -> [Wanted; 3] {
@@ -206,6 +207,7 @@ async fn digest_of(connection: &mut Connection, model: &str) -> Result<String, C
 
 /// A run with its grants.
 struct Work<'a> {
+    folder: &'a str,
     address: &'a Address,
     connection: Connection,
     for_model: Held,
@@ -238,7 +240,7 @@ impl Work<'_> {
         let index_bytes =
             if read + forgotten > 0 { self.save(&store).await? } else { store.bytes()?.len() as u64 };
         Ok(Report {
-            folder: String::new(),
+            folder: self.folder.to_owned(),
             model: made.model,
             read,
             unchanged,
