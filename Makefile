@@ -18,7 +18,7 @@ LINTING := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY_
 .PHONY: demo test check soak bench gpu-bench lint deny install clean system-packages nextest programs
 
 demo: system-packages
-	$(CARGO) build --release --workspace --bins --example demo
+	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins --example demo
 	target/release/examples/demo $(DEVICE)
 
 # Offline and on tiny packages: minutes.
@@ -28,14 +28,15 @@ check: system-packages nextest
 	$(LINTING) $(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
 	$(LINTING) $(CARGO) test --workspace --doc --quiet
 
-# check, plus real weights, real clients and five seconds of fuzzing for each target.
+# check, plus real weights, real clients and five seconds for each fuzz target, on the program that is built already: led by
+# coverage it needs everything built once more, and is in soak.
 test: check $(VENV)/ready $(CACHE)/sources/ready
 	$(LINTING) $(CARGO) nextest run --workspace -E 'binary(/^real_/)'
-	scripts/fuzz 5
+	scripts/fuzz --blind 5
 
 # Full counts and long runs.
 soak: system-packages nextest
-	$(CARGO) build --release --workspace --bins --examples
+	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
@@ -50,7 +51,7 @@ soak: system-packages nextest
 	scripts/fuzz 600
 
 bench: system-packages $(CACHE)/sources/ready
-	$(CARGO) build --release --bins --workspace
+	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins
 	$(CARGO) bench
 
 # On the first adapter, a card before software; ARGUMENTS="--json --rounds 15 --adapter 1".
@@ -87,7 +88,7 @@ $(CACHE)/sources/ready: $(wildcard models/catalog/*.toml) scripts/fetch-sources 
 	mkdir -p $(@D) && touch $@
 
 install:
-	$(CARGO) build --release --bins --workspace
+	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins
 	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker target/release/ringfence-fileguard
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service

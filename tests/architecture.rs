@@ -29,6 +29,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("ringfence-fileguard", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
+    (
+        "ringfence-fuzz",
+        &[
+            "ringfence-audit",
+            "ringfence-kernels",
+            "ringfence-models",
+            "ringfence-protocol",
+            "ringfence-sandbox",
+            "ringfence-scheduler",
+            "ringfence-worker",
+        ],
+    ),
     ("ringfence-audit", &[]),
     ("ringfence-gpu", &[]),
     ("ringfence-grants", &[]),

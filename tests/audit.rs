@@ -7,6 +7,7 @@
 
 mod support;
 
+use ringfence_audit::{Entry, Event, Folder, KEYS_BYTES, Keys, Log, Word};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
@@ -165,7 +166,8 @@ fn every_act_is_in_the_log_once_and_in_its_order() {
     assert_eq!(ended.0["request"], answer.header("x-request-id").unwrap());
     let use_ended = &log.iter().find(|(entry, _)| entry["kind"] == "grant_use_ended").unwrap().0;
     assert_eq!((&use_ended["bytes"], &use_ended["result"]), (&NOTE.len().into(), &"ok".into()));
-    assert!(use_ended["digest"].as_str().unwrap().starts_with("hmac:"), "{use_ended}");
+    let digest = home.cli_ok(&["audit", "digest", folder.join("a.md").to_str().unwrap()]);
+    assert!(digest.starts_with("blake3:") && use_ended["digest"] == digest.trim_end(), "{use_ended}");
     let refusals: Vec<_> = log.iter().filter(|(entry, _)| entry["kind"] == "refused").collect();
     let unknown: u64 = refusals
         .iter()
@@ -413,6 +415,115 @@ fn on_a_full_disk_nothing_is_answered_as_done_and_a_restart_with_room_goes_on() 
     let found: HashSet<u64> =
         of_kind(&home, "job_ended").iter().filter_map(|(entry, _)| entry["job"].as_u64()).collect();
     assert!(answered.iter().all(|job| found.contains(job)), "an answered job is not in the log");
+}
+
+/// A folder that the server's user can write in.
+fn folder_of_the_server(home: &Home, name: &str) -> PathBuf {
+    let folder = home.folder.path().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    if rustix::process::getuid().is_root() {
+        chown(&folder, Some(65_534), Some(65_534)).unwrap();
+    }
+    folder
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_second_place_has_each_checkpoint_and_shows_a_log_that_was_put_back() {
+    let mut home = Home::with_tiny();
+    let second = folder_of_the_server(&home, "second");
+    home.set_options(&["--audit-second", second.to_str().unwrap()]);
+    let (audit, kept) = (home.path().join("audit/log"), home.folder.path().join("kept"));
+    assert!(home.start().stop().success());
+    let checkpoint = || fs::read(audit.join("checkpoint")).unwrap();
+    let in_second = || {
+        let files: Vec<_> = fs::read_dir(&second).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        fs::read(&files[0]).unwrap()
+    };
+    assert_eq!(in_second(), checkpoint());
+    fs::create_dir(&kept).unwrap();
+    copy_files(&audit, &kept);
+
+    let server = home.start();
+    server.api().embed(&json!({"model": "tiny-bert", "input": "a"})).ok();
+    assert!(server.stop().success());
+    assert_eq!(in_second(), checkpoint());
+    copy_files(&kept, &audit);
+    let error = home.try_start().err().unwrap();
+    assert!(error.contains("second place"), "{error}");
+}
+
+#[test]
+fn a_second_place_that_goes_away_is_said_and_the_log_goes_on() {
+    let mut home = Home::with_tiny();
+    let second = folder_of_the_server(&home, "second");
+    home.set_options(&["--audit-second", second.to_str().unwrap()]);
+    let server = home.start();
+    fs::remove_dir_all(&second).unwrap();
+    server.await_status("the second place's failure", |status| {
+        server.api().embed(&json!({"model": "tiny-bert", "input": "a"})).ok();
+        status["audit"]["second_failure"].is_string()
+    });
+    assert_eq!(server.api().get("/health").status, 200);
+    assert!(server.log().contains("second place"));
+    let found: Value =
+        serde_json::from_str(&String::from_utf8(home.cli(&["doctor", "--json"]).stdout).unwrap()).unwrap();
+    let about_log = |finding: &&Value| finding["area"] == "server" && finding["name"] == "audit log";
+    let finding = found["findings"].as_array().unwrap().iter().find(about_log).unwrap();
+    assert_eq!(finding["answer"], "absent", "{finding}");
+    assert!(server.stop().success());
+    let error = home.try_start().err().unwrap();
+    assert!(error.contains("--audit-second"), "{error}");
+}
+
+#[test]
+fn entries_that_are_older_than_the_operator_keeps_them_are_pruned_at_the_start() {
+    let mut home = Home::with_tiny();
+    let folder = folder_of_the_server(&home, "home/audit");
+    {
+        let mut files = Folder::open(&folder).unwrap();
+        let keys = Keys::read_or_make(&mut files, &[7; KEYS_BYTES]).unwrap();
+        let (mut log, _) = Log::open(files, keys, None).unwrap();
+        for time_ms in 0..600 {
+            let path = log.mask(&format!("/home/anna/{time_ms}.txt"));
+            let used = Event::GrantUsed { grant: 1, path };
+            log.append(Entry::of_server(time_ms, Word::lossy("r"), used)).unwrap();
+        }
+        log.commit().unwrap();
+        log.checkpoint().unwrap();
+    }
+    if rustix::process::getuid().is_root() {
+        let owner = Command::new("chown").args(["-R", "65534:65534"]).arg(&folder).status();
+        assert!(owner.unwrap().success());
+    }
+    home.set_options(&["--audit-keep-days", "30"]);
+    assert!(home.start().stop().success());
+    let pruned = of_kind(&home, "pruned");
+    assert_eq!(pruned.len(), 1);
+    assert_eq!(pruned[0].0["before"], 512);
+    let verified = home.cli_ok(&["audit", "verify"]);
+    assert!(verified.contains("512 of them pruned, hashes hold"), "{verified}");
+}
+
+#[test]
+fn a_worker_that_dies_by_itself_has_an_entry() {
+    let home = Home::with_tiny();
+    let server = home.start();
+    server.api().embed(&json!({"model": "tiny-bert", "input": "a"})).ok();
+    let pid = rustix::process::Pid::from_raw(server.worker_pid()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let died = await_kind(&home, "worker_died", 1);
+    assert_eq!((&died[0].0["model"], &died[0].0["reason"]), (&"tiny-bert".into(), &"signal_9".into()));
+    assert!(died[0].1.contains("died: signal_9"), "{}", died[0].1);
 }
 
 #[test]

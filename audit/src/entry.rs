@@ -146,15 +146,12 @@ pub enum Event {
         /// What is left of the path.
         path: Masked,
     },
-    /// A grant was used for the first time.
+    /// A grant was used for the first time. What used it has the same request.
     GrantUsed {
         /// Its number in this run.
         grant: u64,
         /// What was opened.
         path: Masked,
-        /// The job that it was for.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        job: Option<u64>,
     },
     /// A use of a grant ended.
     GrantUseEnded {
@@ -164,7 +161,7 @@ pub enum Event {
         path: Masked,
         /// Bytes that were served.
         bytes: u64,
-        /// Keyed BLAKE3 or SHA-256 of them, such as `blake3:...`.
+        /// `blake3:` and their keyed BLAKE3, in the order in which they were served.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         digest: Option<Word>,
         /// `ok`, or why not.
@@ -245,6 +242,15 @@ pub enum Event {
         /// Why.
         reason: Word,
     },
+    /// A worker ended by itself, without having been told to.
+    WorkerDied {
+        /// Its number.
+        worker: u64,
+        /// Its model.
+        model: Word,
+        /// How, as far as the kernel says: `signal_11`, `exit_1` or `vanished`.
+        reason: Word,
+    },
     /// What clients, models and devices may take has changed.
     QuotasChanged {
         /// SHA-256 of the new text.
@@ -287,11 +293,6 @@ pub enum Event {
         /// Why.
         result: Word,
     },
-    /// Somebody took a copy out of the log.
-    Exported {
-        /// Entries that the copy holds.
-        entries: u64,
-    },
     /// Bundles of old entries were removed after this; their hashes stay.
     Pruned {
         /// No entry from this index on was.
@@ -319,11 +320,11 @@ impl Event {
             | Self::Refused { .. }
             | Self::OutOfMemory { .. }
             | Self::WorkerKilled { .. }
+            | Self::WorkerDied { .. }
             | Self::QuotasChanged { .. }
             | Self::TrustChanged { .. }
             | Self::ClientChanged { .. }
             | Self::KeyChanged { .. }
-            | Self::Exported { .. }
             | Self::Pruned { .. } => None,
         }
     }

@@ -14,6 +14,7 @@ use crate::tail::{TAIL, TAIL_BYTES_MAX, TAIL_ENTRIES_MAX, Tail, encode_head, enc
 use crate::tiles::{BUNDLE_BYTES_MAX, bundle_name, encode_entry, tile_name};
 use crate::tree::{Hash, TILE_BITS, TILE_WIDTH, Tile, Tree, leaf_hash};
 use crate::verify::{self, OWN, at, covered};
+use std::collections::HashSet;
 use std::io;
 
 /// The newest checkpoint, below the audit folder.
@@ -186,6 +187,12 @@ impl<F: Files> Log<F> {
         self.names.mask(plain, &self.keys)
     }
 
+    /// How often a name was masked and not kept since the log was opened, as the map of names has no room. Pruning makes
+    /// room.
+    pub fn names_left_out(&self) -> u64 {
+        self.names.left_out()
+    }
+
     /// Puts an entry behind the others, in memory only, and says its index.
     ///
     /// # Errors
@@ -328,8 +335,8 @@ impl<F: Files> Log<F> {
         Ok(self.size())
     }
 
-    /// Removes the full bundles before this entry; hash tiles stay. An entry says so before it is done. Says how many
-    /// entries are gone.
+    /// Removes the full bundles before this entry, and names that no other entry has; hash tiles stay. An entry says so
+    /// before it is done. Says how many entries are gone.
     ///
     /// # Errors
     /// [`LogError`].
@@ -347,7 +354,22 @@ impl<F: Files> Log<F> {
             let removed = self.files.remove(&file);
             self.done(&file, removed)?;
         }
+        let kept = self.masks_from(bundles * WIDTH)?;
+        let forgotten = self.names.retain(&kept, &mut self.files);
+        self.done(crate::names::NAMES, forgotten)?;
         Ok((bundles - first) * WIDTH)
+    }
+
+    /// The masks in this entry and all after it, wherever they stand in them.
+    fn masks_from(&self, index: u64) -> Result<HashSet<Hash>, Fault> {
+        let mut masks = HashSet::new();
+        for entry in Reader::open(&self.files, None)?.entries(index) {
+            let (_, entry) = entry?;
+            let text = String::from_utf8_lossy(&entry);
+            let words = text.split('"').filter_map(|word| Masked::try_from(word.to_owned()).ok());
+            masks.extend(words.map(|masked| masked.0));
+        }
+        Ok(masks)
     }
 
     /// The first full bundle that is there: they go from the oldest on, so halving finds it.

@@ -23,6 +23,26 @@ impl Masks {
     }
 }
 
+/// Names the use of [`Masks::digest_key`], so that no other key comes from the masking key by the same way.
+const DIGEST_CONTEXT: &str = "ringfence 2026 digests of what was served under a grant";
+
+impl Masks {
+    /// The key of BLAKE3 for what is served under grants. Who serves it needs this key, and never the masking key.
+    pub fn digest_key(&self) -> [u8; 32] {
+        blake3::derive_key(DIGEST_CONTEXT, &*self.0)
+    }
+
+    /// The digest, under that key, of all that a reader gives.
+    ///
+    /// # Errors
+    /// The reader's.
+    pub fn digest(&self, reader: impl std::io::Read) -> std::io::Result<Word> {
+        let mut hasher = blake3::Hasher::new_keyed(&self.digest_key());
+        hasher.update_reader(reader)?;
+        Ok(Word::of_digest(hasher.finalize().as_bytes()))
+    }
+}
+
 impl std::fmt::Debug for Masks {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("Masks")
@@ -84,6 +104,11 @@ impl Word {
         if text.is_empty() { Self("_".to_owned()) } else { Self(text) }
     }
 
+    /// A keyed BLAKE3: `blake3:` and 64 hexadecimal digits.
+    pub fn of_digest(digest: &[u8; 32]) -> Self {
+        Self(format!("blake3:{}", hex(digest)))
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -126,6 +151,17 @@ mod tests {
         for wrong in ["", "hmac:", "hmac:5BDC", &expected[1..], &expected.to_uppercase()] {
             assert_eq!(Masked::try_from(wrong.to_owned()), Err(NoWord), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_digest_is_of_the_contents_and_of_the_installation() {
+        let masks = |byte| Masks(Secret::new([byte; 32]));
+        let digest = |masks: &Masks, contents: &[u8]| masks.digest(contents).unwrap();
+        let same = Word::of_digest(blake3::keyed_hash(&masks(1).digest_key(), b"contents").as_bytes());
+        assert_eq!(digest(&masks(1), b"contents"), same);
+        assert_ne!(digest(&masks(1), b"content"), same);
+        assert_ne!(digest(&masks(2), b"contents"), same);
+        assert_eq!(Word::new(same.as_str()), Ok(same.clone()));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Names {
     known: HashSet<Hash>,
     bytes: usize,
     waiting: Vec<u8>,
+    /// New names that found no room.
+    left_out: u64,
 }
 
 impl Names {
@@ -45,7 +47,7 @@ impl Names {
         }
         // A killed process may have written names that did not reach the disk; they are not written again.
         files.sync(NAMES)?;
-        Ok(Self { known, bytes: whole, waiting: Vec::new() })
+        Ok(Self { known, bytes: whole, waiting: Vec::new(), left_out: 0 })
     }
 
     /// Masks a name and keeps it, where there is room.
@@ -53,7 +55,13 @@ impl Names {
         let masked = keys.masks.mask(plain);
         let record_bytes = HEAD_BYTES + plain.len() + SEAL_BYTES;
         let room = self.bytes + self.waiting.len() + record_bytes <= NAMES_BYTES_MAX;
-        if plain.len() <= NAME_BYTES_MAX && room && self.known.insert(masked.0) {
+        if plain.len() > NAME_BYTES_MAX || self.known.contains(&masked.0) {
+            return masked;
+        }
+        if !room {
+            self.left_out += 1;
+        } else {
+            self.known.insert(masked.0);
             let sealed =
                 cipher(keys).encrypt(nonce(&masked.0), Payload { msg: plain.as_bytes(), aad: &masked.0 });
             let sealed = sealed.expect("a name is far below what one nonce may seal");
@@ -63,6 +71,27 @@ impl Names {
             self.waiting.extend(sealed);
         }
         masked
+    }
+
+    /// Names that found no room since the log was opened, counted each time.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Forgets the names that have none of these masks. All names are on the disk.
+    pub(crate) fn retain(&mut self, kept: &HashSet<Hash>, files: &mut impl Files) -> io::Result<()> {
+        let bytes = files.read(NAMES, NAMES_BYTES_MAX)?.unwrap_or_default();
+        let (mut left, mut rest) = (Vec::new(), bytes.as_slice());
+        while let Some((mask, _, after)) = split(rest) {
+            if kept.contains(&mask) {
+                left.extend_from_slice(&rest[..rest.len() - after.len()]);
+            }
+            rest = after;
+        }
+        files.replace(NAMES, &left)?;
+        self.known.retain(|mask| kept.contains(mask));
+        self.bytes = left.len();
+        Ok(())
     }
 
     /// Brings new names to the disk.

@@ -60,7 +60,7 @@ fn what(event: &Event, names: &NameMap) -> String {
         }
         Event::GrantDecided { decision, by, until_ms, .. } => decided(*decision, *by, *until_ms),
         Event::GrantNarrowed { from, path, .. } => format!("made of grant {from} one for {}", name(path)),
-        Event::GrantUsed { path, job, .. } => format!("first used it: {}{}", name(path), for_job(*job)),
+        Event::GrantUsed { path, .. } => format!("first used it: {}", name(path)),
         Event::GrantUseEnded { path, bytes, digest, result, .. } => {
             let digest = digest.as_ref().map_or(String::new(), |digest| format!(", {digest}"));
             format!("had {bytes} bytes of {}: {result}{digest}", name(path))
@@ -84,6 +84,9 @@ fn what(event: &Event, names: &NameMap) -> String {
         Event::WorkerKilled { worker, model, reason } => {
             format!("killed worker {worker} of {model}: {reason}")
         }
+        Event::WorkerDied { worker, model, reason } => {
+            format!("worker {worker} of {model} died: {reason}")
+        }
         Event::QuotasChanged { digest } => format!("quotas changed, now {digest}"),
         Event::TrustChanged { version, digest } => format!("trust changed, version {version}, {digest}"),
         Event::ClientChanged { name: client, change } => {
@@ -94,7 +97,6 @@ fn what(event: &Event, names: &NameMap) -> String {
         Event::AudioStopped { captured_ms, result, .. } => {
             format!("captured audio no more ({result}) after {captured_ms} ms")
         }
-        Event::Exported { entries } => format!("a copy of {entries} entries was exported"),
         Event::Pruned { before } => format!("entries before #{before} were removed; their hashes stay"),
     }
 }

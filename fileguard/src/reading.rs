@@ -4,10 +4,11 @@ use crate::refusal;
 use crate::root::Opened;
 use ringfence_protocol::{ChunkBytes, FileRefusal, FileReply};
 use rustix::buffer::spare_capacity;
-use rustix::fs::fstat;
 use rustix::io::{Errno, pread};
-use sha2::{Digest, Sha256};
 use std::os::fd::{AsFd, BorrowedFd};
+
+/// Under which digests of what is served are made.
+pub type DigestKey = [u8; 32];
 
 /// A file that is read over its socket.
 #[derive(Debug)]
@@ -15,41 +16,13 @@ pub struct Reading {
     opened: Opened,
     bytes_max: u64,
     bytes: u64,
-    digest: Option<InOrder>,
-}
-
-/// SHA-256 of steps, as long as each begins where the one before ended.
-#[derive(Debug, Default)]
-pub struct InOrder {
-    hash: Sha256,
-    next: u64,
-}
-
-impl InOrder {
-    /// Adds a step; `None` where it is out of order.
-    pub fn with(mut self, offset: u64, data: &[u8]) -> Option<Self> {
-        // A window asks on behind the end.
-        if data.is_empty() {
-            return Some(self);
-        }
-        if offset != self.next {
-            return None;
-        }
-        self.hash.update(data);
-        self.next += data.len() as u64;
-        Some(self)
-    }
-
-    /// The digest, if it is of so many bytes.
-    pub fn of_whole(self, size: u64) -> Option<[u8; 32]> {
-        (self.next == size).then(|| self.hash.finalize().into())
-    }
+    hash: Box<blake3::Hasher>,
 }
 
 impl Reading {
     /// No byte is read yet.
-    pub fn new(opened: Opened, bytes_max: u64, digest: bool) -> Self {
-        Self { opened, bytes_max, bytes: 0, digest: digest.then(InOrder::default) }
+    pub fn new(opened: Opened, bytes_max: u64, key: &DigestKey) -> Self {
+        Self { opened, bytes_max, bytes: 0, hash: Box::new(blake3::Hasher::new_keyed(key)) }
     }
 
     /// One step. Without an error it is a reply that may be sent.
@@ -63,14 +36,13 @@ impl Reading {
             return Err(FileRefusal::TooLarge);
         }
         self.bytes = bytes;
-        self.digest = self.digest.take().and_then(|digest| digest.with(offset, &data));
+        self.hash.update(&data);
         Ok(FileReply::Bytes { offset, data: ChunkBytes(data) })
     }
 
-    /// Bytes read, and their digest if they were the whole file as it is now.
-    pub fn end(self) -> (u64, Option<[u8; 32]>) {
-        let size = fstat(&self.opened.file).ok().and_then(|facts| u64::try_from(facts.st_size).ok());
-        (self.bytes, self.digest.zip(size).and_then(|(digest, size)| digest.of_whole(size)))
+    /// Bytes read, and their digest in the order in which they were.
+    pub fn end(&self) -> (u64, [u8; 32]) {
+        (self.bytes, self.hash.finalize().into())
     }
 }
 

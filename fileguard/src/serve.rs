@@ -2,7 +2,7 @@
 
 use crate::clock::boot_ms;
 use crate::listing;
-use crate::reading::Reading;
+use crate::reading::{DigestKey, Reading};
 use crate::root::Root;
 use crate::served::{Served, Work};
 use crate::snapshot;
@@ -49,7 +49,8 @@ pub enum End {
 pub struct Serving<'a> {
     link: &'a FileguardSideLink,
     root: Root,
-    started: bool,
+    /// From the start on.
+    key: Option<DigestKey>,
     files: BTreeMap<u32, Served>,
     outbox: VecDeque<Outgoing>,
 }
@@ -67,7 +68,6 @@ struct Wanted {
     access: FileAccess,
     until_boot_ms: u64,
     bytes_max: u64,
-    digest: bool,
 }
 
 /// Makes a socket one that does not block. The only flags that the filter lets be set.
@@ -81,7 +81,7 @@ pub fn set_nonblocking(socket: impl AsFd) -> Result<(), Errno> {
 impl<'a> Serving<'a> {
     /// Serves this root over a link that does not block.
     pub fn new(link: &'a FileguardSideLink, root: Root) -> Self {
-        Self { link, root, started: false, files: BTreeMap::new(), outbox: VecDeque::new() }
+        Self { link, root, key: None, files: BTreeMap::new(), outbox: VecDeque::new() }
     }
 
     /// Until the server closes the link.
@@ -151,8 +151,8 @@ impl<'a> Serving<'a> {
 
     fn close(&mut self, number: u32, end: FileEnd) -> Result<(), End> {
         let Some(file) = self.files.remove(&number) else { return Ok(()) };
-        let (bytes, sha256) = file.end();
-        self.say(FromFileguard::Closed { number, bytes, sha256, end }, None)
+        let (bytes, digest) = file.end();
+        self.say(FromFileguard::Closed { number, bytes, digest, end }, None)
     }
 
     /// Takes a few messages, as long as none of ours waits; `false` at the end of the link.
@@ -181,19 +181,19 @@ impl<'a> Serving<'a> {
             return Err(End::Illegal("descriptors that don't belong to it, or none where one does"));
         }
         match message {
-            ToFileguard::Start { .. } if self.started => Err(End::Illegal("a second start")),
-            ToFileguard::Start { excluded } if excluded.len() > EXCLUDED_MAX => {
+            ToFileguard::Start { .. } if self.key.is_some() => Err(End::Illegal("a second start")),
+            ToFileguard::Start { excluded, .. } if excluded.len() > EXCLUDED_MAX => {
                 Err(End::Illegal("too many folders"))
             }
-            ToFileguard::Start { excluded } => {
+            ToFileguard::Start { excluded, digest_key } => {
                 self.root.exclude(excluded);
-                self.started = true;
+                self.key = Some(digest_key);
                 Ok(())
             }
-            _ if !self.started => Err(End::Illegal("a message before the start")),
-            ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest } => {
+            _ if self.key.is_none() => Err(End::Illegal("a message before the start")),
+            ToFileguard::Open { number, path, access, until_boot_ms, bytes_max } => {
                 let socket = descriptors.pop().expect("counted above");
-                self.open(number, socket, &Wanted { path, access, until_boot_ms, bytes_max, digest })
+                self.open(number, socket, &Wanted { path, access, until_boot_ms, bytes_max })
             }
             ToFileguard::Snapshot { number, path, bytes_max } => self.snapshot(number, &path, bytes_max),
             ToFileguard::List { number, path, after, entries_max } => {
@@ -236,26 +236,30 @@ impl<'a> Serving<'a> {
 
     /// With the size and time of the file that is there now.
     fn work(&self, wanted: &Wanted) -> Result<(Work, u64, i64), FileRefusal> {
-        let Wanted { path, access, bytes_max, digest, .. } = wanted;
+        let Wanted { path, access, bytes_max, .. } = wanted;
         match access {
             FileAccess::Read => {
                 let opened = self.root.open_file(path)?;
                 let (size, modified) = (opened.facts.size, opened.facts.modified.0);
-                Ok((Work::Read(Reading::new(opened, *bytes_max, *digest)), size, modified))
+                Ok((Work::Read(Reading::new(opened, *bytes_max, self.key())), size, modified))
             }
             FileAccess::Write => {
-                let writing = Writing::new(&self.root, path, *bytes_max, *digest)?;
+                let writing = Writing::new(&self.root, path, *bytes_max, self.key())?;
                 let (size, modified) = writing.old();
                 Ok((Work::Write(writing), size, modified))
             }
         }
     }
 
+    fn key(&self) -> &DigestKey {
+        self.key.as_ref().expect("nothing is opened before the start")
+    }
+
     fn snapshot(&mut self, number: u32, path: &str, bytes_max: u64) -> Result<(), End> {
-        match snapshot::take(&self.root, path, bytes_max) {
-            Ok(snapshot::Snapshot { file, sha256 }) => {
+        match snapshot::take(&self.root, path, bytes_max, self.key()) {
+            Ok(snapshot::Snapshot { file, digest }) => {
                 let size = file.len();
-                self.say(FromFileguard::Snapshot { number, size, sha256 }, Some(file.into()))
+                self.say(FromFileguard::Snapshot { number, size, digest }, Some(file.into()))
             }
             Err(refusal) => self.answer(number, Err(refusal)),
         }

@@ -95,8 +95,8 @@ impl Served {
     }
 
     /// What was done until now: bytes, and their digest.
-    pub fn end(self) -> (u64, Option<[u8; 32]>) {
-        match self.work {
+    pub fn end(&self) -> (u64, [u8; 32]) {
+        match &self.work {
             Work::Read(reading) => reading.end(),
             Work::Write(writing) => writing.end(),
         }

@@ -4,7 +4,7 @@
 //! new contents have no name before the commit. Elsewhere they are under a random name that begins with a dot, which is
 //! removed unless the process is killed.
 
-use crate::reading::InOrder;
+use crate::reading::DigestKey;
 use crate::refusal;
 use crate::root::{ITSELF, Root, Target, openat2_again};
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
@@ -26,9 +26,7 @@ pub struct Writing {
     contents: Contents,
     bytes_max: u64,
     bytes: u64,
-    digest: Option<InOrder>,
-    /// The digest of what was committed.
-    committed: Option<Option<[u8; 32]>>,
+    hash: Box<blake3::Hasher>,
 }
 
 /// Where new contents are until the commit.
@@ -63,18 +61,16 @@ impl Writing {
     ///
     /// # Errors
     /// Whatever stands in the way of a file in that folder.
-    pub fn new(root: &Root, path: &str, bytes_max: u64, digest: bool) -> Result<Self, FileRefusal> {
+    pub fn new(root: &Root, path: &str, bytes_max: u64, key: &DigestKey) -> Result<Self, FileRefusal> {
         let target = root.open_target(path)?;
         let contents = Contents::make(&target)?;
-        let digest = digest.then(InOrder::default);
         Ok(Self {
             path: path.to_owned(),
             target,
             contents,
             bytes_max: bytes_max.min(WRITE_BYTES_MAX),
             bytes: 0,
-            digest,
-            committed: None,
+            hash: Box::new(blake3::Hasher::new_keyed(key)),
         })
     }
 
@@ -95,7 +91,7 @@ impl Writing {
         }
         write_at(self.contents.file(), offset, data).map_err(refusal::of)?;
         self.bytes += length;
-        self.digest = self.digest.take().and_then(|digest| digest.with(offset, data));
+        self.hash.update(data);
         Ok(())
     }
 
@@ -114,13 +110,12 @@ impl Writing {
             error => refusal::of(error),
         })?;
         fsync(&self.target.folder).map_err(refusal::of)?;
-        self.committed = Some(self.digest.take().and_then(|digest| digest.of_whole(size)));
         Ok(size)
     }
 
-    /// Bytes written, and the digest of what was committed if it was written in order.
-    pub fn end(self) -> (u64, Option<[u8; 32]>) {
-        (self.bytes, self.committed.flatten())
+    /// Bytes written, and their digest in the order in which they were.
+    pub fn end(&self) -> (u64, [u8; 32]) {
+        (self.bytes, self.hash.finalize().into())
     }
 }
 
@@ -253,7 +248,7 @@ mod tests {
 
     /// As where files can't be made without a name.
     fn with_a_name(root: &Root, path: &str) -> Writing {
-        let mut writing = Writing::new(root, path, 100, true).unwrap();
+        let mut writing = Writing::new(root, path, 100, &[0; 32]).unwrap();
         writing.contents = Contents::named(&writing.target, NEW_MODE).unwrap();
         writing
     }
@@ -277,8 +272,7 @@ mod tests {
             let mut writing = with_a_name(&root, "new");
             writing.write(0, contents).unwrap();
             assert_eq!(writing.commit(&root), Ok(5));
-            let digest = writing.end().1;
-            assert!(digest.is_some());
+            assert_eq!(writing.end(), (5, blake3::keyed_hash(&[0; 32], contents).into()));
             assert_eq!(std::fs::read(folder.path().join("new")).unwrap(), contents);
             assert_eq!(names(folder.path()), ["new"]);
         }
@@ -288,7 +282,8 @@ mod tests {
     fn a_name_that_was_taken_meanwhile_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let root = root(folder.path());
-        for make in [with_a_name, |root: &Root, path: &str| Writing::new(root, path, 100, true).unwrap()] {
+        for make in [with_a_name, |root: &Root, path: &str| Writing::new(root, path, 100, &[0; 32]).unwrap()]
+        {
             let mut writing = make(&root, "new");
             std::fs::write(folder.path().join("new"), "theirs").unwrap();
             // Past the look that a commit begins with, as where it happens just then.

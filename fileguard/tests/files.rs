@@ -12,13 +12,12 @@ use ringfence_protocol::{
 use ringfence_sandbox::Exit;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 use std::time::Duration;
-use support::{Guard, Host, INSIDE, Mounted, NEVER, SECRET, is_root, last_words};
+use support::{DIGEST_KEY, Guard, Host, INSIDE, Mounted, NEVER, SECRET, is_root, last_words};
 
 const STEP: u32 = FILE_STEP_BYTES_MAX as u32;
 /// A number of steps and a bit.
@@ -28,8 +27,8 @@ fn long() -> Vec<u8> {
     (0..LONG).map(|at| (at * 31 % 251) as u8).collect()
 }
 
-fn sha256(bytes: &[u8]) -> Option<[u8; 32]> {
-    Some(Sha256::digest(bytes).into())
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    blake3::keyed_hash(&DIGEST_KEY, bytes).into()
 }
 
 /// The whole of a file, a window of steps at a time.
@@ -63,7 +62,7 @@ fn a_file_is_read_in_steps_and_its_end_tells_what_was_read() {
     assert_eq!(file.size, LONG as u64);
     assert_eq!(read_whole(&file), long());
     guard.link.send(&ToFileguard::Close { number: file.number }, &[]).unwrap();
-    assert_eq!(guard.closed(file.number), (LONG as u64, sha256(&long()), FileEnd::Asked));
+    assert_eq!(guard.closed(file.number), (LONG as u64, digest(&long()), FileEnd::Asked));
 
     let part = guard.open("folder/long", FileAccess::Read).unwrap();
     assert_eq!(part.read(1_000_000, 10).unwrap(), long()[1_000_000..1_000_010]);
@@ -73,7 +72,8 @@ fn a_file_is_read_in_steps_and_its_end_tells_what_was_read() {
     assert_eq!(part.read(0, 0).unwrap(), b"");
     let number = part.number;
     drop(part);
-    assert_eq!(guard.closed(number), (13, None, FileEnd::HungUp));
+    let parts = [&long()[1_000_000..1_000_010], &long()[LONG - 3..]].concat();
+    assert_eq!(guard.closed(number), (13, digest(&parts), FileEnd::HungUp));
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn a_snapshot_is_sealed_and_no_longer_than_allowed() {
     host.write("root/long", &long());
     host.write("root/empty", b"");
     let guard = Guard::read(&host.root());
-    let (_, size, digest) = guard.snapshot_file("long", LONG as u64).unwrap();
-    assert_eq!((size, Some(digest)), (LONG as u64, sha256(&long())));
+    let (_, size, of_copy) = guard.snapshot_file("long", LONG as u64).unwrap();
+    assert_eq!((size, of_copy), (LONG as u64, digest(&long())));
     assert_eq!(guard.snapshot("long", u64::MAX).unwrap(), long());
     assert_eq!(guard.snapshot("empty", 0).unwrap(), b"");
     assert_eq!(guard.snapshot("long", LONG as u64 - 1), Err(FileRefusal::TooLarge));
@@ -264,7 +264,7 @@ fn a_file_that_nobody_asks_for_ends_in_time_too() {
         let idle = guard.open_until("file", FileAccess::Read, until, NEVER).ok()?;
         assert_eq!(idle.link.receive().unwrap().message, FileReply::Refused(FileRefusal::Expired));
         let late = boot_ms().saturating_sub(until);
-        assert_eq!(guard.closed(idle.number), (0, None, FileEnd::Expired));
+        assert_eq!(guard.closed(idle.number), (0, digest(b""), FileEnd::Expired));
         Some(late)
     });
     let late = late.min().unwrap();
@@ -343,7 +343,7 @@ fn a_window_that_is_overrun_is_refused_and_not_queued() {
                 let refused = FileReply::Refused(FileRefusal::TooMany);
                 assert_eq!(file.link.receive().unwrap().message, refused);
                 assert!(file.link.receive().is_err());
-                assert_eq!(guard.closed(file.number), (0, None, end));
+                assert_eq!(guard.closed(file.number), (0, digest(b""), end));
             }
         }
     }
@@ -390,7 +390,6 @@ fn an_illegal_message_of_the_server_ends_the_program() {
         access: FileAccess::Read,
         until_boot_ms: NEVER,
         bytes_max: 1,
-        digest: false,
     };
     let (socket, _other) = connected_pair().unwrap();
     let identity = Identity { device: 0, inode: 0 };
@@ -402,10 +401,13 @@ fn an_illegal_message_of_the_server_ends_the_program() {
     guard.link.send(&list, &[]).unwrap();
     assert!(guard.ends().contains("before the start"));
     let guard = sealed();
-    guard.link.send(&ToFileguard::Start { excluded: vec![identity; 17] }, &[]).unwrap();
+    guard
+        .link
+        .send(&ToFileguard::Start { excluded: vec![identity; 17], digest_key: DIGEST_KEY }, &[])
+        .unwrap();
     assert!(guard.ends().contains("too many folders"));
     let guard = started();
-    guard.link.send(&ToFileguard::Start { excluded: vec![] }, &[]).unwrap();
+    guard.link.send(&ToFileguard::Start { excluded: vec![], digest_key: DIGEST_KEY }, &[]).unwrap();
     assert!(guard.ends().contains("second start"));
     let guard = started();
     guard.link.send(&open(0), &[]).unwrap();
@@ -456,7 +458,7 @@ fn new_contents_take_the_old_ones_place_at_once() {
     assert_eq!((host.read("root/file"), host.names("root")), (INSIDE.to_vec(), vec!["file".to_owned()]));
     assert_eq!(file.commit(), Ok(LONG as u64));
     assert_eq!((host.read("root/file"), host.names("root")), (long(), vec!["file".to_owned()]));
-    assert_eq!(guard.closed(file.number), (LONG as u64, sha256(&long()), FileEnd::Committed));
+    assert_eq!(guard.closed(file.number), (LONG as u64, digest(&long()), FileEnd::Committed));
     let facts = std::fs::metadata(host.at("root/file")).unwrap();
     assert_eq!(facts.mode() & 0o7777, 0o640);
     assert_eq!(facts.uid(), std::fs::metadata(host.at("root")).unwrap().uid());
@@ -480,12 +482,12 @@ fn what_is_not_committed_leaves_nothing() {
         let file = guard.open(path, FileAccess::Write).unwrap();
         file.write(0, b"lost").unwrap();
         guard.link.send(&ToFileguard::Close { number: file.number }, &[]).unwrap();
-        assert_eq!(guard.closed(file.number), (4, None, FileEnd::Asked));
+        assert_eq!(guard.closed(file.number), (4, digest(b"lost"), FileEnd::Asked));
         let file = guard.open(path, FileAccess::Write).unwrap();
         file.write(0, b"lost").unwrap();
         let number = file.number;
         drop(file);
-        assert_eq!(guard.closed(number), (4, None, FileEnd::HungUp));
+        assert_eq!(guard.closed(number), (4, digest(b"lost"), FileEnd::HungUp));
         before(&host);
     }
     let (old, new) =

@@ -78,6 +78,8 @@ pub enum ToFileguard {
     Start {
         /// Folders that are refused with all below them; at most [`EXCLUDED_MAX`].
         excluded: Vec<Identity>,
+        /// For the digests of what is served.
+        digest_key: [u8; 32],
     },
     /// Opens a file. Exactly one descriptor comes along: a SEQPACKET socket on which that file is served from then on.
     Open {
@@ -92,9 +94,6 @@ pub enum ToFileguard {
         /// The most bytes that may be read or written over the socket, all steps together. For a write also the longest
         /// that the file may become.
         bytes_max: u64,
-        /// Whether [`FromFileguard::Closed`] is to tell the SHA-256 of what went over the socket. It takes more time than
-        /// the reading does.
-        digest: bool,
     },
     /// Asks for the bytes of a file as they are now, as a sealed memfd.
     Snapshot {
@@ -178,8 +177,8 @@ pub enum FromFileguard {
         number: u32,
         /// How many.
         size: u64,
-        /// Their SHA-256.
-        sha256: [u8; 32],
+        /// Their BLAKE3 under the key of the start.
+        digest: [u8; 32],
     },
     /// A page of a folder.
     Listed {
@@ -198,9 +197,9 @@ pub enum FromFileguard {
         number: u32,
         /// Bytes read or written over its socket.
         bytes: u64,
-        /// Where `Open` asked for it: SHA-256 of what was read, if it was the whole file from its start to its end in
-        /// order, each byte once; of what was committed, if it was written so.
-        sha256: Option<[u8; 32]>,
+        /// Their BLAKE3 under the key of the start, in the order in which they were read or written: of a file that was read
+        /// or written once from its start to its end that of the file.
+        digest: [u8; 32],
         /// Why.
         end: FileEnd,
     },

@@ -158,6 +158,8 @@ pub(crate) struct AuditView {
     pub(crate) failure: Option<String>,
     /// Why the last checkpoint is not in the second place.
     pub(crate) second_failure: Option<String>,
+    /// How often a name was masked that the full map of names has no room for; pruning makes room.
+    pub(crate) names_left_out: u64,
 }
 
 /// What waits for whom, counted apart: one kind can't take the places of another.
@@ -332,9 +334,9 @@ impl Audit {
         AuditView { failure: self.0.failure.get().cloned(), ..self.0.view().clone() }
     }
 
-    /// The mask of bytes' SHA-256: who has the bytes and the masking key can tell that it was these.
-    pub(crate) fn keyed_digest(&self, sha256: &[u8; 32]) -> Word {
-        Word::lossy(&self.0.masks.mask(&crate::keys::hex(sha256)).to_string())
+    /// For digests of what is served: who has the bytes and this key can tell that it was these.
+    pub(crate) fn digest_key(&self) -> [u8; 32] {
+        self.0.masks.digest_key()
     }
 
     /// Writes that a client was added or removed. A removal takes effect whether or not it can be written.

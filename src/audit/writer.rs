@@ -77,7 +77,15 @@ impl Writer {
         for (done, _place) in waiting {
             tell(done, written);
         }
-        self.shared.view().entries = self.log.size();
+        let left_out = self.log.names_left_out();
+        let mut view = self.shared.view();
+        view.entries = self.log.size();
+        if left_out > 0 && view.names_left_out == 0 {
+            tracing::error!(
+                "the audit log's map of names is full: new names are masked only; prune old entries"
+            );
+        }
+        view.names_left_out = left_out;
     }
 
     fn append(

@@ -298,6 +298,9 @@ impl Dispatcher {
         if ending.is_kill() {
             note_kill(&self.audit, worker, &model, ending.code());
         }
+        if let Some(how) = ending.death() {
+            note_death(&self.audit, worker, &model, &how);
+        }
         match ending {
             Ending::PackageRefused(_) => {
                 note_refused(&self.audit, &model, ending.code());
@@ -349,6 +352,12 @@ fn word_of(model: &str) -> Word {
 fn note_kill(audit: &Audit, worker: WorkerId, model: &str, reason: &str) {
     let (worker, model, reason) = (worker.0, word_of(model), Word::lossy(reason));
     audit.note(&Who::server(), move |_| Entry::WorkerKilled { worker, model, reason });
+}
+
+/// Tells the audit log that a worker ended by itself.
+fn note_death(audit: &Audit, worker: WorkerId, model: &str, how: &str) {
+    let (worker, model, reason) = (worker.0, word_of(model), Word::lossy(how));
+    audit.note(&Who::server(), move |_| Entry::WorkerDied { worker, model, reason });
 }
 
 /// As much of a stranger's text as an answer repeats.

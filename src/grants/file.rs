@@ -32,7 +32,7 @@ enum Source {
     /// For the first worker; another one gets a new pair.
     Socket(Mutex<Option<Socket>>),
     /// A copy, where the grant allows that.
-    Copy { memfd: Arc<OwnedFd>, bytes: u64 },
+    Copy { memfd: Arc<OwnedFd>, bytes: u64, digest: [u8; 32] },
 }
 
 /// The two ends over which a worker asks fileguard for a file. The server keeps neither: that the worker's is closed is
@@ -67,7 +67,7 @@ impl GrantedFile {
     /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
     pub(crate) fn message(&self, split: Split) -> (Data, Arc<OwnedFd>) {
         match &self.source {
-            Source::Copy { memfd, bytes } => (Data::Text { bytes: *bytes, split }, memfd.clone()),
+            Source::Copy { memfd, bytes, .. } => (Data::Text { bytes: *bytes, split }, memfd.clone()),
             Source::Socket(socket) => (Data::File { split }, self.connect(socket)),
         }
     }
@@ -96,7 +96,6 @@ impl GrantedFile {
             bytes_max: self.bytes_max,
             socket,
             ended: self.ended.clone(),
-            digest: true,
             closed,
         };
         let (guard, refusal) = (self.guard.clone(), self.refusal.clone());
@@ -162,8 +161,8 @@ impl GrantService {
         let (facts, spending) = self.begin(used, holder.who, place).await?;
         let (guard, ended, source) =
             self.source_of(&facts).await.inspect_err(|error| spending.refused(error.code()))?;
-        if let Source::Copy { bytes, .. } = &source {
-            spending.add(*bytes);
+        if let Source::Copy { bytes, digest, .. } = &source {
+            spending.add(*bytes, Some(*digest));
         }
         let Facts { grant, path, until_boot_ms, bytes_max, .. } = facts;
         Ok(Arc::new(GrantedFile {
@@ -186,8 +185,8 @@ impl GrantService {
         };
         let source = if facts.snapshot {
             let copy = guard.snapshot(facts.path.clone(), facts.bytes_max).await;
-            let SealedCopy { memfd, bytes } = copy.map_err(|error| guarded(&error))?;
-            Source::Copy { memfd: Arc::new(memfd), bytes }
+            let SealedCopy { memfd, bytes, digest } = copy.map_err(|error| guarded(&error))?;
+            Source::Copy { memfd: Arc::new(memfd), bytes, digest }
         } else {
             Source::Socket(Mutex::new(Some(Socket::new().map_err(|error| ApiError::internal(&error))?)))
         };

@@ -62,6 +62,16 @@ pub(crate) struct Page {
 pub(crate) struct SealedCopy {
     pub(crate) memfd: OwnedFd,
     pub(crate) bytes: u64,
+    pub(crate) digest: [u8; 32],
+}
+
+/// What every file service is told at its start.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// Folders that are given to nobody.
+    pub(crate) excluded: Vec<Identity>,
+    /// For the digests in the audit log.
+    pub(crate) digest_key: [u8; 32],
 }
 
 /// What is to be opened.
@@ -77,8 +87,6 @@ pub(crate) struct Opening {
     pub(crate) socket: OwnedFd,
     /// True once the grant has ended; its files are closed after that, and none is opened.
     pub(crate) ended: watch::Receiver<bool>,
-    /// Whether the SHA-256 of a file that goes over the socket whole is wanted.
-    pub(crate) digest: bool,
     /// Told when the file is closed.
     pub(crate) closed: oneshot::Sender<Closed>,
 }
@@ -87,8 +95,8 @@ pub(crate) struct Opening {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Closed {
     pub(crate) bytes: u64,
-    /// Of a whole file, in order.
-    pub(crate) sha256: Option<[u8; 32]>,
+    /// Of them, in their order; unknown where the file service was ended.
+    pub(crate) digest: Option<[u8; 32]>,
 }
 
 enum Request {
@@ -128,7 +136,7 @@ impl Guard {
         spawner: &Spawner,
         path: &str,
         access: FileAccess,
-        excluded: &[Identity],
+        terms: &Terms,
     ) -> Result<Started, GuardError> {
         let failed = |error: &dyn std::fmt::Display| GuardError::Start(error.to_string());
         let (ours, theirs) = protocol::connected_pair().map_err(|error| failed(&error))?;
@@ -146,7 +154,7 @@ impl Guard {
             data_bytes_max: Some(FILEGUARD_DATA_BYTES_MAX),
         };
         let child = spawner.start(start).await.map_err(|error| failed(&error))?;
-        let shown = match timeout(START_MAX, handshake(&link, excluded)).await {
+        let shown = match timeout(START_MAX, handshake(&link, terms)).await {
             Ok(Ok(shown)) => shown,
             Ok(Err(error)) => {
                 let words = words_of(&child).await;
@@ -262,7 +270,7 @@ impl From<LinkError> for Fault {
 
 type Link = AsyncFd<FileguardLink>;
 
-async fn handshake(link: &Link, excluded: &[Identity]) -> Result<Shown, Fault> {
+async fn handshake(link: &Link, terms: &Terms) -> Result<Shown, Fault> {
     let hello = receive(link).await?;
     let pid = hello.pid.ok_or(Fault::Illegal("a message without a sender"))?;
     match hello.message {
@@ -278,7 +286,8 @@ async fn handshake(link: &Link, excluded: &[Identity]) -> Result<Shown, Fault> {
         return Err(Fault::Illegal("something before its sandbox was complete"));
     };
     is_sealed(pid, &layers).map_err(Fault::Sandbox)?;
-    link.get_ref().send(&ToFileguard::Start { excluded: excluded.to_vec() }, &[])?;
+    let Terms { excluded, digest_key } = terms.clone();
+    link.get_ref().send(&ToFileguard::Start { excluded, digest_key }, &[])?;
     let kind = match kind {
         RootKind::File => ShownKind::File,
         RootKind::Folder => ShownKind::Folder,
@@ -362,13 +371,13 @@ impl Task {
         match request {
             Request::Open(opening, opened) => {
                 let number = self.number();
-                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended, digest, closed } =
+                let Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended, closed } =
                     opening;
                 if *ended.borrow() {
                     drop(opened.send(Err(GuardError::Ended)));
                     return Ok(());
                 }
-                let message = ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest };
+                let message = ToFileguard::Open { number, path, access, until_boot_ms, bytes_max };
                 self.link.get_ref().send(&message, &[socket.as_fd()])?;
                 self.files.insert(number, Open { grant, opened: Some(opened), closed });
             }
@@ -430,9 +439,9 @@ impl Task {
                 let opened = file.opened.take().ok_or(Fault::Illegal("a file opened twice"))?;
                 drop(opened.send(Ok(size)));
             }
-            FromFileguard::Closed { number, bytes, sha256, .. } => {
+            FromFileguard::Closed { number, bytes, digest, .. } => {
                 let file = self.files.remove(&number).ok_or(Fault::Illegal("a number that is not open"))?;
-                let _unheard = file.closed.send(Closed { bytes, sha256 });
+                let _unheard = file.closed.send(Closed { bytes, digest: Some(digest) });
                 self.tell_closed();
             }
             FromFileguard::Listed { number, entries, more, unnamed } => {
@@ -453,11 +462,11 @@ impl Task {
                     self.tell_closed();
                 }
             }
-            FromFileguard::Snapshot { number, size, .. } => {
+            FromFileguard::Snapshot { number, size, digest } => {
                 let memfd = copy.ok_or(Fault::Illegal("a copy without its descriptor"))?;
                 let answer =
                     self.copies.remove(&number).ok_or(Fault::Illegal("a copy that nobody asked for"))?;
-                drop(answer.send(Ok(SealedCopy { memfd, bytes: size })));
+                drop(answer.send(Ok(SealedCopy { memfd, bytes: size, digest })));
             }
             FromFileguard::Hello { .. } | FromFileguard::Root { .. } | FromFileguard::Sealed { .. } => {
                 return Err(Fault::Illegal("a message out of its order"));

@@ -25,7 +25,7 @@ use crate::status::GrantCounts;
 use crate::workers::{Spawner, prove_fileguard};
 use axum::http::StatusCode;
 use file::Socket;
-use guard::{Guard, Started};
+use guard::{Guard, Started, Terms};
 use record::Why;
 use refusals::{asked, decided, guarded, narrowed, refused_to};
 use ringfence_grants::{
@@ -71,7 +71,7 @@ pub(crate) struct GrantService {
     spawner: Spawner,
     home: Arc<Home>,
     /// The home as the kernel knows it: nothing of it is ever given.
-    excluded: Vec<Identity>,
+    terms: Terms,
     home_path: PathBuf,
     run_id: String,
     /// Counts changes, for whoever waits for one.
@@ -131,6 +131,7 @@ impl GrantService {
         audit: Audit,
     ) -> Result<Self, StartError> {
         let (device, inode) = home.identity()?;
+        let terms = Terms { excluded: vec![Identity { device, inode }], digest_key: audit.digest_key() };
         let home_path = std::fs::canonicalize(home.path()).unwrap_or_else(|_| home.path().to_owned());
         Ok(Self {
             table: Mutex::new(Grants::new(run)),
@@ -142,7 +143,7 @@ impl GrantService {
             closed: Arc::new(Socket::new().map_err(std::io::Error::from)?.theirs),
             proven: tokio::sync::Mutex::default(),
             spawner,
-            excluded: vec![Identity { device, inode }],
+            terms,
             home,
             home_path,
             run_id,
@@ -244,7 +245,7 @@ impl GrantService {
 
     /// A file service that has its root open, in a sandbox that was seen to hold.
     async fn start(&self, path: &str, access: FileAccess) -> Result<Started, ApiError> {
-        let started = Guard::start(&self.spawner, path, access, &self.excluded).await;
+        let started = Guard::start(&self.spawner, path, access, &self.terms).await;
         let started = started.map_err(|error| guarded(&error))?;
         let mut proven = self.proven.lock().await;
         if !proven.contains(&access) {

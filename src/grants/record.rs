@@ -98,11 +98,7 @@ impl GrantService {
         who: &Who,
         path: String,
     ) -> Result<(), AuditError> {
-        let used = move |masker: &mut Masker<'_>| Event::GrantUsed {
-            grant: id.0,
-            path: masker.mask(&path),
-            job: None,
-        };
+        let used = move |masker: &mut Masker<'_>| Event::GrantUsed { grant: id.0, path: masker.mask(&path) };
         self.audit.record(who, used).await
     }
 

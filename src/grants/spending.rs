@@ -61,7 +61,7 @@ struct Spent {
     used: Option<Used>,
     place: Option<Place>,
     bytes: u64,
-    sha256: Option<[u8; 32]>,
+    digest: Option<[u8; 32]>,
     refused: Option<&'static str>,
 }
 
@@ -100,7 +100,7 @@ impl GrantService {
                 used: Some(used),
                 place: Some(place),
                 bytes: 0,
-                sha256: None,
+                digest: None,
                 refused: None,
             }),
             moved,
@@ -141,18 +141,18 @@ impl Spending {
         self.open.send_modify(|open| *open += 1);
         let spending = self.clone();
         async move {
-            let Closed { bytes, sha256 } = closed.await.unwrap_or_default();
-            spending.add(bytes);
-            if sha256.is_some() {
-                spending.state().sha256 = sha256;
-            }
+            let Closed { bytes, digest } = closed.await.unwrap_or_default();
+            spending.add(bytes, digest);
             spending.open.send_modify(|open| *open -= 1);
         }
     }
 
-    /// Counts bytes.
-    pub(super) fn add(&self, bytes: u64) {
-        self.state().bytes += bytes;
+    /// Counts bytes; what is known of their digest is that of the newest.
+    pub(super) fn add(&self, bytes: u64, digest: Option<[u8; 32]>) {
+        let mut state = self.state();
+        state.bytes += bytes;
+        state.digest = digest.or(state.digest);
+        drop(state);
         self.moved.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -172,17 +172,17 @@ impl Spending {
     pub(super) fn give_back(&self, result: &'static str) {
         let mut state = self.state();
         let Some(used) = state.used.take() else { return };
-        let Spent { place, bytes, sha256, refused, .. } = &mut *state;
+        let Spent { place, bytes, digest, refused, .. } = &mut *state;
         match used {
             Used::Read(read) => self.service.table().spent(read, *bytes),
             Used::Write(write) => self.service.table().spent(write, *bytes),
         }
-        let (place, bytes, sha256, refused) = (place.take(), *bytes, *sha256, *refused);
+        let (place, bytes, digest, refused) = (place.take(), *bytes, *digest, *refused);
         drop(state);
         let ended = self.service.end_of(self.grant).is_none().then_some("grant_ended");
         let result = Word::lossy(refused.or(ended).unwrap_or(result));
         let (grant, path) = (self.grant.0, self.path.clone());
-        let digest = sha256.map(|sha256| self.service.audit.keyed_digest(&sha256));
+        let digest = digest.as_ref().map(Word::of_digest);
         let use_ended = move |masker: &mut Masker<'_>| Event::GrantUseEnded {
             grant,
             path: masker.mask(&path),

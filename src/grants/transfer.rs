@@ -18,9 +18,6 @@ use tokio::sync::{oneshot, watch};
 /// How long a file's service may take over one step.
 const STEP_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// A use that may move no more than this is hashed; a larger one would take several times as long.
-const DIGEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
 /// A file that a client reads or writes, until this is dropped.
 pub(crate) struct Transfer {
     link: AsyncFd<FileLink>,
@@ -75,19 +72,8 @@ impl GrantService {
         let Socket { theirs, fileguards: socket } =
             Socket::new().map_err(|error| ApiError::internal(&error))?;
         let (closed, when_closed) = oneshot::channel();
-        let ended_then = ended.clone();
-        let digest = bytes_max <= DIGEST_BYTES_MAX;
-        let opening = Opening {
-            grant,
-            path,
-            access,
-            until_boot_ms,
-            bytes_max,
-            socket,
-            ended: ended_then,
-            digest,
-            closed,
-        };
+        let opening =
+            Opening { grant, path, access, until_boot_ms, bytes_max, socket, ended: ended.clone(), closed };
         let opened = guard.open(opening).await.map_err(|error| guarded(&error));
         let size = opened.inspect_err(|error| spending.refused(error.code()))?;
         tokio::spawn(spending.opened(when_closed));

@@ -18,6 +18,8 @@ use ringfence_sandbox::{Child, Denial, StatusPage, VulkanDriver};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -147,6 +149,33 @@ impl Ending {
             | Self::Killed
             | Self::Died(_)
             | Self::Vanished => false,
+        }
+    }
+
+    /// How it ended, if it did so by itself.
+    pub(crate) fn death(&self) -> Option<String> {
+        match self {
+            Self::Died(status) => {
+                let status = ExitStatus::from_raw(*status);
+                let exit = || status.code().map(|code| format!("exit_{code}"));
+                Some(
+                    status
+                        .signal()
+                        .map(|signal| format!("signal_{signal}"))
+                        .or_else(exit)
+                        .unwrap_or_default(),
+                )
+            }
+            Self::DeviceFailed(_) | Self::Vanished => Some(self.code().to_owned()),
+            Self::PackageRefused(_)
+            | Self::NotStarted(_)
+            | Self::LoadFailed(_)
+            | Self::Stopped
+            | Self::Illegal(_)
+            | Self::SandboxFalse(_)
+            | Self::OutOfMemory { .. }
+            | Self::OverLease(_)
+            | Self::Killed => None,
         }
     }
 

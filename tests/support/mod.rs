@@ -40,6 +40,8 @@ pub(crate) struct Home {
     as_uid: Option<u32>,
     /// Variables of the server.
     environment: Vec<(&'static str, PathBuf)>,
+    /// Of its command line.
+    options: Vec<String>,
 }
 
 impl Home {
@@ -47,7 +49,7 @@ impl Home {
     pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
-        Self { folder, programs: programs(), user, as_uid: None, environment: Vec::new() }.init()
+        Self { folder, programs: programs(), user, as_uid: None, environment: vec![], options: vec![] }.init()
     }
 
     /// A home of an ordinary user, whatever user the test runs as, with the tiny package.
@@ -62,8 +64,15 @@ impl Home {
             fs::copy(self::programs().join(name), programs.join(name)).unwrap();
         }
         std::os::unix::fs::chown(folder.path(), Some(ORDINARY_UID), Some(ORDINARY_UID)).unwrap();
-        let home =
-            Self { folder, programs, user: None, as_uid: Some(ORDINARY_UID), environment: Vec::new() }.init();
+        let home = Self {
+            folder,
+            programs,
+            user: None,
+            as_uid: Some(ORDINARY_UID),
+            environment: vec![],
+            options: vec![],
+        }
+        .init();
         home.add_tiny("tiny-bert");
         home
     }
@@ -113,6 +122,11 @@ impl Home {
     /// Sets a variable of the server's environment.
     pub(crate) fn set_variable(&mut self, name: &'static str, value: PathBuf) {
         self.environment.push((name, value));
+    }
+
+    /// Adds options to the server's command line.
+    pub(crate) fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(ToString::to_string).collect();
     }
 
     pub(crate) fn quotas(&self, text: &str) {
@@ -167,6 +181,7 @@ impl Home {
         let mut command = self.program("ringfence-server");
         command.arg("--home").arg(self.path()).args(["--listen", "127.0.0.1:0", "--ready-file"]);
         command.arg(self.folder.path().join("ready.json"));
+        command.args(&self.options);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(user) = &self.user {
             command.args(["--user", user]);

@@ -3,8 +3,8 @@
 use crate::disk::Disk;
 use crate::{entry, keys, word};
 use ringfence_audit::{
-    CHECKPOINT_ENTRIES, CHECKPOINT_MS, Clock, Entry, Event, Fault, Log, LogError, OpenError, Reader,
-    TAIL_ENTRIES_MAX, verify,
+    CHECKPOINT_ENTRIES, CHECKPOINT_MS, Clock, Entry, Event, Fault, Log, LogError, Masked, NameMap, OpenError,
+    Reader, TAIL_ENTRIES_MAX, verify,
 };
 
 fn open(disk: &Disk) -> Log<Disk> {
@@ -13,6 +13,10 @@ fn open(disk: &Disk) -> Log<Disk> {
 
 fn at(time_ms: u64) -> Entry {
     Entry { time_ms, ..entry(0) }
+}
+
+fn used(path: Masked) -> Event {
+    Event::GrantUsed { grant: 1, path }
 }
 
 fn clocks(disk: &Disk) -> Vec<(u64, Option<Clock>)> {
@@ -151,6 +155,41 @@ fn old_bundles_are_pruned_their_hashes_stay_and_a_deletion_is_no_pruning() {
     drop(log);
     let log = open(&disk);
     assert_eq!(log.size(), 3_002);
+}
+
+#[test]
+fn names_go_with_the_last_entry_that_has_them() {
+    let disk = Disk::default();
+    let (mut log, _) = Log::open(disk.clone(), keys(), None).unwrap();
+    let mut masks = Vec::new();
+    for number in 0..600 {
+        let mut mask = |name: String| log.mask(&name);
+        let own = mask(format!("/home/anna/{number}"));
+        let client = mask(if number == 0 { "once" } else { "always" }.to_owned());
+        masks.push((own, client));
+        let entry = Entry { client: Some(client), ..Entry::of_server(number, word("r"), used(own)) };
+        log.append(entry).unwrap();
+    }
+    log.commit().unwrap();
+    log.checkpoint().unwrap();
+    let names = || NameMap::read(&disk, &keys()).unwrap();
+    let known = |names: &NameMap| masks.iter().filter(|(own, _)| names.name(own).is_some()).count();
+    assert_eq!(known(&names()), 600);
+    assert_eq!(log.prune(600, 601, word("r")).unwrap(), 512);
+    let left = names();
+    assert_eq!(known(&left), 600 - 512);
+    assert_eq!((left.name(&masks[0].1), left.name(&masks[1].1)), (None, Some("always")));
+    // A name that comes again is kept again, once.
+    let before = disk.files()["names"].len();
+    for _ in 0..2 {
+        log.mask("/home/anna/0");
+        log.append(Entry::of_server(700, word("r"), used(masks[0].0))).unwrap();
+        log.commit().unwrap();
+    }
+    assert_eq!(names().name(&masks[0].0), Some("/home/anna/0"));
+    let after = disk.files()["names"].len();
+    assert!((before + 1..before + 100).contains(&after), "{before} {after}");
+    assert_eq!(log.names_left_out(), 0);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_report_says_one_clients_entries_in_plain_words() {
     let (mut log, _) = Log::open(Folder::open(home.path()).unwrap(), keys(), None).unwrap();
     for (client, path) in [("notes", "/home/anna/<b>diary</b>.txt"), ("mail", "/home/anna/inbox")] {
         let (client, path) = (log.mask(client), log.mask(path));
-        let event = Event::GrantUsed { grant: 7, path, job: Some(3) };
+        let event = Event::GrantUsed { grant: 7, path };
         let request = Some(word("q1"));
         let entry = Entry {
             client: Some(client),
@@ -122,7 +122,7 @@ fn a_report_says_one_clients_entries_in_plain_words() {
     let exported = export(&files, &keys().public(), &names, &filter, &mut to).unwrap();
     assert_eq!((exported.present, exported.reported), (2, 1));
     let text = fs::read_to_string(out.path().join("report.txt")).unwrap();
-    let line = "1970-01-01 00:00:00Z  #0  notes (uid 1000)  first used it: /home/anna/<b>diary</b>.txt, for job 3 \
+    let line = "1970-01-01 00:00:00Z  #0  notes (uid 1000)  first used it: /home/anna/<b>diary</b>.txt \
                 [grant 7, request q1, run r1]";
     assert!(text.contains(line), "{text}");
     let page = fs::read_to_string(out.path().join("report.html")).unwrap();

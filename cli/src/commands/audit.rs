@@ -115,6 +115,17 @@ Entries go in bundles of 256, the oldest first; that they went is an entry itsel
     /// Print the newest checkpoint, to be kept elsewhere
     #[command(after_help = "Examples:\n  ringfence audit checkpoint > kept-elsewhere")]
     Checkpoint,
+    /// Print the digest that the log has of such a file, if it was served whole
+    #[command(after_help = "\
+Examples:
+  ringfence audit digest notes/a.md
+  ringfence audit show --client notes | grep $(ringfence audit digest notes/a.md)
+
+It is BLAKE3 under a key of this home, so that nobody else can guess what was served.")]
+    Digest {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// Runs it.
@@ -146,6 +157,12 @@ pub fn run(args: AuditArgs, home: &Home, output: &Output) -> Result<(), CliError
             let (note, checkpoint) = read.map_err(|fault| place.broken(fault))?;
             let body = json!({"size": checkpoint.size, "root": hex(&checkpoint.root), "note": note});
             output.answer(&body, |_| note)
+        }
+        AuditCommand::Digest { file } => {
+            let keys = place?.keys()?;
+            let digest = fs::File::open(&file).and_then(|bytes| keys.masks().digest(bytes));
+            let digest = digest.map_err(|source| CliError::io(file.display().to_string(), source))?;
+            output.answer(&json!({"digest": digest}), |_| digest.to_string())
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::operator::Config;
 use crate::output::utc;
 use crate::trust::Installed;
 use hyper::Method;
+use ringfence_audit::{Folder, Keys, newest_checkpoint};
 use ringfence_models::{PackageName, TrustedKey};
 use ringfence_scheduler::quotas::Quotas;
 use serde_json::Value;
@@ -27,6 +28,7 @@ pub(super) fn files(home: &Home, config: &Config, now: u64) -> Vec<Finding> {
     let mut findings = vec![Finding::yes("home", "home", path), trust(home, config, now)];
     findings.extend(packages(home, config));
     findings.push(quotas(home));
+    findings.push(audit(home));
     findings
 }
 
@@ -118,6 +120,25 @@ fn quotas(home: &Home) -> Finding {
     }
 }
 
+/// What the log says itself; every entry is hashed by `ringfence audit verify` only.
+fn audit(home: &Home) -> Finding {
+    const NAME: &str = "audit log";
+    let path = home.audit();
+    let newest = match Folder::open(&path) {
+        Ok(files) => Keys::read(&files)
+            .map_err(|error| error.to_string())
+            .and_then(|keys| newest_checkpoint(&files, &keys.public()).map_err(|fault| fault.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Finding::absent("home", NAME, "there is none", "a server makes it: ringfence serve");
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match newest {
+        Ok((_, checkpoint)) => Finding::yes("home", NAME, format!("{} entries are signed", checkpoint.size)),
+        Err(why) => Finding::no("home", NAME, why, "ringfence audit verify, as the home's owner or root"),
+    }
+}
+
 /// The server that runs in the home, if one does.
 pub(super) fn server(home: &Home) -> Vec<Finding> {
     let status = match ask_once(&Address::Unix(home.admin_socket()), &Ask::plain(Method::GET, "/status")) {
@@ -135,6 +156,7 @@ pub(super) fn server(home: &Home) -> Vec<Finding> {
         Finding::no("server", "server", format!("health {health}"), "ringfence status, and the server's log")
     }];
     findings.push(sandbox(&status["sandbox"]));
+    findings.push(audit_writing(&status["audit"]));
     findings.extend(status["models"].as_array().into_iter().flatten().map(model));
     findings
 }
@@ -143,6 +165,24 @@ fn sandbox(sandbox: &Value) -> Finding {
     let count = |name: &str| sandbox[name].as_array().map_or(0, Vec::len);
     let (layers, probes) = (count("layers"), count("probes"));
     Finding::yes("server", "sandbox", format!("{layers} layers, {probes} forbidden acts tried and stopped"))
+}
+
+fn audit_writing(audit: &Value) -> Finding {
+    const NAME: &str = "audit log";
+    let found = format!("{} entries are durable", audit["entries"]);
+    if let Some(why) = audit["failure"].as_str() {
+        let advice = "nothing is granted, run or changed: mend the disk, then start the server again";
+        return Finding::no("server", NAME, why, advice);
+    }
+    if let Some(why) = audit["second_failure"].as_str() {
+        let advice = "checkpoints don't reach --audit-second: mend that folder";
+        return Finding::absent("server", NAME, format!("{found}; second place: {why}"), advice);
+    }
+    if audit["names_left_out"].as_u64().unwrap_or(0) > 0 {
+        let advice = "prune old entries: ringfence serve -- --audit-keep-days 90";
+        return Finding::absent("server", NAME, format!("{found}; the map of names is full"), advice);
+    }
+    Finding::yes("server", NAME, found)
 }
 
 fn model(model: &Value) -> Finding {

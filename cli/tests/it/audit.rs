@@ -21,7 +21,7 @@ fn home() -> tempfile::TempDir {
     for number in 0..600 {
         let client = Some(log.mask(if number % 2 == 0 { "notes" } else { "mail" }));
         let path = log.mask(&format!("/home/anna/{number}.txt"));
-        let event = Event::GrantUsed { grant: 7 + number % 2, path, job: None };
+        let event = Event::GrantUsed { grant: 7 + number % 2, path };
         let time_ms = if number < 300 { number } else { 4_000_000_000_000 + number };
         let entry = Entry { client, uid: Some(1000), ..Entry::of_server(time_ms, word("r1"), event) };
         log.append(entry).unwrap();

@@ -166,6 +166,9 @@ pub(crate) struct Served {
     pub(crate) link: FileLink,
 }
 
+/// Under which guards digest what they serve.
+pub(crate) const DIGEST_KEY: [u8; 32] = [7; 32];
+
 impl Guard {
     pub(crate) fn read(path: &str) -> Self {
         Self::new("read", path, vec![])
@@ -177,7 +180,7 @@ impl Guard {
 
     pub(crate) fn new(access: &str, path: &str, excluded: Vec<Identity>) -> Self {
         let guard = Self::sealed(access, path);
-        guard.link.send(&ToFileguard::Start { excluded }, &[]).unwrap();
+        guard.link.send(&ToFileguard::Start { excluded, digest_key: DIGEST_KEY }, &[]).unwrap();
         guard
     }
 
@@ -234,7 +237,7 @@ impl Guard {
         let (ours, theirs) = connected_pair().unwrap();
         let number = self.number();
         let path = path.to_owned();
-        let open = ToFileguard::Open { number, path, access, until_boot_ms, bytes_max, digest: true };
+        let open = ToFileguard::Open { number, path, access, until_boot_ms, bytes_max };
         self.link.send(&open, &[theirs.as_fd()]).unwrap();
         match self.hear() {
             FromFileguard::Opened { number: of, size, .. } if of == number => {
@@ -263,8 +266,8 @@ impl Guard {
         self.link.send(&ToFileguard::Snapshot { number, path: path.to_owned(), bytes_max }, &[]).unwrap();
         let mut received = self.answer();
         match received.message {
-            FromFileguard::Snapshot { number: of, size, sha256 } if of == number => {
-                Ok((received.descriptors.pop().unwrap(), size, sha256))
+            FromFileguard::Snapshot { number: of, size, digest } if of == number => {
+                Ok((received.descriptors.pop().unwrap(), size, digest))
             }
             FromFileguard::Refused { number: of, refusal } if of == number => Err(refusal),
             other => panic!("{other:?}"),
@@ -289,12 +292,12 @@ impl Guard {
     }
 
     /// How a file ended: bytes, digest, why.
-    pub(crate) fn closed(&self, number: u32) -> (u64, Option<[u8; 32]>, FileEnd) {
+    pub(crate) fn closed(&self, number: u32) -> (u64, [u8; 32], FileEnd) {
         let of = |message: &FromFileguard| matches!(message, FromFileguard::Closed { number: of, .. } if *of == number);
         loop {
             let kept = self.ends.borrow().iter().position(of);
             match kept.and_then(|at| self.ends.borrow_mut().remove(at)) {
-                Some(FromFileguard::Closed { bytes, sha256, end, .. }) => return (bytes, sha256, end),
+                Some(FromFileguard::Closed { bytes, digest, end, .. }) => return (bytes, digest, end),
                 _ => self.ends.borrow_mut().push_back(self.receive().message),
             }
         }

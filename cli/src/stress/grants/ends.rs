@@ -48,6 +48,8 @@ struct Revoked {
     job: Option<f64>,
     /// Until another client's next job was answered.
     next: f64,
+    /// Until the worker had answered that, or was gone.
+    forgotten: f64,
     /// Uses that were served after the revocation's answer.
     served_after: u32,
     /// The running job's end, where it was another one than it must be.
@@ -68,10 +70,13 @@ pub(super) async fn revocation(ground: &Ground<'_>, findings: &mut Findings) -> 
     judge_bytes(findings, &all);
     judge_processes(findings, &all);
     let next: Vec<f64> = all.iter().map(|one| one.next).collect();
+    let forgotten: Vec<f64> = all.iter().map(|one| one.forgotten).collect();
     let bound = (Bound::AtMost(FORGET_MS + millis(small)), "ms");
-    let note =
-        "from DELETE to another client's next answer of the model, p99; 50 ms and what that job takes alone";
-    findings.judge("forgotten_after", percentile(&next, 0.99), bound, note);
+    let note = "from DELETE to another client's next answer of the worker, or to the worker's end, p99; 50 ms and what that \
+                job takes alone";
+    findings.judge("forgotten_after", percentile(&forgotten, 0.99), bound, note);
+    let killed = all.iter().filter(|one| one.forgotten < one.next).count();
+    findings.figure("workers that did not forget in time and were killed", Some(killed as f64), "workers");
     let (answered, jobs) = (all.iter().map(|one| one.answered).collect::<Vec<_>>(), jobs_of(&all));
     findings.figure("a job with the big file alone", Some(millis(big)), "ms");
     figures(findings, "DELETE to its answer", &answered);
@@ -109,6 +114,7 @@ fn judge_processes(findings: &mut Findings, all: &[Revoked]) {
 async fn revoke_once(ground: &Ground<'_>, moment: Duration) -> Result<Revoked, CliError> {
     let (mut holder, mut reader, mut other) = (ground.holder(), ground.holder(), ground.other());
     let (granted, service) = with_service(ground, &mut holder).await?;
+    let workers = ground.server.ready_workers().await?;
     let Granted { number, string, .. } = granted;
     let revoking = async {
         tokio::time::sleep(moment).await;
@@ -125,15 +131,29 @@ async fn revoke_once(ground: &Ground<'_>, moment: Duration) -> Result<Revoked, C
     let (revoked, (job, ended)) = tokio::join!(revoking, running);
     let (sent, answered, processes) = revoked?;
     let code = job?;
-    other.embed(INSIDE).await?;
+    let mut answer = std::pin::pin!(other.embed(INSIDE));
+    let (forgotten, next) = tokio::select! {
+        biased;
+        answer = &mut answer => { answer?; let now = clock::now(); (now, now) }
+        gone = any_gone(&workers) => { answer.await?; (gone, clock::now()) }
+    };
     let since = |time: Instant| millis(time.saturating_duration_since(sent));
-    let next = since(clock::now());
+    let (forgotten, next) = (since(forgotten), since(next));
     let again = code_of(reader.read(&string, BIG).await)?;
     let was_served = code == "served";
     let served_after = u32::from(was_served && ended > answered) + u32::from(again == "served");
     let other_code = (!was_served && code != "grant_revoked").then_some(code);
     let job = (!was_served && ended >= sent).then(|| since(ended));
-    Ok(Revoked { answered: since(answered), job, next, served_after, other_code, processes })
+    Ok(Revoked { answered: since(answered), job, next, forgotten, served_after, other_code, processes })
+}
+
+/// When the first of them was gone; never, where they stay or can't be seen.
+async fn any_gone(workers: &[Pid]) -> Instant {
+    let seen: Vec<Pid> = workers.iter().copied().filter(|pid| is_alive(*pid)).collect();
+    while seen.iter().all(|pid| is_alive(*pid)) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    clock::now()
 }
 
 /// A grant with the processes that were started for it, where they can be seen.

@@ -1,10 +1,10 @@
 //! The files of an audit log: tail, bundle, checkpoint, public key, entry.
-#![no_main]
 
 use ringfence_audit::{Checkpoint, Entry, KEYS_BYTES, Keys, PublicKey, Tail, decode_bundle};
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
     let _ = (Tail::decode(bytes), decode_bundle(bytes, 256), Entry::decode(bytes));
     let _ = Checkpoint::open(bytes, &Keys::generate(&[7; KEYS_BYTES]).public());
     let _ = std::str::from_utf8(bytes).map(PublicKey::parse);
-});
+}

@@ -1,9 +1,8 @@
 //! A packet on each link in each direction; a message that was read is written as it came.
-#![no_main]
 
 use ringfence_protocol::{
-    FileReply, FileRequest, FromConverter, FromFileguard, FromWorker, Link, LinkError, ToConverter, ToFileguard, ToWorker,
-    connected_pair,
+    FileReply, FileRequest, FromConverter, FromFileguard, FromWorker, Link, LinkError, ToConverter,
+    ToFileguard, ToWorker, connected_pair,
 };
 use rustix::net::{SendFlags, send};
 use serde::Serialize;
@@ -29,7 +28,8 @@ fn check<M: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &[u8]) {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
     let Some((which, packet)) = bytes.split_first() else { return };
     match which % 8 {
         0 => check::<ToWorker>(packet),
@@ -41,4 +41,4 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         6 => check::<FileRequest>(packet),
         _ => check::<FileReply>(packet),
     }
-});
+}

@@ -1,10 +1,11 @@
 //! A signature bundle: as it lies on disk, where nothing that was not signed may hold, and its statement behind a signature
 //! that does.
-#![no_main]
+use crate::support;
 use ringfence_models::{Bundle, Glob, PackageName, PublicKey, Trust, TrustedKey};
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let public = PublicKey::of(&ringfence_fuzz::key());
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
+    let public = PublicKey::of(&support::key());
     let hint = public.id().to_string();
     let key =
         TrustedKey { public, models: vec![Glob::new("*").unwrap()], not_before: 0, not_after: u64::MAX };
@@ -22,9 +23,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let signed = serde_json::json!({
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
         "verificationMaterial": { "publicKey": { "hint": hint }, "tlogEntries": [] },
-        "dsseEnvelope": ringfence_fuzz::envelope("application/vnd.in-toto+json", "", bytes),
+        "dsseEnvelope": support::envelope("application/vnd.in-toto+json", "", bytes),
     });
     if let Ok(bundle) = Bundle::parse(signed.to_string().as_bytes()) {
         let _ = bundle.verify(&name, &trust, 1);
     }
-});
+}

@@ -1,7 +1,7 @@
 //! A server that says what it likes to a worker with a model: the worker ends typed or serves on, and what it says is
 //! legal by what it was told.
-#![no_main]
 
+use crate::support;
 use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::{
     Architecture, Data, Device, FromWorker, ITEMS_MAX, Start, ToWorker, WorkerLink, WorkerSideLink,
@@ -30,15 +30,15 @@ const START: Start = Start {
 };
 
 fn tiny() -> Loaded {
-    let files = ringfence_fuzz::files(&[
-        ("config.json", include_bytes!("../../tests/data/tiny-bert/config.json")),
-        ("tokenizer.json", include_bytes!("../../tests/data/tiny-bert/tokenizer.json")),
-        ("modules.json", include_bytes!("../../tests/data/tiny-bert/modules.json")),
-        ("1_Pooling/config.json", include_bytes!("../../tests/data/tiny-bert/1_Pooling/config.json")),
-        ("model.safetensors", include_bytes!("../../tests/data/tiny-bert/model.safetensors")),
+    let files = support::files(&[
+        ("config.json", include_bytes!("../../../tests/data/tiny-bert/config.json")),
+        ("tokenizer.json", include_bytes!("../../../tests/data/tiny-bert/tokenizer.json")),
+        ("modules.json", include_bytes!("../../../tests/data/tiny-bert/modules.json")),
+        ("1_Pooling/config.json", include_bytes!("../../../tests/data/tiny-bert/1_Pooling/config.json")),
+        ("model.safetensors", include_bytes!("../../../tests/data/tiny-bert/model.safetensors")),
     ]);
     let compute = Compute::new(Isa::detect(), Pool::new(1).expect("a thread"));
-    load(&files, Architecture::Bert, compute, 64, &ringfence_fuzz::Lease).expect("it is a good package")
+    load(&files, Architecture::Bert, compute, 64, &support::Lease).expect("it is a good package")
 }
 
 thread_local! {
@@ -53,7 +53,10 @@ fn say(link: &WorkerLink, mut bytes: &[u8]) {
         let file = match &message {
             // It takes memory, which is all that it is for.
             ToWorker::Drill { .. } => continue,
-            ToWorker::Run { input: Data::Descriptor { bytes: count } | Data::Text { bytes: count, .. }, .. } => {
+            ToWorker::Run {
+                input: Data::Descriptor { bytes: count } | Data::Text { bytes: count, .. },
+                ..
+            } => {
                 let count = usize::try_from(*count).unwrap_or(usize::MAX).min(bytes.len());
                 let (input, rest) = bytes.split_at(count);
                 bytes = rest;
@@ -85,7 +88,9 @@ fn hear(link: &WorkerLink) {
                 *next += 1;
             }
             FromWorker::Passages { slot, passages } => {
-                assert!(passages.len() <= ITEMS_MAX && passages.iter().all(|passage| passage.start < passage.end));
+                assert!(
+                    passages.len() <= ITEMS_MAX && passages.iter().all(|passage| passage.start < passage.end)
+                );
                 assert!(passages.windows(2).all(|pair| pair[0].end <= pair[1].start));
                 if passages.is_empty() {
                     empty.insert(slot);
@@ -103,7 +108,8 @@ fn hear(link: &WorkerLink) {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
     let (ours, theirs) = connected_pair().expect("descriptors are free");
     let link = WorkerLink::new(ours);
     TINY.with_borrow_mut(|loaded| {
@@ -111,8 +117,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             scope.spawn(|| say(&link, bytes));
             scope.spawn(|| hear(&link));
             let worker = WorkerSideLink::new(theirs);
-            let _ = serve_jobs(&worker, loaded, &START, &ringfence_fuzz::Lease);
+            let _ = serve_jobs(&worker, loaded, &START, &support::Lease);
             drop(worker);
         });
     });
-});
+}

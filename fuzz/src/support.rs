@@ -17,7 +17,7 @@ use std::sync::Arc;
 const LEASE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A lease that refuses single requests above it.
-pub struct Lease;
+pub(crate) struct Lease;
 
 impl Memory for Lease {
     fn check(&self, bytes: u64) -> Result<(), Denial> {
@@ -40,24 +40,24 @@ impl Memory for Lease {
 }
 
 /// Files of these names and bytes.
-pub fn files(named: &[(&str, &[u8])]) -> Files {
+pub(crate) fn files(named: &[(&str, &[u8])]) -> Files {
     named.iter().map(|(name, bytes)| ((*name).to_owned(), Arc::new(bytes.to_vec()) as FileBytes)).collect()
 }
 
 /// Converts in memory; any refusal is fine.
-pub fn converted(form: SourceForm, named: &[(&str, &[u8])]) -> Result<Facts, ConvertError> {
+pub(crate) fn converted(form: SourceForm, named: &[(&str, &[u8])]) -> Result<Facts, ConvertError> {
     let files = files(named);
     let mut output = InMemory::new(&files);
     convert(form, &mut Work { files: &files, output: &mut output, memory: &Lease })
 }
 
 /// A key that only fuzzing knows.
-pub fn key() -> SigningKey {
+pub(crate) fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
 }
 
 /// The payload in an envelope whose signature holds, so that what is read after the check is reached as well.
-pub fn envelope(kind: &str, keyid: &str, payload: &[u8]) -> serde_json::Value {
+pub(crate) fn envelope(kind: &str, keyid: &str, payload: &[u8]) -> serde_json::Value {
     let mut signed = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
     signed.extend(payload);
     let signature = STANDARD.encode(key().sign(&signed).to_bytes());

@@ -1,5 +1,5 @@
 //! OpenAI's checkpoints: the bytes as the whole file, and as the pickle in one.
-#![no_main]
+use crate::support;
 use ringfence_protocol::SourceForm;
 use std::io::{Cursor, Write};
 use zip::write::SimpleFileOptions;
@@ -7,12 +7,13 @@ use zip::{CompressionMethod, ZipWriter};
 
 const VOCABULARY: &[u8] = b"YQ== 0\nYg== 1\n";
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
     for model in [bytes.to_vec(), checkpoint(bytes)] {
         let sources = [("model.pt", &model[..]), ("vocabulary.tiktoken", VOCABULARY)];
-        let _ = ringfence_fuzz::converted(SourceForm::WhisperPt, &sources);
+        let _ = support::converted(SourceForm::WhisperPt, &sources);
     }
-});
+}
 
 fn checkpoint(pickle: &[u8]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));

@@ -1,0 +1,8 @@
+//! Whisper in ggml's form.
+use crate::support;
+use ringfence_protocol::SourceForm;
+
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
+    let _ = support::converted(SourceForm::WhisperGgml, &[("model.bin", bytes)]);
+}

@@ -1,0 +1,8 @@
+//! GGUF.
+use crate::support;
+use ringfence_protocol::SourceForm;
+
+/// One run.
+pub(crate) fn run(bytes: &[u8]) {
+    let _ = support::converted(SourceForm::Gguf, &[("model.gguf", bytes)]);
+}

@@ -1,7 +1,0 @@
-//! GGUF.
-#![no_main]
-use ringfence_protocol::SourceForm;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = ringfence_fuzz::converted(SourceForm::Gguf, &[("model.gguf", bytes)]);
-});
