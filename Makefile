@@ -89,7 +89,7 @@ $(CACHE)/sources/ready: $(wildcard models/catalog/*.toml) scripts/fetch-sources 
 
 install:
 	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins
-	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker target/release/ringfence-fileguard
+	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker target/release/ringfence-fileguard target/release/ringfence-audio
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/ringfence packaging/README.md packaging/apparmor/ringfence packaging/container/Containerfile packaging/container/seccomp.json

@@ -11,7 +11,7 @@ use bench::{load, median, verdict};
 use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::{Architecture, Item};
 use ringfence_worker::memory::Lease;
-use ringfence_worker::models::{Batch, Loaded};
+use ringfence_worker::models::{Batch, LoadedEmbedder};
 use ringfence_worker::package::Files;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -66,17 +66,19 @@ fn throughput(home: &Home, folder: &std::path::Path) {
     );
 }
 
-fn in_process(folder: &std::path::Path) -> Loaded {
+fn in_process(folder: &std::path::Path) -> LoadedEmbedder {
     ringfence_sandbox::keep_freed_memory();
     let files = Files::from_folder(folder).expect("MiniLM's files");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let compute = Compute::new(Isa::detect(), Pool::new(threads).expect("threads"));
     ringfence_worker::models::load(&files, Architecture::Bert, compute, MAX_TOKENS, &Lease)
         .expect("MiniLM loads")
+        .embedder()
+        .expect("BERT is one")
 }
 
 /// Tokenises and embeds like a worker, for one round.
-fn jobs_in_process(loaded: &mut Loaded) -> f64 {
+fn jobs_in_process(loaded: &mut LoadedEmbedder) -> f64 {
     let text = "time ".repeat(TOKENS - 2);
     let items = vec![Item::Text(text); BATCH];
     let (start, mut jobs) = (Instant::now(), 0_u32);

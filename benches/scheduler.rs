@@ -87,6 +87,7 @@ impl Loaded {
             deadline: Some(Time(self.now + 3_600_000_000)),
             tokens: 128,
             tokens_bound: 128,
+            audio_ms: 0,
             canary: false,
         }))
     }
@@ -119,6 +120,7 @@ fn client_config() -> ClientConfig {
         jobs: rate,
         device_us: rate,
         tokens: rate,
+        audio_ms: None,
     })
     .expect("the values are in their ranges")
 }

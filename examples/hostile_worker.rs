@@ -131,6 +131,7 @@ impl Worker {
                 ToWorker::Run { slot, input: Data::Inline(input), .. } => self.run(slot, &input),
                 ToWorker::Stop => return,
                 ToWorker::Run { .. }
+                | ToWorker::Transcribe { .. }
                 | ToWorker::Cancel { .. }
                 | ToWorker::Drill { .. }
                 | ToWorker::Start(_)

@@ -313,9 +313,8 @@ impl Packages {
 fn surveyed(verified: &Verified, profiles: Vec<Profile>) -> Result<Surveyed, String> {
     let architecture = match verified.manifest.architecture() {
         ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
-        other @ (ringfence_models::Architecture::Llama
-        | ringfence_models::Architecture::Whisper
-        | ringfence_models::Architecture::SileroVad) => {
+        ringfence_models::Architecture::Whisper => protocol::Architecture::Whisper,
+        other @ (ringfence_models::Architecture::Llama | ringfence_models::Architecture::SileroVad) => {
             return Err(format!(
                 "its signature holds, but this version does not run {} models",
                 other.name()

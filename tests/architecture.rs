@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ringfence-scheduler",
         ],
     ),
+    ("ringfence-audio", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-fileguard", &["ringfence-protocol", "ringfence-sandbox"]),
     ("ringfence-worker", &["ringfence-gpu", "ringfence-kernels", "ringfence-protocol", "ringfence-sandbox"]),
     (
@@ -54,6 +55,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Crates that a program must never link, with the reason.
 const BANNED: &[(&str, &str)] = &[
     ("candle-core", "the server links no model runtime"),
+    ("cpal", "the server opens no microphone"),
+    ("rubato", "the server touches no sound"),
     ("safetensors", "the server parses no weights"),
     ("tokenizers", "the server parses no documents"),
     ("wgpu", "the server opens no device"),

@@ -18,6 +18,7 @@ use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
 use crate::commands::top::TopArgs;
 use crate::commands::trace::TraceArgs;
+use crate::commands::transcribe::TranscribeArgs;
 use crate::commands::trust::TrustArgs;
 use crate::commands::usage::UsageArgs;
 use crate::commands::why::WhyArgs;
@@ -99,6 +100,8 @@ pub enum Command {
     Index(IndexArgs),
     /// Find passages of an indexed folder by what they mean
     Search(SearchArgs),
+    /// Write down what is said in audio files
+    Transcribe(TranscribeArgs),
     /// Check, read, export and prune the log of what was asked, decided and used
     Audit(AuditArgs),
     /// Show what happened to a model's workers and what they wrote

@@ -104,6 +104,17 @@ impl Gpu {
         self.upload_floats(&to.buffer, 0, floats);
     }
 
+    /// Records a copy: row `at + i` of `to` = from[i], for the first `rows` rows.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn put(&self, to: &mut Matrix, at: usize, from: &Matrix, rows: usize) {
+        assert!(at + rows <= to.rows && rows <= from.rows, "{rows} rows at {at}");
+        assert_eq!(to.columns, from.columns, "columns");
+        let bytes = |rows: usize| Matrix::bytes(rows, to.columns);
+        self.copy_bytes(&from.buffer, &to.buffer, bytes(at), bytes(rows));
+    }
+
     /// Records a copy of numbers to the start of a list.
     ///
     /// # Panics

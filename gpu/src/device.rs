@@ -251,6 +251,14 @@ impl Gpu {
         }
     }
 
+    /// Records a copy of the first bytes of a buffer to a place in another.
+    pub(crate) fn copy_bytes(&self, from: &Buffer, to: &Buffer, offset: u64, bytes: u64) {
+        if bytes > 0 {
+            let mut recorder = self.recorder.borrow_mut();
+            recorder.encoder(&self.gate).copy_buffer_to_buffer(from.raw(), 0, to.raw(), offset, Some(bytes));
+        }
+    }
+
     /// Records zeros over what was read back. What was uploaded is overwritten when its place is used again.
     pub fn clear_staging(&self) {
         self.recorder.borrow_mut().clear_read(&self.gate);

@@ -48,6 +48,7 @@ pub use buffers::{Matrix, Words};
 pub use device::{Gpu, OpenError};
 pub use error::{GpuError, RefusedBy};
 pub use gate::{Counted, GateNumbers};
+pub use kernels::attend::Seen;
 pub use kernels::attention::ATTENTION_WORDS_PER_ROW;
 pub use kernels::conv::{ConvWeights, Convolution};
 pub use kernels::linear::{Activation, LinearWeights};

@@ -50,6 +50,7 @@ const MATRIX_16: &str = include_str!("kernels/matrix_16.wgsl");
 const GEMM_COOPERATIVE: &str = include_str!("kernels/gemm_cooperative.wgsl");
 const ROWS: &str = include_str!("kernels/rows.wgsl");
 const ATTENTION: &str = include_str!("kernels/attention.wgsl");
+const ATTEND: &str = include_str!("kernels/attend.wgsl");
 const ELEMENTS: &str = include_str!("kernels/elements.wgsl");
 const LOOKUP: &str = include_str!("kernels/lookup.wgsl");
 const POOL: &str = include_str!("kernels/pool.wgsl");
@@ -100,11 +101,13 @@ kernels! {
     GemvF32 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, LINEAR, SINGLES, WEIGHTS_F32, GEMV;
     GemvF16 = "gemv" [Read, Read, Read, Write] from reduce, ACTIVATION, LINEAR, SINGLES, WEIGHTS_F16, GEMV;
     LayerNorm = "layer_norm" [Write, Read, Read, Read] from reduce, ROWS;
+    LayerNormTo = "layer_norm_to" [Read, Write, Read, Read] from reduce, ROWS;
     RmsNorm = "rms_norm" [Read, Read, Write] from reduce, ROWS;
     Normalize = "normalize" [Write] from reduce, ROWS;
     Softmax = "softmax" [Write] from reduce, ROWS;
     Argmax = "argmax" [Read, Write] from reduce, ROWS;
     Attention = "attention" [Read, Read, Write] from reduce, ATTENTION;
+    Attend = "attend" [Read, Read, Write] from reduce, ATTEND;
     LookupF32 = "lookup_f32" [Read, Read, Write] from LOOKUP;
     LookupF16 = "lookup_f16" [Read, Read, Write] from LOOKUP;
     PoolMean = "mean" [Read, Read, Write] from POOL;
@@ -113,6 +116,7 @@ kernels! {
     Activate = "activate_all" [Write] from ACTIVATION, ELEMENTS;
     Rope = "rope" [Write, Read, Read] from ACTIVATION, ELEMENTS;
     Conv1d = "conv1d" [Read, Read, Read, Write] from ACTIVATION, CONV;
+    Unfold = "unfold" [Read, Write] from ACTIVATION, CONV;
 }
 
 impl Kernel {

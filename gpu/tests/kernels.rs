@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, Activation, Convolution, Gpu, Products, Stored};
+use ringfence_gpu::{ATTENTION_WORDS_PER_ROW, Activation, Convolution, Gpu, Products, Seen, Stored};
 use support::{Numbers, close, config, matrix, on_each, read};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Gelu, Activation::Silu];
@@ -129,6 +129,64 @@ fn check_attention(gpu: &Gpu, seed: u64, lengths: &[usize], heads: usize, head: 
         }
     }
     close(&read(gpu, &to), &exact, 3e-6, "attention");
+}
+
+fn check_attend(gpu: &Gpu, seed: u64, [before, rows]: [usize; 2], heads: usize, head: usize, causal: bool) {
+    let (tokens, width) = (before + rows, heads * head);
+    let mut numbers = Numbers(seed);
+    let queries = numbers.vector(rows * width);
+    let kept = numbers.vector(tokens * 2 * width);
+    let mut to = gpu.matrix(rows, width).unwrap();
+    // Keys and values come in two pieces.
+    let mut memory = matrix(gpu, tokens + 1, 2 * width, &kept[..before * 2 * width]);
+    gpu.put(&mut memory, before, &matrix(gpu, rows, 2 * width, &kept[before * 2 * width..]), rows);
+    let seen = if causal { Seen::Before(before) } else { Seen::All(tokens) };
+    gpu.attend(&matrix(gpu, rows, width, &queries), rows, &memory, seen, head, &mut to);
+    let kept = |token: usize, first: usize| &kept[token * 2 * width + first..][..head];
+    let mut exact = Vec::new();
+    for row in 0..rows {
+        let end = if causal { before + row + 1 } else { tokens };
+        for first in (0..width).step_by(head) {
+            let query = &queries[row * width + first..][..head];
+            let score = |token| (dot(query, kept(token, first)) / (head as f64).sqrt()).exp();
+            let total: f64 = (0..end).map(score).sum();
+            exact.extend((0..head).map(|i| {
+                let weighed = |token| score(token) / total * f64::from(kept(token, width + first)[i]);
+                (0..end).map(weighed).sum::<f64>()
+            }));
+        }
+    }
+    close(&read(gpu, &to), &exact, 3e-6, "attend");
+}
+
+/// Normalises some rows, adds to them, and what a convolution over the rows multiplies with its weights.
+fn check_parts(gpu: &Gpu, seed: u64, [before, rows]: [usize; 2], columns: usize, how: Convolution) {
+    let mut numbers = Numbers(seed);
+    let all = before + rows + 1;
+    let (start, added) = (numbers.vector(all * columns), numbers.vector(rows * columns));
+    let (weight, bias) = (numbers.vector(columns), numbers.vector(columns));
+    let norm = gpu.norm_weights(&weight, Some(&bias), 1e-3).unwrap();
+    let (mut x, mut to) = (matrix(gpu, all, columns, &start), gpu.matrix(rows, columns).unwrap());
+    gpu.layer_norm(&x, before..before + rows, &norm, &mut to);
+    let mut same = matrix(gpu, rows, columns, &start[before * columns..][..rows * columns]);
+    gpu.add_layer_norm(&mut same, &gpu.matrix(rows, columns).unwrap(), rows, &norm);
+    let same: Vec<f64> = read(gpu, &same).into_iter().map(f64::from).collect();
+    close(&read(gpu, &to), &same, 1e-6, "layer norm");
+    let mut unfolded = gpu.matrix(rows, 3 * columns).unwrap();
+    gpu.unfold(&x, all - 1, how, before..before + rows, &mut unfolded);
+    let step = |result: usize, tap: usize| {
+        (result * how.stride + tap).checked_sub(how.padding).filter(|step| *step < all - 1)
+    };
+    let taps = (before..before + rows).flat_map(|result| (0..3).map(move |tap| step(result, tap)));
+    let row = |step: Option<usize>| {
+        let float = |i| step.map_or(0.0, |step: usize| f64::from(start[step * columns + i]));
+        (0..columns).map(float).collect::<Vec<_>>()
+    };
+    close(&read(gpu, &unfolded), &taps.flat_map(row).collect::<Vec<_>>(), 0.0, "unfold");
+    gpu.add_rows(&mut x, before..before + rows, &matrix(gpu, rows, columns, &added));
+    let mut exact: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
+    exact[before * columns..].iter_mut().zip(&added).for_each(|(x, y)| *x += f64::from(*y));
+    close(&read(gpu, &x), &exact, 1e-6, "sums");
 }
 
 fn check_norms(gpu: &Gpu, seed: u64, rows: usize, columns: usize) {
@@ -324,6 +382,20 @@ proptest! {
         seed: u64, lengths in prop::collection::vec(0usize..20, 0..5), heads in 1usize..4, head in 1usize..70,
     ) {
         on_each(|gpu| check_attention(gpu, seed, &lengths, heads, head));
+    }
+
+    #[test]
+    fn attention_to_what_was_kept(
+        seed: u64, before in 0usize..90, rows in 1usize..20, heads in 1usize..4, head in 1usize..70, causal: bool,
+    ) {
+        on_each(|gpu| check_attend(gpu, seed, [before, rows], heads, head, causal));
+    }
+
+    #[test]
+    fn some_rows_are_worked_on_and_the_others_stay(
+        seed: u64, before in 0usize..20, rows in 0usize..20, columns in 1usize..90, stride in 1usize..3, padding in 0usize..2,
+    ) {
+        on_each(|gpu| check_parts(gpu, seed, [before, rows], columns, Convolution { stride, padding }));
     }
 
     #[test]

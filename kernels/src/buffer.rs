@@ -42,6 +42,17 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
     }
 
+    /// The same bytes as halves, two for each float.
+    pub(crate) fn halves(&self) -> &[u16] {
+        // SAFETY: any bits are a half, and a float is as long as two and aligned for them.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE * 2) }
+    }
+
+    pub(crate) fn halves_mut(&mut self) -> &mut [u16] {
+        // SAFETY: as in `halves`, and `self` is borrowed mutably; any bits are a float.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE * 2) }
+    }
+
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `floats`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }

@@ -12,7 +12,7 @@ pub struct Isa(Level);
 pub enum Level {
     /// Plain Rust: any x86-64.
     Scalar,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 Foundation.
     Avx512,
@@ -26,7 +26,9 @@ impl Isa {
 
     /// Every level of this CPU, best last.
     pub fn available() -> Vec<Self> {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f");
         let mut levels = vec![Self(Level::Scalar)];
         levels.extend(avx2.then_some(Self(Level::Avx2)));
@@ -56,34 +58,43 @@ pub(crate) struct Routines {
     pub(crate) tile_rows: usize,
     /// Computes this many rows of one panel.
     pub(crate) tile: unsafe fn(usize, &Tile),
+    /// The same over a panel of halves.
+    pub(crate) half_tile: unsafe fn(usize, &Tile<u16>),
     pub(crate) gelu: unsafe fn(&mut [f32]),
     pub(crate) softmax: unsafe fn(&mut [f32], f32),
     pub(crate) add_norm: unsafe fn(&mut [f32], &[f32], rows::Norm<'_>),
+    pub(crate) norm: unsafe fn(&mut [f32], rows::Norm<'_>),
 }
 
 static SCALAR: Routines = Routines {
     panel: tile::scalar::PANEL,
     tile_rows: tile::scalar::ROWS,
     tile: tile::scalar::tile,
+    half_tile: tile::scalar::half_tile,
     gelu: rows::scalar::gelu,
     softmax: rows::scalar::softmax,
     add_norm: rows::scalar::add_norm,
+    norm: rows::scalar::norm,
 };
 
 static AVX2: Routines = Routines {
     panel: tile::avx2::PANEL,
     tile_rows: tile::avx2::ROWS,
     tile: tile::avx2::tile,
+    half_tile: tile::avx2::half_tile,
     gelu: rows::avx2::gelu,
     softmax: rows::avx2::softmax,
     add_norm: rows::avx2::add_norm,
+    norm: rows::avx2::norm,
 };
 
 static AVX512: Routines = Routines {
     panel: tile::avx512::PANEL,
     tile_rows: tile::avx512::ROWS,
     tile: tile::avx512::tile,
+    half_tile: tile::avx512::half_tile,
     gelu: rows::avx512::gelu,
     softmax: rows::avx512::softmax,
     add_norm: rows::avx512::add_norm,
+    norm: rows::avx512::norm,
 };

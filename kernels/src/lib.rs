@@ -6,7 +6,9 @@
 
 mod attention;
 mod buffer;
+mod cache;
 mod compute;
+mod half;
 mod isa;
 mod linear;
 mod pool;
@@ -15,7 +17,9 @@ mod tile;
 
 pub use attention::AttentionScratch;
 pub use buffer::{Matrix, OutOfMemory};
-pub use compute::Compute;
+pub use cache::{KeyValues, Scores, Seen};
+pub use compute::{Compute, Window};
+pub use half::widen as widen_half;
 pub use isa::{Isa, Level};
-pub use linear::{Activation, PackedLinear, Part};
+pub use linear::{Activation, Numbers, PackedLinear, Part};
 pub use pool::{Pool, THREADS_MAX};

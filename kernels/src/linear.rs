@@ -2,6 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::compute::Shared;
+use crate::half::narrow;
 use crate::isa::Routines;
 use crate::tile::Tile;
 use crate::{Compute, Isa, Matrix, OutOfMemory};
@@ -32,8 +33,33 @@ pub struct PackedLinear {
     isa: Isa,
     inputs: usize,
     outputs: usize,
+    numbers: Numbers,
     panels: Buffer,
     bias: Buffer,
+}
+
+/// How packed weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// As they are.
+    Singles,
+    /// As the nearest halves: where the weights are read once for few rows, half of their bytes is half of the time.
+    Halves,
+}
+
+impl Numbers {
+    /// Bytes of a weight.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Singles => 4,
+            Self::Halves => 2,
+        }
+    }
+
+    /// Floats of a buffer for so many weights.
+    fn floats(self, weights: usize) -> usize {
+        weights.saturating_mul(self.bytes()).div_ceil(size_of::<f32>())
+    }
 }
 
 impl std::fmt::Debug for PackedLinear {
@@ -51,6 +77,22 @@ impl PackedLinear {
     /// # Panics
     /// If a part's weights aren't `bias.len() x inputs`.
     pub fn pack(isa: Isa, inputs: usize, parts: &[Part<'_>]) -> Result<Self, OutOfMemory> {
+        Self::pack_as(Numbers::Singles, isa, inputs, parts)
+    }
+
+    /// As [`PackedLinear::pack`], kept in another way.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn pack_as(
+        numbers: Numbers,
+        isa: Isa,
+        inputs: usize,
+        parts: &[Part<'_>],
+    ) -> Result<Self, OutOfMemory> {
         let outputs = parts.iter().map(|part| part.bias.len()).sum::<usize>();
         let panel = isa.routines().panel;
         let padded = outputs.next_multiple_of(panel);
@@ -58,7 +100,8 @@ impl PackedLinear {
             isa,
             inputs,
             outputs,
-            panels: Buffer::zeroed(padded * inputs)?,
+            numbers,
+            panels: Buffer::zeroed(numbers.floats(padded.saturating_mul(inputs)))?,
             bias: Buffer::zeroed(padded)?,
         };
         let mut first = 0;
@@ -94,9 +137,16 @@ impl PackedLinear {
         }
         for (row, weights) in part.weight.chunks_exact(inputs).enumerate() {
             let (index, lane) = ((first + row) / panel, (first + row) % panel);
-            let place = &mut self.panels.floats_mut()[index * panel * inputs..][..panel * inputs];
-            for (column, weight) in place.chunks_exact_mut(panel).zip(weights) {
-                column[lane] = *weight;
+            let places = index * panel * inputs..(index + 1) * panel * inputs;
+            match self.numbers {
+                Numbers::Singles => {
+                    let columns = self.panels.floats_mut()[places].chunks_exact_mut(panel);
+                    columns.zip(weights).for_each(|(column, weight)| column[lane] = *weight);
+                }
+                Numbers::Halves => {
+                    let columns = self.panels.halves_mut()[places].chunks_exact_mut(panel);
+                    columns.zip(weights).for_each(|(column, weight)| column[lane] = narrow(*weight));
+                }
             }
         }
     }
@@ -159,22 +209,22 @@ impl Product<'_> {
     fn tile(&self, panel: usize, row: usize, rows: usize) {
         let Routines { panel: width, .. } = *self.routines;
         let columns = width.min(self.weights.outputs - panel * width);
-        let inputs = self.weights.inputs;
+        let first = panel * width * self.weights.inputs;
         // SAFETY: rows and columns are within the matrices (`linear` compared their shapes), the packed panels are
         // padded to whole panels, no two items share a row and a panel, and the `Isa` witnesses the level.
         unsafe {
             let output = self.to.at(row * self.stride + panel * width);
-            let tile = Tile {
-                input: self.input.as_ptr().add(row * self.input.stride()),
-                input_stride: self.input.stride(),
-                depth: inputs,
-                panel: self.weights.panels.floats().as_ptr().add(panel * width * inputs),
-                bias: self.weights.bias.floats().as_ptr().add(panel * width),
-                output,
-                output_stride: self.stride,
-                columns,
-            };
-            (self.routines.tile)(rows, &tile);
+            let panels = &self.weights.panels;
+            match self.weights.numbers {
+                Numbers::Singles => {
+                    let panels = panels.floats().as_ptr().add(first);
+                    (self.routines.tile)(rows, &self.over(panels, panel, row, output));
+                }
+                Numbers::Halves => {
+                    let panels = panels.halves().as_ptr().add(first);
+                    (self.routines.half_tile)(rows, &self.over(panels, panel, row, output));
+                }
+            }
             match self.activation {
                 Activation::None => {}
                 Activation::Gelu => {
@@ -183,6 +233,27 @@ impl Product<'_> {
                         (self.routines.gelu)(row);
                     }
                 }
+            }
+        }
+    }
+
+    /// What a tile reads and writes.
+    ///
+    /// # Safety
+    /// As in [`Product::tile`].
+    unsafe fn over<P>(&self, numbers: *const P, panel: usize, row: usize, output: *mut f32) -> Tile<P> {
+        let Routines { panel: width, .. } = *self.routines;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Tile {
+                input: self.input.as_ptr().add(row * self.input.stride()),
+                input_stride: self.input.stride(),
+                depth: self.weights.inputs,
+                panel: numbers,
+                bias: self.weights.bias.floats().as_ptr().add(panel * width),
+                output,
+                output_stride: self.stride,
+                columns: width.min(self.weights.outputs - panel * width),
             }
         }
     }

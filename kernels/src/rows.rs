@@ -102,6 +102,14 @@ fn add_norm_row<const FUSED: bool>(row: &mut [f32], added: &[f32], norm: Norm<'_
     for (x, y) in row.iter_mut().zip(added) {
         *x += y;
     }
+    norm_row::<FUSED>(row, Norm { weight, bias, epsilon: norm.epsilon });
+}
+
+/// row = norm(row)
+#[inline(always)]
+fn norm_row<const FUSED: bool>(row: &mut [f32], norm: Norm<'_>) {
+    let count = row.len();
+    let (weight, bias) = (&norm.weight[..count], &norm.bias[..count]);
     let mean = reduce(row, 0.0, |a, b| a + b) / count as f32;
     for x in &mut *row {
         *x -= mean;
@@ -163,6 +171,13 @@ macro_rules! level {
             $(#[target_feature(enable = $features)])?
             pub(crate) unsafe fn add_norm(row: &mut [f32], added: &[f32], norm: Norm<'_>) {
                 super::add_norm_row::<$fused>(row, added, norm);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn norm(row: &mut [f32], norm: Norm<'_>) {
+                super::norm_row::<$fused>(row, norm);
             }
         }
     };

@@ -9,12 +9,12 @@ pub(crate) const PANEL_MAX: usize = 32;
 
 /// What a tile reads and writes. With R the number of rows and P the panel's width, a call touches
 /// `input[r * input_stride + k]`, `panel[k * P + p]`, `bias[p]` and writes `output[r * output_stride + c]`
-/// for r < R, k < depth, p < P, c < columns <= P.
-pub(crate) struct Tile {
+/// for r < R, k < depth, p < P, c < columns <= P. The panel's numbers are f32, or halves as their bits.
+pub(crate) struct Tile<P = f32> {
     pub(crate) input: *const f32,
     pub(crate) input_stride: usize,
     pub(crate) depth: usize,
-    pub(crate) panel: *const f32,
+    pub(crate) panel: *const P,
     pub(crate) bias: *const f32,
     pub(crate) output: *mut f32,
     pub(crate) output_stride: usize,
@@ -23,9 +23,9 @@ pub(crate) struct Tile {
 
 /// Calls `$tile::<R>` for the number of rows.
 macro_rules! by_rows {
-    ($rows:expr, $t:expr, [$($r:literal)*]) => {
+    ($tile:ident, $rows:expr, $t:expr, [$($r:literal)*]) => {
         match $rows {
-            $($r => tile_of::<$r>($t),)*
+            $($r => $tile::<$r>($t),)*
             rows => panic!("a tile of {rows} rows"),
         }
     };

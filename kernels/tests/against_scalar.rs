@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
-use ringfence_kernels::{Activation, AttentionScratch, Compute, Isa, Matrix, PackedLinear, Part, Pool};
+use ringfence_kernels::{
+    Activation, AttentionScratch, Compute, Isa, KeyValues, Matrix, Numbers, PackedLinear, Part, Pool, Scores,
+    Seen, Window,
+};
 
 /// A small generator, so that a failing case is its seed and shape.
-struct Numbers(u64);
+struct Generator(u64);
 
-impl Numbers {
+impl Generator {
     fn next(&mut self) -> f32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
@@ -48,18 +51,34 @@ fn gelu(x: f64) -> f64 {
     x * (0.5 + sum)
 }
 
+/// Weights that are kept as they are, and others that are kept as halves, which hold them exactly.
 fn check_linear(seed: u64, rows: usize, inputs: usize, outputs: &[usize], activation: Activation) {
-    let mut numbers = Numbers(seed);
+    check_packed(Numbers::Singles, seed, [rows, inputs], outputs, activation);
+    check_packed(Numbers::Halves, seed, [rows, inputs], outputs, activation);
+}
+
+fn check_packed(
+    kept: Numbers,
+    seed: u64,
+    [rows, inputs]: [usize; 2],
+    outputs: &[usize],
+    activation: Activation,
+) {
+    let mut numbers = Generator(seed);
     let input = numbers.matrix(rows, inputs);
+    let weights = |numbers: Vec<f32>| match kept {
+        Numbers::Singles => numbers,
+        Numbers::Halves => numbers.into_iter().map(|x| (x * 64.0).round() / 64.0).collect(),
+    };
     let parts: Vec<(Vec<f32>, Vec<f32>)> =
-        outputs.iter().map(|n| (numbers.vector(n * inputs), numbers.vector(*n))).collect();
+        outputs.iter().map(|n| (weights(numbers.vector(n * inputs)), numbers.vector(*n))).collect();
     let borrowed: Vec<Part<'_>> = parts.iter().map(|(weight, bias)| Part { weight, bias }).collect();
     let all: Vec<(&[f32], f32)> = parts
         .iter()
         .flat_map(|(w, b)| b.iter().enumerate().map(move |(i, b)| (&w[i * inputs..][..inputs], *b)))
         .collect();
     for compute in computes() {
-        let packed = PackedLinear::pack(compute.isa(), inputs, &borrowed).unwrap();
+        let packed = PackedLinear::pack_as(kept, compute.isa(), inputs, &borrowed).unwrap();
         let mut output = numbers.matrix(rows + 1, all.len());
         let untouched = output.row(rows).to_vec();
         compute.linear(&input, rows, &packed, activation, &mut output);
@@ -84,7 +103,7 @@ fn check_attention(seed: u64, lengths: &[usize], heads: usize, head: usize) {
         }))
         .collect();
     let (rows, width) = (starts[lengths.len()], heads * head);
-    let mut numbers = Numbers(seed);
+    let mut numbers = Generator(seed);
     let qkv = numbers.matrix(rows, 3 * width);
     for compute in computes() {
         let longest = lengths.iter().copied().max().unwrap_or(0);
@@ -115,8 +134,102 @@ fn attention_of(qkv: &Matrix, span: std::ops::Range<usize>, row: usize, column: 
     span.map(|key| score(key) / total * f64::from(qkv.row(key)[2 * width + column])).sum()
 }
 
+/// Queries in pieces of these lengths, each after the former one's keys and values have been put behind each other; or all
+/// of them against all keys.
+fn check_cached(seed: u64, lengths: &[usize], heads: usize, head: usize, causal: bool) {
+    let (rows, width) = (lengths.iter().sum::<usize>(), heads * head);
+    let mut numbers = Generator(seed);
+    let qkv = numbers.matrix(rows, 3 * width);
+    let part = |from: usize, count: usize, columns: std::ops::Range<usize>| {
+        let mut matrix = Matrix::zeroed(count, columns.len()).unwrap();
+        (0..count).for_each(|row| matrix.row_mut(row).copy_from_slice(&qkv.row(from + row)[columns.clone()]));
+        matrix
+    };
+    for compute in computes() {
+        let mut memory = KeyValues::new(compute.isa(), rows + 2, heads, head).unwrap();
+        let mut scores = Scores::new(compute.isa(), 2, rows + 1).unwrap();
+        if !causal {
+            compute.append(&part(0, rows, width..3 * width), rows, &mut memory, 0);
+        }
+        let mut first = 0;
+        for count in lengths {
+            if causal {
+                compute.append(&part(first, *count, width..3 * width), *count, &mut memory, first);
+            }
+            let seen = if causal { Seen::Before(first) } else { Seen::All(rows) };
+            let mut output = numbers.matrix(*count, width);
+            compute.attend(&part(first, *count, 0..width), *count, &memory, seen, &mut scores, &mut output);
+            for row in 0..*count {
+                for column in 0..width {
+                    let span = 0..seen.tokens(row);
+                    let exact = attention_of(&qkv, span, first + row, column, head);
+                    close(output.row(row)[column], exact, 3e-6, &format!("{:?} row {row}", compute.isa()));
+                }
+            }
+            first += count;
+        }
+    }
+}
+
+fn check_unfold(
+    seed: u64,
+    steps: usize,
+    columns: usize,
+    taps: usize,
+    window: Window,
+    results: std::ops::Range<usize>,
+) {
+    let mut numbers = Generator(seed);
+    let input = numbers.matrix(steps + 1, columns);
+    for compute in computes() {
+        let mut to = numbers.matrix(results.len(), taps * columns);
+        compute.unfold(&input, steps, window, results.clone(), &mut to);
+        for (row, result) in results.clone().enumerate() {
+            for (at, found) in to.row(row).iter().enumerate() {
+                let step = (result * window.stride + at / columns).checked_sub(window.padding);
+                let step = step.filter(|step| *step < steps);
+                assert_eq!(*found, step.map_or(0.0, |step| input.row(step)[at % columns]));
+            }
+        }
+    }
+}
+
+/// What is added to some rows, put over others and normalised from there on.
+fn check_rows(seed: u64, rows: usize, columns: usize, part: std::ops::Range<usize>) {
+    let mut numbers = Generator(seed);
+    let (start, other) = (numbers.matrix(rows, columns), numbers.matrix(part.len(), columns));
+    let (weight, bias) = (numbers.vector(columns), numbers.vector(columns));
+    for compute in computes() {
+        let copy = || {
+            let mut x = Matrix::zeroed(rows, columns).unwrap();
+            compute.put(&mut x, 0..rows, &start);
+            x
+        };
+        let (mut sum, mut put) = (copy(), copy());
+        compute.add(&mut sum, part.clone(), &other);
+        compute.put(&mut put, part.clone(), &other);
+        let mut normed = numbers.matrix(part.len(), columns);
+        compute.norm(&sum, part.clone(), &weight, &bias, 1e-3, &mut normed);
+        let mut expected = Matrix::zeroed(part.len(), columns).unwrap();
+        for row in 0..rows {
+            let there = part.contains(&row).then(|| other.row(row - part.start));
+            for column in 0..columns {
+                let (from, other) = (start.row(row)[column], there.map(|row| row[column]));
+                assert_eq!(sum.row(row)[column], from + other.unwrap_or(0.0));
+                assert_eq!(put.row(row)[column], other.unwrap_or(from));
+            }
+            if part.contains(&row) {
+                expected.row_mut(row - part.start).copy_from_slice(sum.row(row));
+            }
+        }
+        let nothing = Matrix::zeroed(part.len(), columns).unwrap();
+        compute.add_norm(&mut expected, &nothing, part.len(), &weight, &bias, 1e-3);
+        (0..part.len()).for_each(|row| assert_eq!(normed.row(row), expected.row(row)));
+    }
+}
+
 fn check_norm(seed: u64, rows: usize, columns: usize) {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Generator(seed);
     let (start, added) = (numbers.matrix(rows, columns), numbers.matrix(rows, columns));
     let (weight, bias) = (numbers.vector(columns), numbers.vector(columns));
     for compute in computes() {
@@ -165,6 +278,28 @@ proptest! {
         seed: u64, lengths in prop::collection::vec(0usize..40, 0..5), heads in 1usize..4, head in 1usize..70,
     ) {
         check_attention(seed, &lengths, heads, head);
+    }
+
+    #[test]
+    fn attention_to_what_was_kept(
+        seed: u64, lengths in prop::collection::vec(1usize..40, 1..5), heads in 1usize..4, head in 1usize..70, causal: bool,
+    ) {
+        check_cached(seed, &lengths, heads, head, causal);
+    }
+
+    #[test]
+    fn unfolded_rows_are_those_of_the_window(
+        seed: u64, steps in 0usize..40, columns in 1usize..20, taps in 1usize..5, stride in 1usize..4,
+        padding in 0usize..3, first in 0usize..20, results in 0usize..30,
+    ) {
+        check_unfold(seed, steps, columns, taps, Window { stride, padding }, first..first + results);
+    }
+
+    #[test]
+    fn some_rows_are_changed_and_the_others_stay(
+        seed: u64, before in 0usize..30, part in 0usize..30, after in 0usize..3, columns in 1usize..100,
+    ) {
+        check_rows(seed, before + part + after, columns, before..before + part);
     }
 
     #[test]

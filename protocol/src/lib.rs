@@ -3,11 +3,21 @@
 //! A link is a `SOCK_SEQPACKET` pair: one packet is one message, encoded with postcard, and may carry
 //! descriptors. Each direction has its own closed enum, so that the two ends can't be swapped.
 
+mod audio;
 mod convert;
 mod fileguard;
 mod link;
+mod stream;
+mod transcribe;
 mod worker;
 
+pub use audio::{
+    AUDIO_CHANNELS_MAX, AUDIO_DATA_BYTES_MAX, AUDIO_RATES, AUDIO_RING_FRAMES_MAX, AUDIO_RING_FRAMES_MIN,
+    AudioError, AudioHost, AudioLink, AudioSideLink, AudioStatistics, CaptureEnd, CaptureStart,
+    DEVICE_NAME_BYTES_MAX, Framing, FromAudio, LEVEL_MS_MIN, Level, Notice, PUSHED_AHEAD_MS_MAX,
+    PUSHED_HEAD_BYTES_MAX, Pace, Pushed, STATISTICS_MS, STREAM_HANDSHAKE_MS_MAX, SampleEncoding,
+    TRANSFORMS_MAX, ToAudio, Transform, audio_places,
+};
 pub use convert::{
     Archive, ArchiveKind, BLOCK_TENSORS_MAX, BlockType, CONVERT_NAME_BYTES_MAX, Content, ConvertError,
     ConverterLink, ConverterSideLink, Facts, FromConverter, MEMBERS_MAX, Member, ModelArchitecture,
@@ -20,6 +30,16 @@ pub use fileguard::{
     LIST_FOLDER_ENTRIES_MAX, OPEN_FILES_MAX, RootKind, SNAPSHOT_BYTES_MAX, ToFileguard, WRITE_BYTES_MAX,
 };
 pub use link::{Link, LinkError, Received, connected_pair};
+pub use stream::{
+    FRAME_BYTES, FRAME_SAMPLES, FRAME_US, Jitter, STREAM_PACKET_BYTES_MAX, STREAM_RATE, StreamError,
+    StreamEvent, StreamFrame, StreamKey, StreamOpening, StreamPublic, StreamReader, StreamReceiver,
+    StreamSender, StreamStatistics, frame_captured_us, frame_samples, receive_packet, send_packet,
+    stream_pair, write_frame_head,
+};
+pub use transcribe::{
+    AUDIO_BYTES_MAX, AUDIO_MS_MAX, Audio, AudioFault, LANGUAGE_BYTES_MAX, PROMPT_BYTES_MAX,
+    SEGMENT_TEXT_BYTES_MAX, SEGMENT_TOKENS_MAX, SEGMENTS_MAX, Segment, TranscribeOptions,
+};
 pub use worker::{
     Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError,
     Passage, Split, Start, ToWorker, WorkerLink, WorkerSideLink,

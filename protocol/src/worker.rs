@@ -9,6 +9,8 @@
 //!   Ready | LoadFailed        ->                 LoadFailed also instead of Sealed: no room even for the warm-up
 //!                             <-  Run [+ fd]     for a slot that is free
 //!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
+//!                             <-  Transcribe + fd  instead of Run, for a model of speech
+//!   Heard Segment* Done | Failed  ->             in order, as for Run
 //!                             <-  Cancel         the slot stays legal until its end arrives
 //!                             <-  Drill          no answer
 //!   DeviceFailed              ->                 at any time after Start
@@ -16,6 +18,7 @@
 //! ```
 
 use crate::link::Link;
+use crate::transcribe::{Audio, AudioFault, Segment, TranscribeOptions};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -29,6 +32,8 @@ pub type WorkerSideLink = Link<FromWorker, ToWorker>;
 pub enum Architecture {
     /// BERT-family sentence embedders.
     Bert,
+    /// Whisper, which turns speech into text.
+    Whisper,
 }
 
 /// Where a worker computes.
@@ -67,7 +72,7 @@ pub struct Start {
 }
 
 /// From the server to a worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
     /// The first message.
     Start(Start),
@@ -86,6 +91,20 @@ pub enum ToWorker {
         weight: u16,
         /// The job's input.
         input: Data,
+    },
+    /// A job of speech recognition for a free slot. With [`Audio::Sealed`] exactly one sealed memfd comes along, with
+    /// [`Audio::File`] a socket.
+    Transcribe {
+        /// The worker's number for this job until its end.
+        slot: u32,
+        /// Caches must not be shared across domains.
+        domain: u64,
+        /// As in [`ToWorker::Run`].
+        weight: u16,
+        /// How.
+        options: TranscribeOptions,
+        /// What.
+        audio: Audio,
     },
     /// Stop the job in this slot at the next step; answered by `Done` or `Failed`.
     Cancel {
@@ -187,7 +206,7 @@ pub enum Item {
 }
 
 /// From a worker to the server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// The first message.
     Hello {
@@ -240,6 +259,24 @@ pub enum FromWorker {
         sequence: u32,
         /// At most `CHUNK_BYTES_MAX`, never empty.
         data: ChunkBytes,
+    },
+    /// The audio of a slot was read to its end: once, before its first segment.
+    Heard {
+        /// Whose.
+        slot: u32,
+        /// How long it is; at most [`crate::AUDIO_MS_MAX`].
+        audio_ms: u64,
+        /// What is spoken, as the client said or the model found; at most [`crate::LANGUAGE_BYTES_MAX`].
+        language: String,
+    },
+    /// The next piece of a slot's text.
+    Segment {
+        /// Whose.
+        slot: u32,
+        /// From 0, without gaps; below [`crate::SEGMENTS_MAX`].
+        sequence: u32,
+        /// Not before the one before it ends.
+        segment: Segment,
     },
     /// One step of the device ended.
     Step {
@@ -455,6 +492,18 @@ pub enum JobError {
     InputNotText {
         /// Where it stops being.
         byte: u64,
+    },
+    /// The audio can't be read.
+    #[error("{fault}")]
+    AudioRefused {
+        /// Why.
+        fault: AudioFault,
+    },
+    /// The model does not know this language, or not how to translate.
+    #[error("the model can't do this: {what}")]
+    LanguageUnknown {
+        /// Which language, or that it can't translate.
+        what: String,
     },
     /// The server asked for it.
     #[error("cancelled")]

@@ -1,5 +1,6 @@
 //! How an exec'd program locks itself in: every layer but the last in `enter`, the system call filter in `seal`.
 
+mod audio;
 mod descriptors;
 mod devices;
 mod host_root;
@@ -10,6 +11,7 @@ mod waiters;
 
 use crate::Policy;
 use crate::allocator::count_on;
+use audio::HostAudio;
 use rustix::io::Errno;
 use rustix::process::{Rlimit, setrlimit};
 use seccompiler::BpfProgram;
@@ -18,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use audio::{AudioKind, GivenAudio, UnknownAudioKind};
 pub(crate) use descriptors::{LINK, STATUS_PAGE};
 pub use devices::DeviceFault;
 pub use host_root::{FileId, GRANTED, HostRoot, RootAccess, RootFault};
@@ -148,8 +151,8 @@ pub enum EnterError {
         #[source]
         source: Errno,
     },
-    /// The root that the program is started for is none that is given.
-    #[error("this root is not given to the program: {0}")]
+    /// What the program is started for is nothing that is given.
+    #[error("this is not given to the program: {0}")]
     Root(RootFault),
     /// Landlock can't be applied in full.
     #[error("Landlock can't be applied in full")]
@@ -219,7 +222,7 @@ pub struct Sealed {
 /// # Errors
 /// Any layer that can't be applied. Nothing is left out.
 pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
-    enter_with(policy, None).map(|(entered, _)| entered)
+    enter_with(policy, || Ok(Given::Nothing)).map(|(entered, _)| entered)
 }
 
 /// The same for a program that is started for one file or folder of the host, which it finds at [`GRANTED`] and of which
@@ -233,28 +236,79 @@ pub fn enter(policy: &Policy) -> Result<Entered, EnterError> {
 /// [`EnterError::Descriptor`] where no path comes; [`EnterError::Root`] where it is relative, not plain, has a symbolic link in it, or names what is neither a
 /// folder nor a regular file with one name; and any layer that can't be applied.
 pub fn enter_with_root(policy: &Policy, access: RootAccess) -> Result<(Entered, HostRoot), EnterError> {
-    let (entered, root) = enter_with(policy, Some(access))?;
-    Ok((entered, root.expect("one was asked for")))
+    let look = || HostRoot::look(&descriptors::first_words()?, access).map_err(EnterError::Root);
+    match enter_with(policy, || look().map(Given::Root))? {
+        (entered, Given::Root(root)) => Ok((entered, root)),
+        (_, Given::Nothing | Given::Audio(_)) => unreachable!("what was looked for is what comes back"),
+    }
 }
 
-fn enter_with(policy: &Policy, root: Option<RootAccess>) -> Result<(Entered, Option<HostRoot>), EnterError> {
+/// The same for a program that is given sound by this interface, and of the host what that needs and nothing else. The
+/// first packet on the link says where that is, in parts that each end with a zero byte: for [`AudioKind::Pulse`] the path
+/// of the sound server's socket, the path of its cookie or nothing, and the name of the source or nothing; for
+/// [`AudioKind::Alsa`] the name of the device or nothing; for [`AudioKind::Pushed`] one empty part. No socket at that path is no
+/// fault here, but told.
+///
+/// The sound server's socket and cookie are mounted at places of their own, and the environment names those; of the
+/// kernel's devices those that capture are shown, and none that plays.
+///
+/// # Errors
+/// [`EnterError::Descriptor`] where the packet is another; [`EnterError::Root`] where a path has a symbolic link in it or
+/// names what is no socket, or no file; and any layer that can't be applied.
+pub fn enter_with_audio(policy: &Policy, kind: AudioKind) -> Result<(Entered, GivenAudio), EnterError> {
+    let look = || HostAudio::look(&descriptors::first_words()?, kind);
+    match enter_with(policy, || look().map(Given::Audio))? {
+        (entered, Given::Audio(audio)) => Ok((entered, audio.given)),
+        (_, Given::Nothing | Given::Root(_)) => unreachable!("what was looked for is what comes back"),
+    }
+}
+
+/// What of the host a program is started for.
+enum Given {
+    Nothing,
+    Root(HostRoot),
+    Audio(HostAudio),
+}
+
+impl Given {
+    fn root(&self) -> Option<&HostRoot> {
+        match self {
+            Given::Root(root) => Some(root),
+            Given::Nothing | Given::Audio(_) => None,
+        }
+    }
+
+    fn audio(&self) -> Option<&HostAudio> {
+        match self {
+            Given::Audio(audio) => Some(audio),
+            Given::Nothing | Given::Root(_) => None,
+        }
+    }
+}
+
+fn enter_with(
+    policy: &Policy,
+    look: impl FnOnce() -> Result<Given, EnterError>,
+) -> Result<(Entered, Given), EnterError> {
     let filter = policy.filter()?;
     let waiter_filter = Policy::waiter().filter()?;
     let parent = privileges::parent();
     descriptors::check_environment()?;
     let pages = descriptors::take()?;
     let in_cgroup = pages.in_cgroup();
-    let look = |access| HostRoot::look(&descriptors::first_words()?, access).map_err(EnterError::Root);
-    let root = root.map(look).transpose()?;
-    let paths = namespaces::enter(policy.paths(), root.as_ref())?;
+    let given = look()?;
+    let paths = namespaces::enter(policy.paths(), &given)?;
     limit(policy)?;
     privileges::drop_all()?;
     privileges::die_with(parent)?;
-    let landlock_abi = landlock::restrict(&paths, root.as_ref())?;
+    let landlock_abi = landlock::restrict(&paths, &given)?;
     waiters::leave_behind(&pages, &waiter_filter)?;
+    if let Some(audio) = given.audio() {
+        audio.set_variables();
+    }
     let page = pages.into_program_page().map_err(os(Layer::Descriptors, "munmap"))?;
     count_on(page);
-    Ok((Entered { link: Some(descriptors::link()), filter, landlock_abi, in_cgroup }, root))
+    Ok((Entered { link: Some(descriptors::link()), filter, landlock_abi, in_cgroup }, given))
 }
 
 fn limit(policy: &Policy) -> Result<(), EnterError> {

@@ -16,6 +16,7 @@ compile_error!("the sandbox exists on Linux x86-64 only, and nothing runs withou
 mod allocator;
 mod enter;
 mod hoard;
+mod locked;
 mod names;
 mod policy;
 mod preflight;
@@ -26,13 +27,15 @@ mod spawn;
 mod status_page;
 mod user;
 mod vulkan;
+mod wiping;
 
 pub use allocator::{CountingAllocator, check_headroom, clear_denial, keep_freed_memory};
 pub use enter::{
-    DeviceFault, EnterError, Entered, FileId, GRANTED, HostRoot, Layer, Missing, RootAccess, RootFault,
-    Sealed, enter, enter_with_root,
+    AudioKind, DeviceFault, EnterError, Entered, FileId, GRANTED, GivenAudio, HostRoot, Layer, Missing,
+    RootAccess, RootFault, Sealed, UnknownAudioKind, enter, enter_with_audio, enter_with_root,
 };
 pub use hoard::hoard;
+pub use locked::{LockError, Locked, Plain};
 pub use policy::{Policy, PolicyError, PolicyFault};
 pub use preflight::{Host, PreflightError, preflight};
 pub use probe::{Act, Expected, Outcome, ProbeFailure, UnknownAct, judge, probe, probe_with_root};
@@ -42,3 +45,4 @@ pub use spawn::{Child, Environment, Exit, SpawnError, SpawnRequest, User, spawn}
 pub use status_page::{Denial, Status, StatusPage};
 pub use user::{DropError, drop_to_user, raise_nofile};
 pub use vulkan::{UnknownDriver, VulkanDriver};
+pub use wiping::WipingAllocator;

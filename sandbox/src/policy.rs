@@ -1,5 +1,6 @@
 //! What a sandboxed program may do, parsed from a reviewed data file with one right and its reason a line.
 
+use crate::enter::AudioKind;
 use crate::names::{CALLS, Call, DRIVERS, LIMITS, NUMBERS};
 use rustix::process::Resource;
 use seccompiler::{
@@ -151,6 +152,18 @@ impl Policy {
     /// started for: [`crate::enter_with_root`].
     pub fn fileguard() -> Policy {
         Policy::parse(include_str!("../policies/fileguard.policy")).expect("a test parses this file")
+    }
+
+    /// The policy of `ringfence-audio` with this interface. What it sees of the host is no part of it:
+    /// [`crate::enter_with_audio`].
+    pub fn audio(kind: AudioKind) -> Policy {
+        let parse = |text| Policy::parse(text).expect("a test parses this file");
+        let common = parse(include_str!("../policies/audio.policy"));
+        match kind {
+            AudioKind::Pulse => common.and(parse(include_str!("../policies/audio-pulse.policy"))),
+            AudioKind::Alsa => common.and(parse(include_str!("../policies/audio-alsa.policy"))),
+            AudioKind::Pushed => common,
+        }
     }
 
     /// The policy of the processes that wait for a program.
@@ -466,7 +479,9 @@ mod tests {
 
     #[test]
     fn the_files_parse_and_compile() {
-        for policy in [Policy::worker_cpu(), Policy::converter(), Policy::fileguard(), Policy::waiter()] {
+        let audio = AudioKind::ALL.map(Policy::audio);
+        let others = [Policy::worker_cpu(), Policy::converter(), Policy::fileguard(), Policy::waiter()];
+        for policy in others.into_iter().chain(audio) {
             assert!(!policy.filter().unwrap().is_empty());
         }
     }

@@ -97,11 +97,13 @@ pub enum Resource {
     DeviceTime,
     /// Tokens of inputs.
     Tokens,
+    /// Audio in milliseconds.
+    Audio,
 }
 
 impl Resource {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Jobs, Self::DeviceTime, Self::Tokens];
+    pub const ALL: [Self; 4] = [Self::Jobs, Self::DeviceTime, Self::Tokens, Self::Audio];
 }
 
 impl std::fmt::Display for Resource {
@@ -110,6 +112,7 @@ impl std::fmt::Display for Resource {
             Self::Jobs => "jobs",
             Self::DeviceTime => "microseconds of device time",
             Self::Tokens => "tokens",
+            Self::Audio => "milliseconds of audio",
         })
     }
 }
@@ -323,6 +326,7 @@ impl Refusal {
                 Resource::Jobs => "rate_jobs",
                 Resource::DeviceTime => "rate_device_time",
                 Resource::Tokens => "rate_tokens",
+                Resource::Audio => "rate_audio",
             },
             Refusal::QueueFullModel { .. } => "queue_full_model",
             Refusal::QueueFullTotal { .. } => "queue_full",

@@ -98,6 +98,8 @@ pub struct ClientValues {
     pub device_us: Option<Rate>,
     /// Tokens of inputs.
     pub tokens: Option<Rate>,
+    /// Audio in milliseconds.
+    pub audio_ms: Option<Rate>,
 }
 
 /// How much of something in a time.
@@ -207,9 +209,12 @@ impl ClientConfig {
     pub fn new(values: ClientValues) -> Result<Self, ConfigError> {
         within("weight", u64::from(values.weight), 1, u64::from(WEIGHT_MAX))?;
         within("queue_max", u64::from(values.queue_max), 1, u64::from(QUEUE_MAX))?;
-        for (field, rate) in
-            [("jobs", values.jobs), ("device_us", values.device_us), ("tokens", values.tokens)]
-        {
+        for (field, rate) in [
+            ("jobs", values.jobs),
+            ("device_us", values.device_us),
+            ("tokens", values.tokens),
+            ("audio_ms", values.audio_ms),
+        ] {
             let Some(rate) = rate else { continue };
             within(field, rate.per_minute, 1, RATE_MAX)?;
             within(field, rate.burst, 1, RATE_MAX)?;

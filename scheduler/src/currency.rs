@@ -33,7 +33,7 @@ pub(crate) struct Client {
     had: u64,
     /// What its running jobs are expected to take beyond it.
     expected: u64,
-    pub(crate) buckets: [Bucket; 3],
+    pub(crate) buckets: [Bucket; 4],
     /// Loads of workers that were killed on its account.
     pub(crate) forget_loads: Bucket,
     pub(crate) usage: Usage,
@@ -68,6 +68,8 @@ pub struct Usage {
     pub device_us: u64,
     /// Tokens, as workers counted them.
     pub tokens: u64,
+    /// Audio in milliseconds, as workers heard it.
+    pub audio_ms: u64,
 }
 
 /// One client as others see it.
@@ -86,7 +88,7 @@ pub struct ClientUsage {
     /// What it has had.
     pub usage: Usage,
     /// By [`Resource`]: its rate and the units that it may take now; negative where more was used than foreseen.
-    pub rates: [Option<(Rate, i64)>; 3],
+    pub rates: [Option<(Rate, i64)>; 4],
 }
 
 /// What a job that was taken is charged.
@@ -94,11 +96,13 @@ pub struct ClientUsage {
 pub(crate) struct Bill {
     client: ClientId,
     /// Taken from the buckets when it came.
-    taken: [u64; 3],
+    taken: [u64; 4],
     /// What it is expected to take beyond what it used, for its client's weight.
     expected: u64,
     used_us: u64,
     used_tokens: u64,
+    /// As its worker says, once it has heard it.
+    audio_ms: Option<u64>,
 }
 
 impl Scheduler {
@@ -222,6 +226,7 @@ impl Scheduler {
             Resource::Jobs => 1,
             Resource::DeviceTime => self.expected_us(&self.models[&submit.model], submit.tokens),
             Resource::Tokens => submit.tokens,
+            Resource::Audio => submit.audio_ms,
         }
     }
 
@@ -242,7 +247,8 @@ impl Scheduler {
                 }
             }
         });
-        let bill = Bill { client: submit.client, taken, expected: 0, used_us: 0, used_tokens: 0 };
+        let bill =
+            Bill { client: submit.client, taken, expected: 0, used_us: 0, used_tokens: 0, audio_ms: None };
         self.bills.insert(submit.job, bill);
     }
 
@@ -289,6 +295,16 @@ impl Scheduler {
         self.count(client, |client| {
             client.had = client.had.saturating_add(had);
             client.expected = client.expected.saturating_add(more).saturating_sub(had);
+        });
+    }
+
+    /// A job's worker has heard how long its audio is; what it says first counts.
+    pub(crate) fn heard(&mut self, id: JobId, audio_ms: u64) {
+        let Some(bill) = self.bills.get_mut(&id).filter(|bill| bill.audio_ms.is_none()) else { return };
+        bill.audio_ms = Some(audio_ms);
+        let client = bill.client;
+        self.change_client(client, |client| {
+            client.usage.audio_ms = client.usage.audio_ms.saturating_add(audio_ms);
         });
     }
 
@@ -340,7 +356,12 @@ impl Scheduler {
         let tokens = bill.used_tokens.min(bill.taken[Resource::Tokens as usize]);
         self.change_client(bill.client, |client| {
             client.bills -= 1;
-            for (resource, used) in [(Resource::DeviceTime, bill.used_us), (Resource::Tokens, tokens)] {
+            let used = [
+                (Resource::DeviceTime, bill.used_us),
+                (Resource::Tokens, tokens),
+                (Resource::Audio, bill.audio_ms.unwrap_or(0)),
+            ];
+            for (resource, used) in used {
                 if let Some(rate) = rate_of(&values, resource) {
                     let taken = bill.taken[resource as usize];
                     client.buckets[resource as usize].reconcile(rate, now, taken, used);
@@ -459,6 +480,7 @@ pub(crate) fn rate_of(values: &ClientValues, resource: Resource) -> Option<Rate>
         Resource::Jobs => values.jobs,
         Resource::DeviceTime => values.device_us,
         Resource::Tokens => values.tokens,
+        Resource::Audio => values.audio_ms,
     }
 }
 

@@ -78,6 +78,13 @@ pub enum Event {
         /// Tokens by job: how the time is split. What the worker says here can't change the sum.
         tokens: Vec<(JobId, u32)>,
     },
+    /// A job's worker has read its audio to the end.
+    Heard {
+        /// Which job.
+        job: JobId,
+        /// How long the audio is, in milliseconds.
+        audio_ms: u64,
+    },
     /// A job's slot is free again.
     JobEnded {
         /// Where it ran.
@@ -125,6 +132,8 @@ pub struct Submit {
     pub tokens: u64,
     /// Upper bound of the tokens that the job puts into one step.
     pub tokens_bound: u64,
+    /// What its audio is expected to last, in milliseconds; 0 where it has none.
+    pub audio_ms: u64,
     /// A health probe of the server itself: it starts at once in an idle worker or is refused, counts in no queue,
     /// is not replayed, and is no use of the model that would put off its idle unload.
     pub canary: bool,
@@ -183,6 +192,7 @@ impl Event {
             Event::WorkerReady { .. } => "worker_ready",
             Event::LoadFailed { .. } => "load_failed",
             Event::Used { .. } => "used",
+            Event::Heard { .. } => "heard",
             Event::JobEnded { .. } => "job_ended",
             Event::WorkerExited { .. } => "worker_exited",
             Event::Load { .. } => "load",

@@ -47,6 +47,7 @@ impl Scheduler {
             }
             Event::LoadFailed { worker } => self.load_failed(worker),
             Event::Used { worker, device_us, tokens } => self.used(worker, device_us, &tokens),
+            Event::Heard { job, audio_ms } => self.heard(job, audio_ms),
             Event::JobEnded { worker, job, end } => self.job_ended(worker, job, end),
             Event::WorkerExited { worker, exit } => self.worker_exited(worker, exit),
             Event::Load { model } => self.load(model),

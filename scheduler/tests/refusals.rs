@@ -40,6 +40,7 @@ fn full() -> Scheduler {
         jobs: Some(Rate { per_minute: 1, burst: 9 }),
         device_us: None,
         tokens: None,
+        audio_ms: None,
     };
     let config = ConfigValues {
         devices: Devices { cpu: DeviceConfig { budget_bytes: 100, cores: 2 }, gpu_budgets_bytes: Vec::new() },
@@ -91,6 +92,7 @@ fn job(id: u64) -> Submit {
         deadline: None,
         tokens: 1,
         tokens_bound: 1,
+        audio_ms: 0,
         canary: false,
     }
 }

@@ -36,8 +36,16 @@ fn script_with(models: &[ModelValues], config: ConfigValues) -> Script {
 
 fn unnamed(queue_max: u32) -> ClientConfig {
     let class = Class::Interactive;
-    ClientConfig::new(ClientValues { weight: 1, class, queue_max, jobs: None, device_us: None, tokens: None })
-        .unwrap()
+    ClientConfig::new(ClientValues {
+        weight: 1,
+        class,
+        queue_max,
+        jobs: None,
+        device_us: None,
+        tokens: None,
+        audio_ms: None,
+    })
+    .unwrap()
 }
 
 fn values() -> ModelValues {
@@ -95,7 +103,16 @@ fn text(action: &Action) -> String {
 
 fn job(job: u64, model: u32) -> Submit {
     let (job, model) = (JobId(job), ModelId(model));
-    Submit { job, client: ClientId(1), model, deadline: None, tokens: 1, tokens_bound: 1, canary: false }
+    Submit {
+        job,
+        client: ClientId(1),
+        model,
+        deadline: None,
+        tokens: 1,
+        tokens_bound: 1,
+        audio_ms: 0,
+        canary: false,
+    }
 }
 
 fn submit(id: u64, model: u32) -> Event {
@@ -730,4 +747,32 @@ fn what_no_gpu_could_ever_hold_is_refused_and_a_gpu_that_is_gone_holds_nothing()
         .at(20, Event::Configured(Config::new(smaller).unwrap()), "")
         .at(30, submit(2, 2), "end 2 lease_too_large")
         .at(40, done(1, 1), "end 1 done; stop 1");
+}
+
+#[test]
+fn audio_is_guessed_when_a_job_comes_and_corrected_when_its_worker_has_heard_it() {
+    let mut script = script(&[values()]);
+    let rate = Rate { per_minute: 60_000, burst: 30_000 };
+    let config = ClientConfig::new(ClientValues { audio_ms: Some(rate), ..unnamed(8).values().clone() });
+    script.0.step(Time(0), Event::ClientConfigured { client: ClientId(1), config: Some(config.unwrap()) });
+    let audio = |id, audio_ms| Event::Submit(Submit { audio_ms, ..job(id, 0) });
+    let left =
+        |script: &Script| script.0.usage(Some(ClientId(1)))[0].rates[Resource::Audio as usize].unwrap().1;
+    script.at(0, audio(1, 20_000), "spawn 1 for 0");
+    assert_eq!(left(&script), 10_000);
+    script.at(0, audio(2, 10_001), "end 2 rate_audio");
+    script.at(0, ready(1), "run 1 in 1");
+    // It was shorter, which counts once; what else the worker says does not.
+    let heard = |audio_ms| Event::Heard { job: JobId(1), audio_ms };
+    script.at(0, heard(5_000), "").at(0, heard(29_000), "");
+    script.at(0, done(1, 1), "end 1 done");
+    assert_eq!(left(&script), 25_000);
+    assert_eq!(script.0.usage(Some(ClientId(1)))[0].usage.audio_ms, 5_000);
+    // It was longer: what is owed is waited for.
+    script.at(0, audio(3, 1_000), "run 3 in 1");
+    script.at(0, Event::Heard { job: JobId(3), audio_ms: 40_000 }, "");
+    script.at(0, done(1, 3), "end 3 done");
+    assert_eq!(left(&script), -15_000);
+    script.at(15_000, audio(4, 1_000), "end 4 rate_audio");
+    script.at(16_000, audio(5, 1_000), "run 5 in 1");
 }

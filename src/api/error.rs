@@ -4,7 +4,7 @@ use crate::oom::Rung;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ringfence_protocol::JobError;
+use ringfence_protocol::{AudioFault, JobError};
 use serde::Serialize;
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -201,6 +201,14 @@ impl From<&JobError> for ApiError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", message)
             }
             JobError::InputNotText { .. } => Self::invalid("input_not_text", "input", message),
+            JobError::AudioRefused { fault: AudioFault::TooLong } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", message)
+            }
+            JobError::AudioRefused { fault: AudioFault::Truncated } => {
+                Self::invalid("audio_truncated", "file", message)
+            }
+            JobError::AudioRefused { .. } => Self::invalid("audio_unsupported", "file", message),
+            JobError::LanguageUnknown { .. } => Self::invalid("language_unknown", "language", message),
             JobError::Cancelled => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cancelled", message),
         }
     }

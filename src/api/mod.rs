@@ -2,6 +2,7 @@
 
 mod admin;
 mod alerts;
+mod audio;
 mod body;
 mod error;
 mod files;
@@ -16,6 +17,7 @@ mod query;
 mod quotas;
 mod timing;
 mod trace;
+mod transcript;
 
 pub(crate) use error::ApiError;
 pub(crate) use health::{Health, Verdict};
@@ -31,7 +33,7 @@ use crate::home::Home;
 use crate::keys::Keys;
 use crate::status::Facts;
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -81,6 +83,10 @@ enum Route {
     OpenApi,
     Embeddings,
     EmbeddingsPrefixed,
+    Transcriptions,
+    TranscriptionsPrefixed,
+    Translations,
+    TranslationsPrefixed,
     OpenAiModels,
     OpenAiModelsPrefixed,
     OpenAiModel,
@@ -121,11 +127,15 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 41] = [
+    const ALL: [Self; 45] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
         Self::EmbeddingsPrefixed,
+        Self::Transcriptions,
+        Self::TranscriptionsPrefixed,
+        Self::Translations,
+        Self::TranslationsPrefixed,
         Self::OpenAiModels,
         Self::OpenAiModelsPrefixed,
         Self::OpenAiModel,
@@ -171,6 +181,12 @@ impl Route {
             Self::OpenApi => (Method::GET, "/openapi.json", Surface::Open),
             Self::Embeddings => (Method::POST, "/v1/embeddings", Surface::Public),
             Self::EmbeddingsPrefixed => (Method::POST, "/openai/v1/embeddings", Surface::Public),
+            Self::Transcriptions => (Method::POST, "/v1/audio/transcriptions", Surface::Public),
+            Self::TranscriptionsPrefixed => {
+                (Method::POST, "/openai/v1/audio/transcriptions", Surface::Public)
+            }
+            Self::Translations => (Method::POST, "/v1/audio/translations", Surface::Public),
+            Self::TranslationsPrefixed => (Method::POST, "/openai/v1/audio/translations", Surface::Public),
             Self::OpenAiModels => (Method::GET, "/v1/models", Surface::Public),
             Self::OpenAiModelsPrefixed => (Method::GET, "/openai/v1/models", Surface::Public),
             Self::OpenAiModel => (Method::GET, "/v1/models/{model}", Surface::Public),
@@ -216,6 +232,12 @@ impl Route {
             Self::Health => get(health::health),
             Self::OpenApi => get(openapi::document),
             Self::Embeddings | Self::EmbeddingsPrefixed => post(openai::embeddings),
+            Self::Transcriptions | Self::TranscriptionsPrefixed => {
+                post(audio::transcriptions).layer(DefaultBodyLimit::max(audio::FORM_BYTES_MAX))
+            }
+            Self::Translations | Self::TranslationsPrefixed => {
+                post(audio::translations).layer(DefaultBodyLimit::max(audio::FORM_BYTES_MAX))
+            }
             Self::OpenAiModels | Self::OpenAiModelsPrefixed => get(openai::models),
             Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
             Self::Job => get(jobs::job),

@@ -7,6 +7,7 @@ use super::{App, timing};
 use crate::clock;
 use crate::dispatch::{Answered, JobInput, JobRequest, Output, Purpose};
 use crate::grants::{GrantedFile, Holder};
+use crate::workers::Made;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -130,7 +131,7 @@ pub(super) async fn embeddings(
     };
     let items = match &input {
         JobInput::Items(input) => input.items.len(),
-        JobInput::Granted { .. } => 1,
+        JobInput::Granted { .. } | JobInput::Audio { .. } => 1,
     };
     let job = JobRequest {
         client: caller.client,
@@ -147,17 +148,26 @@ pub(super) async fn embeddings(
         None => app.dispatcher.answer(job).await?,
         Some(file) => answer_granted(&app, job, &file).await?,
     };
-    let mut response = answer(&answered.model, items, request.encoding_format, &answered.output, received);
-    if let Some(asked) = answered.fallback_from {
+    let response = answer(&answered.model, items, request.encoding_format, &answered.output, received);
+    with_fallback(response, answered.fallback_from.as_deref())
+}
+
+/// Says which model was asked for, where another one answered.
+pub(super) fn with_fallback(mut response: Response, asked: Option<&str>) -> Result<Response, ApiError> {
+    if let Some(asked) = asked {
         // A model's name that was found is one of a package, and so legal in a header.
-        let value = HeaderValue::from_str(&asked).map_err(|error| ApiError::internal(&error))?;
+        let value = HeaderValue::from_str(asked).map_err(|error| ApiError::internal(&error))?;
         response.headers_mut().insert("ringfence-fallback-from", value);
     }
     Ok(response)
 }
 
 /// An answer made from a granted file, unless the grant ends first: then the job is cancelled, and the worker forgets it.
-async fn answer_granted(app: &Arc<App>, job: JobRequest, file: &GrantedFile) -> Result<Answered, ApiError> {
+pub(super) async fn answer_granted(
+    app: &Arc<App>,
+    job: JobRequest,
+    file: &GrantedFile,
+) -> Result<Answered, ApiError> {
     let answered = tokio::select! {
         biased;
         () = file.ended() => {
@@ -192,11 +202,14 @@ fn answer(
     output: &Output,
     received: std::time::Instant,
 ) -> Response {
-    let items = output.passages.as_ref().map_or(items, Vec::len);
+    let Made::Vectors { data, passages, truncated } = &output.made else {
+        return ApiError::internal(&"an embedding without vectors").into_response();
+    };
+    let items = passages.as_ref().map_or(items, Vec::len);
     // A text without passages has no bytes.
-    let row = output.data.len().checked_div(items).unwrap_or(1);
+    let row = data.len().checked_div(items).unwrap_or(1);
     let embedding = |(index, bytes)| {
-        let passage = output.passages.as_ref().map(|passages| passages[index]);
+        let passage = passages.as_ref().map(|passages| passages[index]);
         Embedding {
             object: "embedding",
             index,
@@ -205,8 +218,8 @@ fn answer(
             end: passage.map(|passage| passage.end),
         }
     };
-    let data = output.data.chunks_exact(row).enumerate().map(embedding).collect();
-    let truncated = (output.truncated > 0).then_some(output.truncated);
+    let data = data.chunks_exact(row).enumerate().map(embedding).collect();
+    let truncated = (*truncated > 0).then_some(*truncated);
     let usage = Usage { prompt_tokens: output.tokens, total_tokens: output.tokens, truncated };
     let body = EmbeddingsResponse { object: "list", data, model, usage };
     let body = match serde_json::to_vec(&body) {
@@ -225,7 +238,7 @@ fn answer(
 }
 
 /// The header's deadline, else the body's.
-fn deadline(headers: &HeaderMap, in_body: Option<u64>) -> Result<Option<Duration>, ApiError> {
+pub(super) fn deadline(headers: &HeaderMap, in_body: Option<u64>) -> Result<Option<Duration>, ApiError> {
     let in_header = headers.get("ringfence-deadline");
     let header_millis = |value: &HeaderValue| value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
     let (name, millis) = match (in_header, in_body) {

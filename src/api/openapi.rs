@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, alerts, files, grants, health, jobs, openai, quotas, trace};
+use super::{admin, alerts, audio, files, grants, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -10,6 +10,8 @@ use utoipa::OpenApi;
     paths(
         health::health,
         openai::embeddings,
+        audio::transcriptions,
+        audio::translations,
         openai::models,
         openai::model,
         jobs::job,

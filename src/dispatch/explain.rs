@@ -133,6 +133,8 @@ pub(crate) struct ClientUsageView {
     pub(crate) device_us: u64,
     /// Tokens.
     pub(crate) tokens: u64,
+    /// Audio in milliseconds.
+    pub(crate) audio_ms: u64,
     /// Its rates.
     pub(crate) rates: RatesView,
 }
@@ -146,6 +148,8 @@ pub(crate) struct RatesView {
     pub(crate) device_us: Option<RateView>,
     /// Of tokens.
     pub(crate) tokens: Option<RateView>,
+    /// Of audio in milliseconds.
+    pub(crate) audio_ms: Option<RateView>,
 }
 
 /// One rate.
@@ -203,6 +207,7 @@ fn usage(state: &State, client: ClientUsage) -> ClientUsageView {
         jobs: rate(Resource::Jobs),
         device_us: rate(Resource::DeviceTime),
         tokens: rate(Resource::Tokens),
+        audio_ms: rate(Resource::Audio),
     };
     let had = client.usage;
     ClientUsageView {
@@ -217,6 +222,7 @@ fn usage(state: &State, client: ClientUsage) -> ClientUsageView {
         refused: had.refused,
         device_us: had.device_us,
         tokens: had.tokens,
+        audio_ms: had.audio_ms,
         rates,
     }
 }

@@ -8,10 +8,12 @@ use crate::audit::{Audit, Lane, Masker, Place, Who};
 use crate::clock;
 use crate::grants::GrantedFile;
 use crate::oom::Rung;
-use crate::workers::{End, Items};
+use crate::workers::{End, Expected, Items, Made};
 use axum::http::StatusCode;
 use ringfence_audit::{Event as Entry, Word};
-use ringfence_protocol::{Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, Passage, Split};
+use ringfence_protocol::{
+    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, Split, ToWorker, TranscribeOptions,
+};
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::io::Write;
@@ -22,6 +24,15 @@ use tokio::sync::oneshot;
 
 /// Passages that a granted file is expected to have, until it is known.
 const PASSAGES_EXPECTED: u64 = 8;
+
+/// Bytes of a window of 30 s, at 16 kHz and 16 bits: other forms have fewer for as much.
+const WINDOW_BYTES: u64 = 960_000;
+/// How long that is.
+const WINDOW_MS: u64 = 30_000;
+/// What a window is to a model, in tokens.
+const WINDOW_FRAMES: u64 = 1_500;
+/// Of a granted file of audio, until it is known.
+const AUDIO_BYTES_EXPECTED: u64 = WINDOW_BYTES;
 
 /// What a handler asks for.
 #[derive(Debug, Clone)]
@@ -34,7 +45,7 @@ pub(crate) struct JobRequest {
     pub(crate) who: Who,
     /// The model's name.
     pub(crate) model: String,
-    /// What to embed.
+    /// What to embed or to transcribe.
     pub(crate) input: JobInput,
     /// When the request's head had been read.
     pub(crate) received: Instant,
@@ -46,7 +57,7 @@ pub(crate) struct JobRequest {
     pub(crate) purpose: Purpose,
 }
 
-/// Where a job's texts come from.
+/// Where a job's texts or audio come from.
 #[derive(Debug, Clone)]
 pub(crate) enum JobInput {
     /// From the request.
@@ -58,6 +69,57 @@ pub(crate) enum JobInput {
         /// What becomes of the text.
         split: Split,
     },
+    /// Audio: the bytes of a file, which only the worker reads.
+    Audio {
+        /// How it becomes text.
+        options: TranscribeOptions,
+        /// Where it is.
+        source: AudioSource,
+    },
+}
+
+/// Where audio is.
+#[derive(Debug, Clone)]
+pub(crate) enum AudioSource {
+    /// In sealed memory, as it came with the request.
+    Sealed {
+        /// The memory.
+        memfd: Arc<OwnedFd>,
+        /// Its length.
+        bytes: u64,
+    },
+    /// In a granted file.
+    Granted(Arc<GrantedFile>),
+}
+
+impl JobInput {
+    /// The grant's file, where it is one.
+    fn granted(&self) -> Option<&Arc<GrantedFile>> {
+        match self {
+            Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
+            Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } => None,
+        }
+    }
+
+    fn expected(&self) -> Expected {
+        match self {
+            Self::Items(input) => {
+                let items = u32::try_from(input.items.len()).expect("at most ITEMS_MAX");
+                Expected::Vectors(Items::Given(items))
+            }
+            Self::Granted { split: Split::Whole { .. }, .. } => Expected::Vectors(Items::Given(1)),
+            Self::Granted { split: Split::Passages { .. }, .. } => Expected::Vectors(Items::Awaited),
+            Self::Audio { .. } => Expected::Speech,
+        }
+    }
+
+    /// Whether models of this architecture do such jobs.
+    fn fits(&self, architecture: Architecture) -> bool {
+        match self {
+            Self::Items(_) | Self::Granted { .. } => architecture == Architecture::Bert,
+            Self::Audio { .. } => architecture == Architecture::Whisper,
+        }
+    }
 }
 
 /// Why a job is there.
@@ -74,14 +136,10 @@ pub(crate) enum Purpose {
 pub(crate) struct Output {
     /// Its number, for `GET /jobs/{job}`.
     pub(crate) job: u64,
-    /// Little-endian f32, item by item.
-    pub(crate) data: Vec<u8>,
-    /// What the items are, where the worker has split the input.
-    pub(crate) passages: Option<Vec<Passage>>,
+    /// What came of it.
+    pub(crate) made: Made,
     /// Tokens run.
     pub(crate) tokens: u32,
-    /// Items that were cut.
-    pub(crate) truncated: u32,
     /// From receipt until the worker was told.
     pub(crate) queued: Duration,
     /// From there until the worker's end of the job.
@@ -101,7 +159,7 @@ pub(super) struct Job {
     place: Option<Place>,
     pub(super) client: String,
     pub(super) model: ModelId,
-    pub(super) items: Items,
+    pub(super) expected: Expected,
     pub(super) input: Input,
     pub(super) domain: u64,
     pub(super) dimensions: Option<u32>,
@@ -172,10 +230,7 @@ impl Job {
     /// Puts the end into the audit log; the client hears of it when that is durable.
     fn record(self, place: Place, answer: Result<Output, ApiError>, tokens: Option<u64>, facts: Facts) {
         let Facts { audit, model, digest, device_ms } = facts;
-        let grant = match &self.input {
-            Input::Granted { file, .. } => Some(file.grant()),
-            Input::Inline(_) | Input::Sealed { .. } => None,
-        };
+        let grant = self.input.granted().map(|file| file.grant());
         let result = Word::lossy(answer.as_ref().map_or_else(ApiError::code, |_| "ok"));
         let job = self.id.0;
         let ended = move |_: &mut Masker<'_>| Entry::JobEnded {
@@ -238,34 +293,41 @@ impl Job {
     }
 
     fn output(&self, end: End) -> Result<Output, ApiError> {
-        let End::Done { data, passages, tokens, truncated, compute_us } = end else {
+        let End::Done { made, tokens, compute_us } = end else {
             return Err(ApiError::internal(&"a finished job without output"));
         };
-        let items = match (&self.items, &passages) {
-            (Items::Given(items), _) => *items as usize,
-            (_, passages) => passages.as_ref().map_or(0, Vec::len),
-        };
-        // A text without passages has no width.
-        let width = (data.len() / 4).checked_div(items);
-        if let (Some(wanted), Some(width)) = (self.dimensions, width)
-            && wanted as usize != width
-        {
-            let message = format!("dimensions is {wanted}, this model has {width} and can't change it");
-            return Err(ApiError::invalid("dimensions_unsupported", "dimensions", message));
+        if let (Some(wanted), Made::Vectors { data, passages, .. }) = (self.dimensions, &made) {
+            let items = match (&self.expected, passages) {
+                (Expected::Vectors(Items::Given(items)), _) => *items as usize,
+                (_, passages) => passages.as_ref().map_or(0, Vec::len),
+            };
+            // A text without passages has no width.
+            let width = (data.len() / 4).checked_div(items);
+            if let Some(width) = width.filter(|width| wanted as usize != *width) {
+                let message = format!("dimensions is {wanted}, this model has {width} and can't change it");
+                return Err(ApiError::invalid("dimensions_unsupported", "dimensions", message));
+            }
         }
         let started = self.started.unwrap_or(self.received);
         Ok(Output {
             job: self.id.0,
-            data,
-            passages,
+            made,
             tokens,
-            truncated,
             queued: started.duration_since(self.received),
             in_worker: clock::instant().duration_since(started),
             compute: Duration::from_micros(compute_us),
             device: self.device.clone(),
         })
     }
+}
+
+fn task_unsupported(model: &str, architecture: Architecture) -> ApiError {
+    let route = match architecture {
+        Architecture::Bert => "POST /v1/embeddings",
+        Architecture::Whisper => "POST /v1/audio/transcriptions",
+    };
+    let message = format!("{model} does not do this; it is for {route}");
+    ApiError::invalid("task_unsupported", "model", message)
 }
 
 fn refused(refusal: &Refusal) -> ApiError {
@@ -303,6 +365,7 @@ pub(super) enum Input {
     Inline(EmbedInput),
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
     Granted { file: Arc<GrantedFile>, split: Split },
+    Audio { options: TranscribeOptions, source: AudioSource },
 }
 
 impl Input {
@@ -311,6 +374,7 @@ impl Input {
         let input = match input {
             JobInput::Items(input) => input,
             JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
+            JobInput::Audio { options, source } => return Ok(Self::Audio { options, source }),
         };
         let encoded = input.encode();
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
@@ -319,21 +383,51 @@ impl Input {
         let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let mut file = std::fs::File::from(memfd);
         file.write_all(&encoded)?;
-        let memfd = OwnedFd::from(file);
-        fcntl_add_seals(&memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-        Ok(Self::Sealed { memfd: Arc::new(memfd), bytes: encoded.len() as u64 })
+        let bytes = encoded.len() as u64;
+        Ok(Self::Sealed { memfd: seal(file)?, bytes })
     }
 
-    pub(super) fn message(&self) -> (Data, Vec<Arc<OwnedFd>>) {
+    fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
-            Self::Inline(input) => (Data::Inline(input.clone()), Vec::new()),
-            Self::Sealed { memfd, bytes } => (Data::Descriptor { bytes: *bytes }, vec![memfd.clone()]),
+            Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
+            Self::Inline(_)
+            | Self::Sealed { .. }
+            | Self::Audio { source: AudioSource::Sealed { .. }, .. } => None,
+        }
+    }
+
+    /// What the worker is told.
+    pub(super) fn message(&self, slot: u32, domain: u64, weight: u16) -> (ToWorker, Vec<Arc<OwnedFd>>) {
+        let run = |input| ToWorker::Run { slot, domain, weight, input };
+        match self {
+            Self::Inline(input) => (run(Data::Inline(input.clone())), Vec::new()),
+            Self::Sealed { memfd, bytes } => (run(Data::Descriptor { bytes: *bytes }), vec![memfd.clone()]),
             Self::Granted { file, split } => {
-                let (data, descriptor) = file.message(*split);
-                (data, vec![descriptor])
+                let (bytes, descriptor) = file.hand_over();
+                let data = match bytes {
+                    Some(bytes) => Data::Text { bytes, split: *split },
+                    None => Data::File { split: *split },
+                };
+                (run(data), vec![descriptor])
+            }
+            Self::Audio { options, source } => {
+                let (bytes, descriptor) = match source {
+                    AudioSource::Sealed { memfd, bytes } => (Some(*bytes), memfd.clone()),
+                    AudioSource::Granted(file) => file.hand_over(),
+                };
+                let audio = bytes.map_or(Audio::File, |bytes| Audio::Sealed { bytes });
+                let options = options.clone();
+                (ToWorker::Transcribe { slot, domain, weight, options, audio }, vec![descriptor])
             }
         }
     }
+}
+
+/// Nobody changes these bytes any more.
+pub(crate) fn seal(file: std::fs::File) -> Result<Arc<OwnedFd>, std::io::Error> {
+    let memfd = OwnedFd::from(file);
+    fcntl_add_seals(&memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(Arc::new(memfd))
 }
 
 /// Most tokens that an input can have: a token has at least one byte, and two special ones stand around it. A file is one
@@ -345,6 +439,7 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
         JobInput::Granted { split: Split::Passages { .. }, .. } => {
             return u64::from(max_tokens) * PASSAGES_EXPECTED;
         }
+        JobInput::Audio { source, .. } => return audio_tokens(source, max_tokens),
     };
     let of = |item: &Item| match item {
         Item::Text(text) => text.len() as u64 + 2,
@@ -353,13 +448,31 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
     input.items.iter().map(|item| of(item).min(u64::from(max_tokens))).sum()
 }
 
+/// What audio is expected to take: for each window its frames and as many tokens as the model may write.
+fn audio_tokens(source: &AudioSource, max_tokens: u32) -> u64 {
+    let windows = audio_bytes(source).div_ceil(WINDOW_BYTES).max(1);
+    windows * (WINDOW_FRAMES + u64::from(max_tokens) / 4)
+}
+
+/// What an input's audio is expected to last.
+fn audio_ms(input: &JobInput) -> u64 {
+    match input {
+        JobInput::Items(_) | JobInput::Granted { .. } => 0,
+        JobInput::Audio { source, .. } => (audio_bytes(source) * WINDOW_MS / WINDOW_BYTES).max(1),
+    }
+}
+
+fn audio_bytes(source: &AudioSource) -> u64 {
+    match source {
+        AudioSource::Sealed { bytes, .. } => *bytes,
+        AudioSource::Granted(file) => file.size().unwrap_or(AUDIO_BYTES_EXPECTED),
+    }
+}
+
 impl Dispatcher {
     /// Runs one job to its end.
     pub(crate) async fn run(self: &Arc<Self>, request: JobRequest) -> Result<Output, ApiError> {
-        let grant = match &request.input {
-            JobInput::Items(_) => None,
-            JobInput::Granted { file, .. } => Some(file.end()),
-        };
+        let grant = request.input.granted().map(|file| file.end());
         let place = match request.purpose {
             Purpose::Client => Some(self.audit.place(Lane::Job).await?),
             Purpose::Canary => None,
@@ -376,13 +489,7 @@ impl Dispatcher {
         request: JobRequest,
         place: Option<Place>,
     ) -> Result<(JobId, oneshot::Receiver<Result<Output, ApiError>>), ApiError> {
-        let items = match &request.input {
-            JobInput::Items(input) => {
-                Items::Given(u32::try_from(input.items.len()).expect("at most ITEMS_MAX"))
-            }
-            JobInput::Granted { split: Split::Whole { .. }, .. } => Items::Given(1),
-            JobInput::Granted { split: Split::Passages { .. }, .. } => Items::Awaited,
-        };
+        let expected = request.input.expected();
         let (answer, answered) = oneshot::channel();
         let JobRequest { client, request_id, who, model, input, received, deadline, dimensions, purpose } =
             request;
@@ -398,10 +505,14 @@ impl Dispatcher {
             if purpose != Purpose::Canary {
                 state.models.refuse_changed(found.id)?;
             }
+            if !input.fits(found.architecture) {
+                return Err(task_unsupported(&model, found.architecture));
+            }
             (found.id, found.max_tokens, found.step_tokens)
         };
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.
         let tokens = tokens_bound(&input, max_tokens);
+        let audio_ms = audio_ms(&input);
         let tokens_bound = tokens.min(u64::from(step_tokens.max(max_tokens)));
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
@@ -423,6 +534,7 @@ impl Dispatcher {
             deadline,
             tokens,
             tokens_bound,
+            audio_ms,
             canary: purpose == Purpose::Canary,
         };
         let job = Job {
@@ -432,7 +544,7 @@ impl Dispatcher {
             place,
             client,
             model,
-            items,
+            expected,
             input,
             domain: client_numbers.domain,
             dimensions,

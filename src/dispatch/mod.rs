@@ -17,7 +17,7 @@ mod worker;
 
 pub(crate) use explain::{JobView, UsageView};
 pub(crate) use fallback::Answered;
-pub(crate) use job::{JobInput, JobRequest, Output, Purpose};
+pub(crate) use job::{AudioSource, JobInput, JobRequest, Output, Purpose, seal};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
 pub(crate) use quotas::{Devices, Machine, QuotasView, Replaced, Replacement};

@@ -105,6 +105,7 @@ pub(super) fn package_of_twin(name: &str) -> Option<&str> {
 /// What a submission needs to know.
 pub(super) struct Found {
     pub(super) id: ModelId,
+    pub(super) architecture: protocol::Architecture,
     pub(super) max_tokens: u32,
     pub(super) step_tokens: u32,
 }
@@ -471,7 +472,7 @@ impl Models {
     pub(super) fn named(&self, name: &str) -> Option<Found> {
         let (id, model) = self.known.iter().find(|(_, model)| model.name == name)?;
         let (max_tokens, step_tokens) = (model.surveyed.max_tokens, model.terms.quota.step_tokens);
-        Some(Found { id: *id, max_tokens, step_tokens })
+        Some(Found { id: *id, architecture: model.surveyed.architecture, max_tokens, step_tokens })
     }
 
     fn id(&self, name: &str) -> Result<ModelId, ApiError> {

@@ -176,9 +176,10 @@ impl State {
             job: submit.job.0,
             client: job.client.clone(),
             model: self.models.name(job.model),
-            items: job.items.count().unwrap_or(1),
+            items: job.expected.items(),
             tokens: submit.tokens,
             tokens_bound: submit.tokens_bound,
+            audio_ms: submit.audio_ms,
             deadline_us: asked.map(micros),
         };
         self.push_line(What::Submit(submitted));

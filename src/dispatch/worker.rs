@@ -264,6 +264,7 @@ impl Dispatcher {
                 state.models.used(model, device_us);
                 self.step(&mut state, Event::Used { worker, device_us, tokens });
             }
+            Effect::Heard { job, audio_ms } => self.step(&mut state, Event::Heard { job, audio_ms }),
             Effect::End { job, end } => {
                 let how = job_end(&end);
                 if let Some(waiting) = state.jobs.get_mut(&job) {
@@ -380,6 +381,8 @@ fn job_end(end: &End) -> JobEnd {
             | JobError::InputTooLarge { .. }
             | JobError::PassagesTooMany { .. }
             | JobError::InputNotText { .. }
+            | JobError::AudioRefused { .. }
+            | JobError::LanguageUnknown { .. }
             | JobError::NotFinite { .. },
         ) => JobEnd::Failed,
     }
@@ -405,13 +408,12 @@ impl State {
         if serving.slots.is_empty() {
             serving.busy_since = now;
         }
-        let slot = serving.slots.occupy(job, waiting.items.clone());
+        let slot = serving.slots.occupy(job, waiting.expected.clone());
         waiting.started = Some(now);
         waiting.result = None;
         waiting.rung = None;
         waiting.device.clone_from(&entry.device);
-        let (input, descriptors) = waiting.input.message();
-        let message = ToWorker::Run { slot, domain: waiting.domain, weight, input };
+        let (message, descriptors) = waiting.input.message(slot, waiting.domain, weight);
         tracing::debug!(
             request = waiting.request_id,
             client = waiting.client,

@@ -7,7 +7,7 @@ use crate::api::ApiError;
 use crate::audit::Lane;
 use crate::clock;
 use ringfence_grants::GrantId;
-use ringfence_protocol::{Data, FileAccess, Split, connected_pair};
+use ringfence_protocol::{FileAccess, connected_pair};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -63,12 +63,21 @@ impl GrantedFile {
         self.grant.0
     }
 
-    /// What a worker gets: a socket on which it asks for the file, or a copy. What it reads never comes through the server.
-    /// Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`] says why.
-    pub(crate) fn message(&self, split: Split) -> (Data, Arc<OwnedFd>) {
+    /// What a worker gets: a copy, of so many bytes, or a socket on which it asks for the file. What it reads never comes
+    /// through the server. Behind a socket the file is opened then; if that fails it closes, and [`GrantedFile::refusal`]
+    /// says why.
+    pub(crate) fn hand_over(&self) -> (Option<u64>, Arc<OwnedFd>) {
         match &self.source {
-            Source::Copy { memfd, bytes, .. } => (Data::Text { bytes: *bytes, split }, memfd.clone()),
-            Source::Socket(socket) => (Data::File { split }, self.connect(socket)),
+            Source::Copy { memfd, bytes, .. } => (Some(*bytes), memfd.clone()),
+            Source::Socket(socket) => (None, self.connect(socket)),
+        }
+    }
+
+    /// Bytes of the copy; of a file that is not opened yet nobody knows.
+    pub(crate) fn size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Copy { bytes, .. } => Some(*bytes),
+            Source::Socket(_) => None,
         }
     }
 

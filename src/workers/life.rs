@@ -402,6 +402,8 @@ fn failure(message: FromWorker) -> Over {
         | FromWorker::Ready { .. }
         | FromWorker::Passages { .. }
         | FromWorker::Chunk { .. }
+        | FromWorker::Heard { .. }
+        | FromWorker::Segment { .. }
         | FromWorker::Step { .. }
         | FromWorker::Done { .. }
         | FromWorker::Failed { .. } => Over::Illegal(Illegal::State),

@@ -1,8 +1,14 @@
 //! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
 
-use ringfence_protocol::{CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, Passage, SLOTS_MAX};
+use ringfence_protocol::{
+    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX, Passage,
+    SEGMENTS_MAX, SLOTS_MAX, Segment,
+};
 use ringfence_scheduler::JobId;
 use std::collections::BTreeMap;
+
+/// Bytes that a job's segments may have together, texts and tokens.
+const SPEECH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The slots of one worker.
 #[derive(Debug)]
@@ -35,9 +41,77 @@ pub(crate) struct Shape {
 #[derive(Debug)]
 struct Running {
     job: JobId,
+    output: Growing,
+}
+
+/// What has come of a job until now.
+#[derive(Debug)]
+enum Growing {
+    Vectors(Vectors),
+    /// Nothing, until the worker has heard the audio.
+    Speech(Option<Speech>),
+}
+
+#[derive(Debug)]
+struct Vectors {
     items: Items,
-    output: Vec<u8>,
+    data: Vec<u8>,
     next_chunk: u32,
+}
+
+/// What a job is to bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// A vector for each item.
+    Vectors(Items),
+    /// What is said in its audio.
+    Speech,
+}
+
+impl Expected {
+    /// Items, as far as they are known.
+    pub(crate) fn items(&self) -> u32 {
+        match self {
+            Self::Vectors(items) => items.count().unwrap_or(1),
+            Self::Speech => 1,
+        }
+    }
+}
+
+/// What a job has brought.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Made {
+    /// A vector for each item.
+    Vectors {
+        /// Little-endian f32, item by item.
+        data: Vec<u8>,
+        /// What the items are, where the worker has split the input.
+        passages: Option<Vec<Passage>>,
+        /// Items that were cut.
+        truncated: u32,
+    },
+    /// What is said in its audio.
+    Speech(Speech),
+}
+
+/// What is said in audio.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Speech {
+    /// How long it is.
+    pub(crate) audio_ms: u64,
+    /// What is spoken.
+    pub(crate) language: String,
+    /// In their order.
+    pub(crate) segments: Vec<Segment>,
+    /// That their texts and tokens take.
+    bytes: usize,
+}
+
+impl Speech {
+    /// Of audio that was read to its end.
+    pub(crate) fn new(audio_ms: u64, language: String, segments: Vec<Segment>) -> Self {
+        Self { audio_ms, language, segments, bytes: 0 }
+    }
 }
 
 /// How many items a job has.
@@ -67,6 +141,13 @@ impl Items {
 pub(crate) enum Effect {
     /// More of an output that is not complete.
     Progress,
+    /// The worker knows how long a job's audio is.
+    Heard {
+        /// Whose.
+        job: JobId,
+        /// In milliseconds.
+        audio_ms: u64,
+    },
     /// A step ended.
     Step {
         /// As the worker states it; the server bounds it by its own clock.
@@ -88,14 +169,10 @@ pub(crate) enum Effect {
 pub(crate) enum End {
     /// With its whole output.
     Done {
-        /// Little-endian f32, item by item.
-        data: Vec<u8>,
-        /// What the items are, where the worker has split the input.
-        passages: Option<Vec<Passage>>,
+        /// It.
+        made: Made,
         /// Tokens run.
         tokens: u32,
-        /// Items that were cut.
-        truncated: u32,
         /// The worker's own figure.
         compute_us: u64,
     },
@@ -146,11 +223,15 @@ impl Slots {
         self.running.is_empty()
     }
 
-    /// Takes the lowest free slot for a job of these items.
-    pub(crate) fn occupy(&mut self, job: JobId, items: Items) -> u32 {
+    /// Takes the lowest free slot for a job.
+    pub(crate) fn occupy(&mut self, job: JobId, expected: Expected) -> u32 {
         let free = (0..SLOTS_MAX).find(|slot| !self.running.contains_key(slot));
         let slot = free.expect("the scheduler keeps a worker's jobs below SLOTS_MAX");
-        self.running.insert(slot, Running { job, items, output: Vec::new(), next_chunk: 0 });
+        let output = match expected {
+            Expected::Vectors(items) => Growing::Vectors(Vectors { items, data: Vec::new(), next_chunk: 0 }),
+            Expected::Speech => Growing::Speech(None),
+        };
+        self.running.insert(slot, Running { job, output });
         slot
     }
 
@@ -167,34 +248,37 @@ impl Slots {
     /// Takes a message of a serving worker.
     pub(crate) fn take(&mut self, message: FromWorker) -> Result<Effect, Illegal> {
         match message {
-            FromWorker::Passages { slot, passages } => self.passages(slot, passages),
-            FromWorker::Chunk { slot, sequence, data } => self.chunk(slot, sequence, &data.0),
+            FromWorker::Passages { slot, passages } => self.vectors(slot)?.passages(passages),
+            FromWorker::Chunk { slot, sequence, data } => {
+                let dimensions = self.shape.dimensions;
+                self.vectors(slot)?.chunk(sequence, &data.0, dimensions)
+            }
+            FromWorker::Heard { slot, audio_ms, language } => self.heard(slot, audio_ms, language),
+            FromWorker::Segment { slot, sequence, segment } => self.segment(slot, sequence, segment),
             FromWorker::Step { busy_us, tokens } => self.step(busy_us, &tokens),
             FromWorker::Done { slot, tokens, truncated, compute_us, used_bytes, peak_bytes } => {
-                let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
-                let items = running.items.count().ok_or(Illegal::State)?;
-                if running.output.len() != self.output_bytes(items) {
-                    return Err(Illegal::OutputLength);
-                }
-                if u64::from(tokens) > self.tokens_max(items) || truncated > items {
+                let Running { job, output } = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
+                if u64::from(tokens) > self.tokens_max(&output).ok_or(Illegal::State)? {
                     return Err(Illegal::Count);
                 }
-                let passages = match running.items {
-                    Items::Split(passages) => Some(passages),
-                    Items::Given(_) | Items::Awaited => None,
+                let made = match output {
+                    Growing::Vectors(vectors) => vectors.done(truncated, self.shape.dimensions)?,
+                    Growing::Speech(speech) => Made::Speech(speech.ok_or(Illegal::State)?),
                 };
-                let end = End::Done { data: running.output, passages, tokens, truncated, compute_us };
                 self.usage = Usage { used_bytes, peak_bytes };
-                Ok(Effect::End { job: running.job, end })
+                Ok(Effect::End { job, end: End::Done { made, tokens, compute_us } })
             }
             FromWorker::Failed { slot, error } => {
-                let running = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
+                let Running { job, output } = self.running.remove(&slot).ok_or(Illegal::SlotFree)?;
                 // While a text is being split, it is the one item.
-                let items = running.items.count().unwrap_or(1);
+                let items = match output {
+                    Growing::Vectors(vectors) => vectors.items.count().unwrap_or(1),
+                    Growing::Speech(_) => 1,
+                };
                 if item_of(&error).is_some_and(|item| item >= items) {
                     return Err(Illegal::Count);
                 }
-                Ok(Effect::End { job: running.job, end: End::Failed(error) })
+                Ok(Effect::End { job, end: End::Failed(error) })
             }
             FromWorker::Hello { .. }
             | FromWorker::Sealed { .. }
@@ -204,37 +288,42 @@ impl Slots {
         }
     }
 
-    fn passages(&mut self, slot: u32, passages: Vec<Passage>) -> Result<Effect, Illegal> {
-        let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
-        if running.items != Items::Awaited {
-            return Err(Illegal::State);
+    fn vectors(&mut self, slot: u32) -> Result<&mut Vectors, Illegal> {
+        match &mut self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?.output {
+            Growing::Vectors(vectors) => Ok(vectors),
+            Growing::Speech(_) => Err(Illegal::State),
         }
-        if passages.len() > ITEMS_MAX {
-            return Err(Illegal::Count);
-        }
-        let ordered = passages.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        if !ordered || passages.iter().any(|passage| passage.start >= passage.end) {
-            return Err(Illegal::Range);
-        }
-        running.items = Items::Split(passages);
-        Ok(Effect::Progress)
     }
 
-    fn chunk(&mut self, slot: u32, sequence: u32, data: &[u8]) -> Result<Effect, Illegal> {
-        let running = self.running.get(&slot).ok_or(Illegal::SlotFree)?;
-        let bytes_max = self.output_bytes(running.items.count().ok_or(Illegal::State)?);
+    fn heard(&mut self, slot: u32, audio_ms: u64, language: String) -> Result<Effect, Illegal> {
         let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
-        if sequence != running.next_chunk {
+        let Growing::Speech(speech @ None) = &mut running.output else { return Err(Illegal::State) };
+        let named = language.bytes().all(|byte| byte.is_ascii_lowercase());
+        if audio_ms > AUDIO_MS_MAX || !(1..=LANGUAGE_BYTES_MAX).contains(&language.len()) || !named {
+            return Err(Illegal::Range);
+        }
+        *speech = Some(Speech::new(audio_ms, language, Vec::new()));
+        Ok(Effect::Heard { job: running.job, audio_ms })
+    }
+
+    fn segment(&mut self, slot: u32, sequence: u32, segment: Segment) -> Result<Effect, Illegal> {
+        let vocabulary = self.shape.vocabulary;
+        let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
+        let Growing::Speech(Some(speech)) = &mut running.output else { return Err(Illegal::State) };
+        if u32::try_from(speech.segments.len()) != Ok(sequence) || sequence >= SEGMENTS_MAX {
             return Err(Illegal::ChunkOrder);
         }
-        if data.is_empty() || data.len() > CHUNK_BYTES_MAX {
-            return Err(Illegal::ChunkLength);
+        let before = speech.segments.last().map_or(0, |last| last.start_ms);
+        let known = segment.tokens.iter().all(|token| *token < vocabulary);
+        if !segment.is_legal(speech.audio_ms) || segment.start_ms < before || !known {
+            return Err(Illegal::Range);
         }
-        if running.output.len() + data.len() > bytes_max {
+        let bytes = segment.text.len() + 4 * segment.tokens.len();
+        speech.bytes += bytes;
+        if speech.bytes > SPEECH_BYTES_MAX {
             return Err(Illegal::OutputLength);
         }
-        running.next_chunk += 1;
-        running.output.extend_from_slice(data);
+        speech.segments.push(segment);
         Ok(Effect::Progress)
     }
 
@@ -245,8 +334,7 @@ impl Slots {
             if jobs.iter().any(|(job, _)| *job == running.job) {
                 return Err(Illegal::SlotTwice);
             }
-            let items = running.items.count().ok_or(Illegal::State)?;
-            if u64::from(count) > self.tokens_max(items) {
+            if u64::from(count) > self.tokens_max(&running.output).ok_or(Illegal::State)? {
                 return Err(Illegal::Count);
             }
             jobs.push((running.job, count));
@@ -254,13 +342,68 @@ impl Slots {
         Ok(Effect::Step { busy_us, tokens: jobs })
     }
 
-    fn tokens_max(&self, items: u32) -> u64 {
-        u64::from(items) * u64::from(self.shape.max_tokens)
+    /// The most that a job can have; none where the worker has yet to say how many items it is.
+    fn tokens_max(&self, output: &Growing) -> Option<u64> {
+        match output {
+            Growing::Vectors(vectors) => {
+                Some(u64::from(vectors.items.count()?) * u64::from(self.shape.max_tokens))
+            }
+            // Frames are counted as well, and a window may be decoded at several temperatures.
+            Growing::Speech(_) => Some(AUDIO_MS_MAX),
+        }
+    }
+}
+
+impl Vectors {
+    fn passages(&mut self, passages: Vec<Passage>) -> Result<Effect, Illegal> {
+        if self.items != Items::Awaited {
+            return Err(Illegal::State);
+        }
+        if passages.len() > ITEMS_MAX {
+            return Err(Illegal::Count);
+        }
+        let ordered = passages.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        if !ordered || passages.iter().any(|passage| passage.start >= passage.end) {
+            return Err(Illegal::Range);
+        }
+        self.items = Items::Split(passages);
+        Ok(Effect::Progress)
     }
 
-    fn output_bytes(&self, items: u32) -> usize {
-        items as usize * self.shape.dimensions as usize * 4
+    fn chunk(&mut self, sequence: u32, data: &[u8], dimensions: u32) -> Result<Effect, Illegal> {
+        let bytes_max = output_bytes(self.items.count().ok_or(Illegal::State)?, dimensions);
+        if sequence != self.next_chunk {
+            return Err(Illegal::ChunkOrder);
+        }
+        if data.is_empty() || data.len() > CHUNK_BYTES_MAX {
+            return Err(Illegal::ChunkLength);
+        }
+        if self.data.len() + data.len() > bytes_max {
+            return Err(Illegal::OutputLength);
+        }
+        self.next_chunk += 1;
+        self.data.extend_from_slice(data);
+        Ok(Effect::Progress)
     }
+
+    fn done(self, truncated: u32, dimensions: u32) -> Result<Made, Illegal> {
+        let items = self.items.count().ok_or(Illegal::State)?;
+        if self.data.len() != output_bytes(items, dimensions) {
+            return Err(Illegal::OutputLength);
+        }
+        if truncated > items {
+            return Err(Illegal::Count);
+        }
+        let passages = match self.items {
+            Items::Split(passages) => Some(passages),
+            Items::Given(_) | Items::Awaited => None,
+        };
+        Ok(Made::Vectors { data: self.data, passages, truncated })
+    }
+}
+
+fn output_bytes(items: u32, dimensions: u32) -> usize {
+    items as usize * dimensions as usize * 4
 }
 
 fn item_of(error: &JobError) -> Option<u32> {
@@ -276,6 +419,8 @@ fn item_of(error: &JobError) -> Option<u32> {
         | JobError::InputTooLarge { .. }
         | JobError::PassagesTooMany { .. }
         | JobError::InputNotText { .. }
+        | JobError::AudioRefused { .. }
+        | JobError::LanguageUnknown { .. }
         | JobError::Cancelled => None,
     }
 }
@@ -290,7 +435,7 @@ mod tests {
 
     fn slots() -> Slots {
         let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
-        assert_eq!(slots.occupy(JOB, Items::Given(2)), 0);
+        assert_eq!(slots.occupy(JOB, Expected::Vectors(Items::Given(2))), 0);
         slots
     }
 
@@ -309,7 +454,8 @@ mod tests {
         assert_eq!(slots.take(chunk(0, 1, 6)), Ok(Effect::Progress));
         let step = FromWorker::Step { busy_us: 3, tokens: vec![(0, 6)] };
         assert_eq!(slots.take(step), Ok(Effect::Step { busy_us: 3, tokens: vec![(JOB, 6)] }));
-        let end = End::Done { data: vec![1; 16], passages: None, tokens: 6, truncated: 0, compute_us: 5 };
+        let made = Made::Vectors { data: vec![1; 16], passages: None, truncated: 0 };
+        let end = End::Done { made, tokens: 6, compute_us: 5 };
         assert_eq!(slots.usage(), LOADED);
         assert_eq!(slots.take(done(0)), Ok(Effect::End { job: JOB, end }));
         assert_eq!(slots.usage(), Usage { used_bytes: 8, peak_bytes: 9 });
@@ -325,7 +471,7 @@ mod tests {
     fn a_text_that_is_split_has_as_many_items_as_the_worker_says_once_and_before_any_output() {
         let awaited = || {
             let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
-            slots.occupy(JOB, Items::Awaited);
+            slots.occupy(JOB, Expected::Vectors(Items::Awaited));
             slots
         };
         for early in [chunk(0, 0, 8), done(0), FromWorker::Step { busy_us: 1, tokens: vec![(0, 1)] }] {
@@ -344,7 +490,9 @@ mod tests {
         assert_eq!(slots.take(passages(&[(0, 5), (6, 9)])), Ok(Effect::Progress));
         assert_eq!(slots.take(passages(&[(0, 5)])), Err(Illegal::State));
         assert_eq!(slots.take(chunk(0, 0, 16)), Ok(Effect::Progress));
-        let Ok(Effect::End { end: End::Done { passages, .. }, .. }) = slots.take(done(0)) else {
+        let Ok(Effect::End { end: End::Done { made: Made::Vectors { passages, .. }, .. }, .. }) =
+            slots.take(done(0))
+        else {
             panic!("a legal end");
         };
         assert_eq!(passages, Some(vec![Passage { start: 0, end: 5 }, Passage { start: 6, end: 9 }]));
@@ -380,6 +528,72 @@ mod tests {
             let text = format!("{message:?}");
             assert_eq!(slots().take(message), Err(expected), "{text}");
         }
+    }
+
+    fn segment(sequence: u32, start_ms: u64, end_ms: u64) -> FromWorker {
+        let segment = Segment {
+            seek_ms: 0,
+            start_ms,
+            end_ms,
+            text: "Hello".to_owned(),
+            tokens: vec![1, 99],
+            temperature: 0.0,
+            avg_logprob: -0.1,
+            compression_ratio: 1.0,
+            no_speech_prob: 0.0,
+        };
+        FromWorker::Segment { slot: 0, sequence, segment }
+    }
+
+    fn heard(audio_ms: u64, language: &str) -> FromWorker {
+        FromWorker::Heard { slot: 0, audio_ms, language: language.to_owned() }
+    }
+
+    fn listening() -> Slots {
+        let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
+        slots.occupy(JOB, Expected::Speech);
+        slots
+    }
+
+    #[test]
+    fn what_is_said_comes_after_how_long_the_audio_is_and_in_its_order() {
+        let mut slots = listening();
+        for early in [segment(0, 0, 1), done(0), chunk(0, 0, 4), passages(&[(0, 1)])] {
+            assert_eq!(listening().take(early), Err(Illegal::State));
+        }
+        for wrong in [heard(AUDIO_MS_MAX + 1, "en"), heard(1, ""), heard(1, "englishes"), heard(1, "e\n")] {
+            assert_eq!(listening().take(wrong), Err(Illegal::Range));
+        }
+        assert_eq!(slots.take(heard(5_000, "en")), Ok(Effect::Heard { job: JOB, audio_ms: 5_000 }));
+        let after = |message| {
+            let mut slots = listening();
+            assert_eq!(slots.take(heard(5_000, "en")), Ok(Effect::Heard { job: JOB, audio_ms: 5_000 }));
+            assert_eq!(slots.take(segment(0, 100, 900)), Ok(Effect::Progress));
+            slots.take(message)
+        };
+        assert_eq!(after(heard(5_000, "en")), Err(Illegal::State));
+        assert_eq!(after(segment(2, 900, 1_000)), Err(Illegal::ChunkOrder));
+        assert_eq!(after(segment(1, 99, 1_000)), Err(Illegal::Range));
+        assert_eq!(after(segment(1, 900, 40_000)), Err(Illegal::Range));
+        assert_eq!(after(segment(1, 900, 1_000)), Ok(Effect::Progress));
+        assert_eq!(slots.take(segment(0, 100, 900)), Ok(Effect::Progress));
+        let Ok(Effect::End { end: End::Done { made: Made::Speech(speech), .. }, .. }) = slots.take(done(0))
+        else {
+            panic!("a legal end");
+        };
+        assert_eq!((speech.audio_ms, speech.language.as_str(), speech.segments.len()), (5_000, "en", 1));
+    }
+
+    #[test]
+    fn a_text_without_end_is_stopped() {
+        let mut slots = listening();
+        slots.take(heard(AUDIO_MS_MAX, "en")).unwrap();
+        let stopped = (0..).find_map(|sequence| {
+            let FromWorker::Segment { slot, mut segment, .. } = segment(sequence, 0, 1) else { return None };
+            segment.text = "x".repeat(ringfence_protocol::SEGMENT_TEXT_BYTES_MAX);
+            slots.take(FromWorker::Segment { slot, sequence, segment }).err()
+        });
+        assert_eq!(stopped, Some(Illegal::OutputLength));
     }
 
     #[test]

@@ -345,6 +345,11 @@ impl Answer {
             .unwrap_or_else(|_| panic!("{}: {}", self.status, String::from_utf8_lossy(&self.body)))
     }
 
+    /// The body as it is.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     /// The JSON of an answer that must be a success.
     pub(crate) fn ok(&self) -> Value {
         assert!(

@@ -23,13 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let on = std::env::args().nth(2).unwrap_or_else(|| "2".to_owned());
     let files = Files::from_folder(folder.as_ref())?;
     let start = Instant::now();
-    let mut loaded = match on.as_str() {
+    let loaded = match on.as_str() {
         "gpu" => load_on(&files, Architecture::Bert, gpu()?, 512, &Lease)?,
         threads => {
             let compute = Compute::new(Isa::detect(), Pool::new(threads.parse()?)?);
             load(&files, Architecture::Bert, compute, 512, &Lease)?
         }
     };
+    let mut loaded = loaded.embedder().ok_or("it is no embedder")?;
     let (used, peak) = (CountingAllocator::used(), CountingAllocator::peak());
     eprintln!(
         "loaded in {:.1} ms, {used} bytes in use, {peak} at the peak",

@@ -8,7 +8,7 @@ mod cpu;
 mod wgpu;
 
 pub use cpu::Cpu;
-pub use ringfence_kernels::{Activation, OutOfMemory};
+pub use ringfence_kernels::{Activation, OutOfMemory, Seen, Window};
 #[cfg(feature = "wgpu")]
 pub use wgpu::{HOST_BYTES, Wgpu};
 
@@ -103,8 +103,12 @@ pub trait Device {
     type Table;
     /// A matrix of activations.
     type Tensor;
-    /// Working memory of attention.
+    /// Working memory of [`Device::attention`].
     type Scratch;
+    /// Keys and values of one layer that stay from step to step.
+    type KeyValues;
+    /// Working memory of [`Device::attend`].
+    type Scores;
 
     /// Whether this many more bytes fit where the device keeps tensors, before anything is allocated.
     fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError>;
@@ -127,6 +131,18 @@ pub trait Device {
     /// Bytes that a weight of a linear layer takes here.
     fn weight_bytes(&self, stored: Stored) -> usize;
 
+    /// As [`Device::linear_weights`], for products with few rows, which last as long as the weights take to be read: where
+    /// the package has them as halves, they are kept so.
+    fn streamed_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        stored: Stored,
+    ) -> Result<Self::Linear, DeviceError>;
+
+    /// Bytes that a weight of those takes here.
+    fn streamed_weight_bytes(&self, stored: Stored) -> usize;
+
     /// Takes weights.
     fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError>;
 
@@ -144,6 +160,21 @@ pub trait Device {
 
     /// Bytes that [`Device::scratch`] takes.
     fn scratch_bytes(&self, tokens: usize, head: usize) -> usize;
+
+    /// Room for keys and values of so many tokens.
+    fn key_values(&self, tokens: usize, heads: usize, head: usize) -> Result<Self::KeyValues, DeviceError>;
+
+    /// Bytes that [`Device::key_values`] takes.
+    fn key_values_bytes(&self, tokens: usize, heads: usize, head: usize) -> usize;
+
+    /// Working memory for attention to at most `tokens` tokens.
+    fn scores(&self, tokens: usize) -> Result<Self::Scores, DeviceError>;
+
+    /// Bytes that [`Device::scores`] takes.
+    fn scores_bytes(&self, tokens: usize) -> usize;
+
+    /// Overwrites the first rows with these floats.
+    fn write(&self, floats: &[f32], to: &mut Self::Tensor);
 
     /// to[i] = table[ids[i]]
     fn lookup(&self, table: &Self::Table, ids: &[u32], to: &mut Self::Tensor);
@@ -167,6 +198,41 @@ pub trait Device {
         qkv: &Self::Tensor,
         starts: &[usize],
         scratch: &mut Self::Scratch,
+        to: &mut Self::Tensor,
+    );
+
+    /// to[i] = norm(row `rows.start + i` of x)
+    fn norm(&self, x: &Self::Tensor, rows: Range<usize>, weights: &Self::Norm, to: &mut Self::Tensor);
+
+    /// Row `rows.start + i` of x += added[i].
+    fn add(&self, x: &mut Self::Tensor, rows: Range<usize>, added: &Self::Tensor);
+
+    /// Row `rows.start + i` of x = from[i].
+    fn put(&self, x: &mut Self::Tensor, rows: Range<usize>, from: &Self::Tensor);
+
+    /// What a convolution along time multiplies with its weights: to[i] = the rows of the first `steps` of x that result
+    /// `results.start + i` is made of, as many as fit into a row of `to`, one after another, with zeros where there are none.
+    fn unfold(
+        &self,
+        x: &Self::Tensor,
+        steps: usize,
+        window: Window,
+        results: Range<usize>,
+        to: &mut Self::Tensor,
+    );
+
+    /// Puts keys and values at the tokens from `at` on. Each of the first `count` rows has the keys of all heads, then
+    /// their values.
+    fn append(&self, rows: &Self::Tensor, count: usize, to: &mut Self::KeyValues, at: usize);
+
+    /// Attention of the first `rows` rows of queries, which have the heads one after another, as have the results.
+    fn attend(
+        &self,
+        queries: &Self::Tensor,
+        rows: usize,
+        memory: &Self::KeyValues,
+        seen: Seen,
+        scores: &mut Self::Scores,
         to: &mut Self::Tensor,
     );
 

@@ -1,12 +1,13 @@
-//! Texts that are still being read: a job whose input is a granted file gets a socket on which the file's service answers.
+//! Files that are still being read: a job whose input is a granted file gets a socket on which the file's service answers.
 //! Nothing here waits: other jobs go on meanwhile, and one that gets no bytes for too long fails.
 
-use crate::jobs::{Share, SplitText};
+use crate::jobs::SplitText;
+use crate::lanes::Share;
 use crate::memory::{Memory, job_error};
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{
-    EmbedInput, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileLink, FileReply, FileRequest, INPUT_BYTES_MAX, Item,
-    JobError, LinkError, Received, Split,
+    EmbedInput, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileLink, FileReply, FileRequest, Item, JobError,
+    LinkError, Received, Split,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::string::FromUtf8Error;
@@ -21,9 +22,9 @@ pub(crate) struct Reading {
     pub(crate) slot: u32,
     /// Whose the job is.
     pub(crate) share: Share,
-    split: Split,
     link: FileLink,
-    text: Vec<u8>,
+    bytes_max: usize,
+    bytes: Vec<u8>,
     /// Where the next request begins.
     asked: usize,
     /// Requests without an answer yet.
@@ -36,16 +37,16 @@ pub(crate) enum Progress {
     /// More is awaited.
     Waits,
     /// All is there.
-    Read(Input),
-    /// It can't be had, or is no text.
+    Read(Vec<u8>),
+    /// It can't be had.
     Failed(JobError),
 }
 
 impl Reading {
-    /// The first of its steps is asked for at [`Reading::advance`].
-    pub(crate) fn new(slot: u32, share: Share, split: Split, socket: OwnedFd) -> Self {
-        let link = FileLink::new(socket);
-        Self { slot, share, split, link, text: Vec::new(), asked: 0, steps: 0, silence: Stopwatch::start() }
+    /// Of a file of at most so many bytes. The first of its steps is asked for at [`Reading::advance`].
+    pub(crate) fn new(slot: u32, share: Share, bytes_max: usize, socket: OwnedFd) -> Self {
+        let (link, silence) = (FileLink::new(socket), Stopwatch::start());
+        Self { slot, share, link, bytes_max, bytes: Vec::new(), asked: 0, steps: 0, silence }
     }
 
     /// Takes what has come and asks for more.
@@ -55,7 +56,7 @@ impl Reading {
                 Progress::Failed(JobError::InputUnavailable)
             }
             Ok(false) => Progress::Waits,
-            Ok(true) => self.decode(),
+            Ok(true) => Progress::Read(std::mem::take(&mut self.bytes)),
             Err(error) => Progress::Failed(error),
         }
     }
@@ -63,7 +64,7 @@ impl Reading {
     /// Whether all is there.
     fn go_on(&mut self, memory: &dyn Memory) -> Result<bool, JobError> {
         loop {
-            while self.steps < FILE_STEPS_MAX && self.asked <= INPUT_BYTES_MAX {
+            while self.steps < FILE_STEPS_MAX && self.asked <= self.bytes_max {
                 let request =
                     FileRequest::Read { offset: self.asked as u64, length: FILE_STEP_BYTES_MAX as u32 };
                 match self.link.send(&request, &[]) {
@@ -107,21 +108,18 @@ impl Reading {
                 _ => JobError::InputUnavailable,
             });
         };
-        if offset != self.text.len() as u64 {
+        if offset != self.bytes.len() as u64 {
             return Err(JobError::InputUnavailable);
         }
-        let bytes = &data.0;
-        if self.text.len() + bytes.len() > INPUT_BYTES_MAX {
-            return Err(JobError::InputTooLarge { limit: INPUT_BYTES_MAX as u64 });
+        let step = &data.0;
+        let bytes = self.bytes.len() + step.len();
+        if bytes > self.bytes_max {
+            return Err(JobError::InputTooLarge { limit: self.bytes_max as u64 });
         }
-        // Growing may hold the old and the new text for a moment.
-        memory.check(3 * (self.text.len() + bytes.len()) as u64).map_err(job_error)?;
-        self.text.extend_from_slice(bytes);
-        Ok(bytes.len() < FILE_STEP_BYTES_MAX)
-    }
-
-    fn decode(&mut self) -> Progress {
-        decode(std::mem::take(&mut self.text), self.split).map_or_else(Progress::Failed, Progress::Read)
+        // Growing may hold the old and the new bytes for a moment.
+        memory.check(3 * bytes as u64).map_err(job_error)?;
+        self.bytes.extend_from_slice(step);
+        Ok(step.len() < FILE_STEP_BYTES_MAX)
     }
 }
 

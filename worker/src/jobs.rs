@@ -1,6 +1,7 @@
 //! The jobs that a worker holds, oldest first, and how far each is. Those of one domain are a lane: steps are shared by
 //! lanes and their weights, so that nobody gets more by bringing more jobs.
 
+use crate::lanes::{Lanes, Share};
 use crate::stopwatch::Stopwatch;
 use crate::text::{Next, Text, Tokens};
 use ringfence_protocol::{EmbedInput, ITEMS_MAX, Item, JobError, Passage, SLOTS_MAX};
@@ -188,32 +189,12 @@ pub struct Jobs {
     /// Slots that have had a job: a cancel may cross its job's end on the way.
     used: Vec<bool>,
     /// By domain; those without a job are forgotten at the next step.
-    lanes: BTreeMap<u64, Lane>,
+    lanes: Lanes,
 }
-
-/// Whose a job is, as far as a worker knows.
-#[derive(Clone, Copy, Debug)]
-pub struct Share {
-    /// Jobs of one domain share a lane.
-    pub domain: u64,
-    /// The lane's share of steps beside others; at least 1.
-    pub weight: u16,
-}
-
-/// The jobs of one domain together.
-#[derive(Clone, Copy, Debug)]
-struct Lane {
-    /// Tokens that it has had, for its weight.
-    counter: u64,
-    weight: u16,
-}
-
-/// Keeps the resolution of counters for the largest weight.
-const COUNTER_SCALE: u64 = 1 << 16;
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], lanes: BTreeMap::new() }
+        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], lanes: Lanes::default() }
     }
 }
 
@@ -235,11 +216,8 @@ impl Jobs {
 
     /// Adds a job to a free slot.
     pub fn add(&mut self, slot: u32, share: Share, input: EmbedInput) {
-        let Share { domain, weight } = share;
-        // A lane that comes has no claim on the steps before it came.
-        let least = self.lanes.values().map(|lane| lane.counter).min().unwrap_or(0);
-        self.lanes.entry(domain).or_insert(Lane { counter: least, weight }).weight = weight;
-        self.jobs.push(Job::new(slot, domain, input));
+        self.lanes.join(share);
+        self.jobs.push(Job::new(slot, share.domain, input));
     }
 
     /// Adds a job to a free slot whose items are the passages of a text.
@@ -301,22 +279,18 @@ impl Jobs {
     /// that has had the least for its weight; the first is taken whatever its length, and a step ends with the first that
     /// finds no room in its budget of tokens.
     pub fn choose(&mut self, budget: usize) -> Vec<(u32, usize)> {
-        self.lanes.retain(|domain, _| self.jobs.iter().any(|job| job.domain == *domain));
+        self.lanes.retain(|domain| self.jobs.iter().any(|job| job.domain == domain));
         let mut waiting = self.waiting();
         let mut chosen: Vec<(u32, usize)> = Vec::new();
         let mut tokens = 0;
-        loop {
-            let open = self.lanes.iter_mut().filter(|(domain, _)| !waiting[*domain].is_empty());
-            let Some((domain, lane)) = open.min_by_key(|(domain, lane)| (lane.counter, **domain)) else {
-                break;
-            };
-            let (slot, more) = waiting[domain][0];
+        while let Some(domain) = self.lanes.next(|domain| !waiting[&domain].is_empty()) {
+            let (slot, more) = waiting[&domain][0];
             if tokens > 0 && tokens + more > budget {
                 break;
             }
             tokens += more;
-            lane.counter += more as u64 * COUNTER_SCALE / u64::from(lane.weight);
-            waiting.get_mut(domain).expect("it was there").pop_front();
+            self.lanes.charge(domain, more as u64);
+            waiting.get_mut(&domain).expect("it was there").pop_front();
             match chosen.iter_mut().find(|(chosen, _)| *chosen == slot) {
                 Some((_, items)) => *items += 1,
                 None => chosen.push((slot, 1)),
@@ -381,7 +355,7 @@ mod tests {
         let mut even = jobs(&[(1, &[10; 40]), (2, &[50; 8])]);
         assert_eq!(even.choose(200), [(0, 10), (1, 2)]);
         let mut weighted = jobs(&[(1, &[10; 90]), (2, &[10; 90])]);
-        weighted.lanes.get_mut(&2).unwrap().weight = 4;
+        weighted.lanes.join(Share { domain: 2, weight: 4 });
         assert_eq!(weighted.choose(500), [(0, 10), (1, 40)]);
     }
 

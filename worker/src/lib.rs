@@ -4,6 +4,7 @@
 //! serve     the state machine of the link: start, load, jobs            (shell.rs: what the sandbox gives it)
 //! jobs      slots, their items, what comes next; batch.rs chooses
 //! text      texts and token arrays to token ids within the model's length
+//! sound     a client's sound to the floats that a speech model hears
 //! models    model code, written once over `device`'s operations
 //! devices   what a sandbox shows of GPUs, for the operator's command
 //! package   every byte that a stranger wrote: strict, bounded parsers
@@ -15,11 +16,14 @@ pub mod device;
 pub mod devices;
 mod files;
 pub mod jobs;
+pub mod lanes;
 pub mod memory;
 pub mod models;
 mod pace;
 pub mod package;
 pub mod serve;
 pub mod shell;
+pub mod sound;
+mod speech;
 mod stopwatch;
 pub mod text;

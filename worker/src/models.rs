@@ -2,18 +2,23 @@
 
 pub mod bert;
 mod weights;
+pub mod whisper;
 
 pub use weights::{PackageWeights, RandomWeights, Weights};
 
-use crate::device::{Cpu, Device, DeviceFailure, Usage};
+use crate::device::{Cpu, Device, DeviceFailure, OutOfMemory, Usage};
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::Files;
 use crate::package::config::BertConfig;
 use crate::package::modules::{Head, Pooling};
+use crate::package::whisper::WhisperConfig;
 use crate::text::Text;
 use bert::Bert;
 use ringfence_kernels::Compute;
 use ringfence_protocol::{Architecture, LoadError};
+use std::any::Any;
+use whisper::Whisper;
+use whisper::vocabulary::Vocabulary;
 
 /// Sequences one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,18 +91,143 @@ pub trait Embedder {
     fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure>;
 }
 
+/// What a job of a [`Transcriber`] has on the device. Dropping it gives everything back.
+pub struct State(Box<dyn Any>);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("State")
+    }
+}
+
+/// A model that hears speech and says tokens. Jobs are independent of each other; each has a [`State`].
+pub trait Transcriber {
+    /// The network's shape.
+    fn config(&self) -> &WhisperConfig;
+
+    /// Upper bound of the bytes that [`Transcriber::reserve`] takes for a row, less what the logits take once.
+    fn bytes_per_row(&self) -> u64;
+
+    /// Upper bound of the bytes that [`Transcriber::open`] takes on the device.
+    fn bytes_per_job(&self) -> u64;
+
+    /// What a job takes of the host's memory beside that and beside its sound.
+    fn host_bytes_per_job(&self) -> u64;
+
+    /// Makes room for steps of this many rows, or fewer.
+    ///
+    /// # Errors
+    /// There is none. What there was before may be gone, and comes back with fewer rows.
+    fn reserve(&mut self, rows: usize, memory: &dyn Memory) -> Result<(), Refusal>;
+
+    /// Gives back what [`Transcriber::reserve`] took.
+    fn release(&mut self);
+
+    /// What the lease that its device counts against has handed out.
+    fn usage(&self, memory: &dyn Memory) -> Usage;
+
+    /// Counts the peak of that anew.
+    fn restart_peak(&self, memory: &dyn Memory);
+
+    /// Overwrites what earlier steps left on the device, before a step of another domain.
+    fn forget(&mut self);
+
+    /// Makes room for a job.
+    ///
+    /// # Errors
+    /// There is none.
+    fn open(&self, memory: &dyn Memory) -> Result<State, Refusal>;
+
+    /// Begins with a window's spectrogram, frame by frame.
+    ///
+    /// # Panics
+    /// If it is not as long as a window, here and below also if the state is another model's.
+    fn hear(&mut self, state: &mut State, mel: &[f32]);
+
+    /// Takes a window at most this many rows further through the encoder; whether it is through.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn encode(&mut self, state: &mut State, rows: usize) -> Result<bool, DeviceFailure>;
+
+    /// Takes tokens of an encoded window from position `at` on, which may have been said before, and gives the logits of
+    /// what follows the last one where they are wanted.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// If there are no tokens, or more than there are positions or room was made for.
+    fn decode(
+        &mut self,
+        state: &mut State,
+        ids: &[u32],
+        at: usize,
+        logits: Option<&mut Vec<f32>>,
+    ) -> Result<(), DeviceFailure>;
+}
+
 /// A package, ready for jobs.
-pub struct Loaded {
+#[derive(Debug)]
+pub enum Loaded {
+    /// It makes vectors of texts.
+    Embedder(LoadedEmbedder),
+    /// It makes texts of speech.
+    Transcriber(LoadedTranscriber),
+}
+
+/// An embedder, ready for jobs.
+pub struct LoadedEmbedder {
     /// The network.
     pub model: Box<dyn Embedder>,
     /// What turns items into tokens.
     pub text: Text,
 }
 
-impl std::fmt::Debug for Loaded {
+/// A transcriber, ready for jobs.
+pub struct LoadedTranscriber {
+    /// The network.
+    pub model: Box<dyn Transcriber>,
+    /// What its tokens mean.
+    pub vocabulary: Vocabulary,
+}
+
+impl std::fmt::Debug for LoadedEmbedder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Loaded({} floats, {:?})", self.model.dimensions(), self.text)
+        write!(f, "LoadedEmbedder({} floats, {:?})", self.model.dimensions(), self.text)
     }
+}
+
+impl std::fmt::Debug for LoadedTranscriber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoadedTranscriber({:?})", self.model.config())
+    }
+}
+
+impl Loaded {
+    /// The embedder, if it is one.
+    pub fn embedder(self) -> Option<LoadedEmbedder> {
+        match self {
+            Self::Embedder(loaded) => Some(loaded),
+            Self::Transcriber(_) => None,
+        }
+    }
+
+    /// The transcriber, if it is one.
+    pub fn transcriber(self) -> Option<LoadedTranscriber> {
+        match self {
+            Self::Transcriber(loaded) => Some(loaded),
+            Self::Embedder(_) => None,
+        }
+    }
+}
+
+fn reserve<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
+    let mut vector = Vec::new();
+    vector
+        .try_reserve_exact(count)
+        .map_err(|_| OutOfMemory { bytes: count.saturating_mul(size_of::<T>()) })?;
+    Ok(vector)
 }
 
 /// Loads a package onto the CPU, for sequences of at most `max_tokens` tokens, or fewer where the package says so.
@@ -126,7 +256,8 @@ pub fn load_on<D: Device + 'static>(
     memory: &dyn Memory,
 ) -> Result<Loaded, LoadError> {
     match architecture {
-        Architecture::Bert => load_bert(files, device, max_tokens, memory),
+        Architecture::Bert => load_bert(files, device, max_tokens, memory).map(Loaded::Embedder),
+        Architecture::Whisper => load_whisper(files, device, memory).map(Loaded::Transcriber),
     }
 }
 
@@ -135,14 +266,26 @@ fn load_bert<D: Device + 'static>(
     device: D,
     max_tokens: usize,
     memory: &dyn Memory,
-) -> Result<Loaded, LoadError> {
+) -> Result<LoadedEmbedder, LoadError> {
     let config = BertConfig::read(files)?;
     let head = Head::read(files, config.hidden)?;
     let max_tokens = max_tokens.min(config.positions).min(head.max_tokens.unwrap_or(usize::MAX));
     let text = Text::read(files, config.vocabulary, max_tokens, memory)?;
     let weights = PackageWeights::read(files, memory)?;
     let model = Bert::new(device, &config, head, max_tokens, &weights, memory)?;
-    Ok(Loaded { model: Box::new(model), text })
+    Ok(LoadedEmbedder { model: Box::new(model), text })
+}
+
+fn load_whisper<D: Device + 'static>(
+    files: &Files,
+    device: D,
+    memory: &dyn Memory,
+) -> Result<LoadedTranscriber, LoadError> {
+    let config = WhisperConfig::read(files)?;
+    let vocabulary = Vocabulary::read(files, &config, memory)?;
+    let weights = PackageWeights::read(files, memory)?;
+    let model = Whisper::new(device, &config, &weights, memory)?;
+    Ok(LoadedTranscriber { model: Box::new(model), vocabulary })
 }
 
 /// Runs a small built-in model with random weights through every operation, so that nothing is done for the first time
@@ -150,14 +293,45 @@ fn load_bert<D: Device + 'static>(
 ///
 /// # Errors
 /// There is no memory even for that, or the device fails.
-pub fn warm_up<D: Device>(
+pub fn warm_up<D: Device + 'static>(
     architecture: Architecture,
     device: D,
     memory: &dyn Memory,
 ) -> Result<D, LoadError> {
     match architecture {
         Architecture::Bert => warm_up_bert(device, memory),
+        Architecture::Whisper => warm_up_whisper(device, memory),
     }
+}
+
+fn warm_up_whisper<D: Device + 'static>(device: D, memory: &dyn Memory) -> Result<D, LoadError> {
+    let config = WhisperConfig {
+        mels: 5,
+        state: 48,
+        audio_positions: WARM_UP_TOKENS,
+        audio_heads: 3,
+        audio_layers: 1,
+        text_positions: 48,
+        text_heads: 3,
+        text_layers: 1,
+        vocabulary: 64,
+        multilingual: false,
+        suppressed: Vec::new(),
+    };
+    let mut model = Whisper::new(device, &config, &RandomWeights, memory)?;
+    model.reserve(WARM_UP_TOKENS, memory).map_err(load_refused)?;
+    let mut state = model.open(memory).map_err(load_refused)?;
+    let failed = |failure| load_refused(Refusal::Failed(failure));
+    // The transform of sounds chooses its instructions when it is planned.
+    whisper::mel::Mel::new(config.mels).finish(memory).map_err(load_refused)?;
+    model.hear(&mut state, &vec![0.5; config.frames() * config.mels]);
+    while !model.encode(&mut state, WARM_UP_TOKENS).map_err(failed)? {}
+    let mut logits = Vec::new();
+    // Tokens that stay on one thread, and some that don't.
+    model.decode(&mut state, &[1; 40], 0, Some(&mut logits)).map_err(failed)?;
+    model.decode(&mut state, &[2], 40, Some(&mut logits)).map_err(failed)?;
+    drop(state);
+    Ok(model.into_device())
 }
 
 fn warm_up_bert<D: Device>(device: D, memory: &dyn Memory) -> Result<D, LoadError> {

@@ -1,8 +1,5 @@
 //! How many tokens a step may have, so that it lasts about as long as it should: by the speed of the steps before.
 
-/// How long a token may take before any has been measured: long, so that a first step is none that others wait for.
-const UNMEASURED_TOKEN_NS: u64 = 300_000;
-
 /// The speed of a worker. Numbers only, so that it knows nothing of jobs.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -20,7 +17,7 @@ impl Pace {
 
     /// Tokens of the next step, at least 1.
     pub(crate) fn tokens(&self) -> usize {
-        let token_ns = self.token_ns.unwrap_or(UNMEASURED_TOKEN_NS);
+        let Some(token_ns) = self.token_ns else { return self.tokens_max };
         let fitting = self.step_us.saturating_mul(1_000) / token_ns.max(1);
         usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, self.tokens_max)
     }
@@ -39,7 +36,7 @@ mod tests {
     #[test]
     fn steps_become_as_long_as_they_should_be() {
         let mut pace = Pace::new(512, 20_000);
-        assert_eq!(pace.tokens(), 66);
+        assert_eq!(pace.tokens(), 512);
         pace.measured(512, 51_200);
         assert_eq!(pace.tokens(), 200);
         (0..50).for_each(|_| pace.measured(200, 10_000));

@@ -6,6 +6,7 @@ pub mod llama;
 pub mod modules;
 pub mod safetensors;
 pub mod tokenizer;
+pub mod whisper;
 
 use ringfence_protocol::LoadError;
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ impl Files {
     }
 }
 
-/// The files that a sentence embedder is made of.
+/// The files that a sentence embedder or a speech model is made of.
 const NAMES: &[&str] = &[
     config::FILE,
     modules::FILE,
@@ -89,6 +90,7 @@ const NAMES: &[&str] = &[
     modules::LENGTH_FILE,
     safetensors::FILE,
     tokenizer::FILE,
+    whisper::GENERATION_FILE,
 ];
 
 /// A file says something that can't be.

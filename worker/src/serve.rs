@@ -4,14 +4,16 @@
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
 use crate::files::{self, Progress, Reading};
-use crate::jobs::{Jobs, Owner, Share, SlotFault};
+use crate::jobs::{Jobs, Owner, SlotFault};
+use crate::lanes::Share;
 #[cfg(feature = "wgpu")]
 use crate::memory::load_refused;
 use crate::memory::{Memory, Refusal, job_error};
-use crate::models::{self, Batch, Loaded};
+use crate::models::{self, Batch, Loaded, LoadedEmbedder};
 use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
 use crate::shell::{Shell, layer};
+use crate::speech::serve_speech;
 use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
@@ -83,8 +85,10 @@ impl From<LoadError> for End {
 pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> Result<(), End> {
     send(link, FromWorker::Hello { digest: DIGEST.to_owned() })?;
     let start = receive_start(link)?;
-    let mut loaded = told(link, load(link, shell, &start, memory))?;
-    serve_jobs(link, &mut loaded, &start, memory)
+    match told(link, load(link, shell, &start, memory))? {
+        Loaded::Embedder(mut loaded) => serve_jobs(link, &mut loaded, &start, memory),
+        Loaded::Transcriber(mut loaded) => told(link, serve_speech(link, &mut loaded, &start, memory)),
+    }
 }
 
 /// As [`serve`], from `Ready` on.
@@ -93,7 +97,7 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
 /// As for [`serve`].
 pub fn serve_jobs(
     link: &WorkerSideLink,
-    loaded: &mut Loaded,
+    loaded: &mut LoadedEmbedder,
     start: &Start,
     memory: &dyn Memory,
 ) -> Result<(), End> {
@@ -139,7 +143,7 @@ fn load(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Me
     })
 }
 
-fn send(link: &WorkerSideLink, message: FromWorker) -> Result<(), End> {
+pub(crate) fn send(link: &WorkerSideLink, message: FromWorker) -> Result<(), End> {
     Ok(link.send(&message, &[])?)
 }
 
@@ -150,6 +154,7 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
         ToWorker::Start(_) => Err(End::Illegal("descriptors with a start")),
         ToWorker::Load { .. }
         | ToWorker::Run { .. }
+        | ToWorker::Transcribe { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
         | ToWorker::Stop => Err(End::Illegal("something before the start")),
@@ -221,6 +226,7 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
         ToWorker::Load { .. } => Err(End::Illegal("a package whose names and descriptors don't pair")),
         ToWorker::Start(_)
         | ToWorker::Run { .. }
+        | ToWorker::Transcribe { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
         | ToWorker::Stop => Err(End::Illegal("something before the package")),
@@ -240,22 +246,50 @@ fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes)
     }
 }
 
+/// Waits for bytes of a file or a message; whether there is a message.
+pub(crate) fn await_bytes<'a>(
+    link: &WorkerSideLink,
+    readings: impl Iterator<Item = &'a Reading>,
+) -> Result<bool, End> {
+    let mut watched: Vec<PollFd<'_>> = readings.map(|reading| PollFd::new(reading, PollFlags::IN)).collect();
+    watched.push(PollFd::new(link, PollFlags::IN));
+    loop {
+        match poll(&mut watched, Some(&FILE_LOOK_EVERY)) {
+            Ok(_) => return Ok(watched.last().is_some_and(|link| !link.revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(LinkError::Os(error).into()),
+        }
+    }
+}
+
+/// Whether the link can be read without waiting; its end counts.
+pub(crate) fn message_waits(link: &WorkerSideLink) -> Result<bool, End> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        match poll(&mut [PollFd::new(link, PollFlags::IN)], Some(&now)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(LinkError::Os(error).into()),
+        }
+    }
+}
+
 /// A loaded package and its jobs.
 struct Server<'a> {
     link: &'a WorkerSideLink,
     memory: &'a dyn Memory,
-    loaded: &'a mut Loaded,
+    loaded: &'a mut LoadedEmbedder,
     pace: Pace,
     calibrate: bool,
     jobs: Jobs,
-    /// Jobs whose text is still being read.
-    readings: Vec<Reading>,
+    /// Jobs whose text is still being read, and what becomes of it.
+    readings: Vec<(Reading, Split)>,
     /// Of the model's buffers.
     owner: Owner,
 }
 
 /// Whether to go on.
-enum Next {
+pub(crate) enum Next {
     Go,
     Stop,
 }
@@ -264,8 +298,11 @@ impl Server<'_> {
     fn run(mut self) -> Result<(), End> {
         self.send_ready()?;
         loop {
-            while self.jobs.is_empty() || self.message_waits()? {
-                if self.jobs.is_empty() && !self.readings.is_empty() && !self.await_bytes()? {
+            while self.jobs.is_empty() || message_waits(self.link)? {
+                if self.jobs.is_empty()
+                    && !self.readings.is_empty()
+                    && !await_bytes(self.link, self.readings.iter().map(|(reading, _)| reading))?
+                {
                     self.read_on()?;
                     continue;
                 }
@@ -286,7 +323,7 @@ impl Server<'_> {
     }
 
     fn send_ready(&self) -> Result<(), End> {
-        let Loaded { model, text } = &*self.loaded;
+        let LoadedEmbedder { model, text } = &*self.loaded;
         let usage = model.usage(self.memory);
         let narrow = |n: usize| u32::try_from(n).expect("the configuration bounds it");
         let ready = FromWorker::Ready {
@@ -300,33 +337,19 @@ impl Server<'_> {
         send(self.link, ready)
     }
 
-    /// Waits for bytes of a file or a message; whether there is a message.
-    fn await_bytes(&self) -> Result<bool, End> {
-        let mut watched: Vec<PollFd<'_>> =
-            self.readings.iter().map(|reading| PollFd::new(reading, PollFlags::IN)).collect();
-        watched.push(PollFd::new(self.link, PollFlags::IN));
-        loop {
-            match poll(&mut watched, Some(&FILE_LOOK_EVERY)) {
-                Ok(_) => return Ok(watched.last().is_some_and(|link| !link.revents().is_empty())),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(LinkError::Os(error).into()),
-            }
-        }
-    }
-
     /// Takes what has come of the files; texts that are whole become jobs.
     fn read_on(&mut self) -> Result<(), End> {
         let mut at = 0;
-        while let Some(reading) = self.readings.get_mut(at) {
-            let (slot, share) = (reading.slot, reading.share);
+        while let Some((reading, split)) = self.readings.get_mut(at) {
+            let (slot, share, split) = (reading.slot, reading.share, *split);
             match reading.advance(self.memory) {
                 Progress::Waits => {
                     at += 1;
                     continue;
                 }
-                Progress::Read(input) => {
+                Progress::Read(bytes) => {
                     self.readings.swap_remove(at);
-                    self.run_text_of(slot, share, input)?;
+                    self.run_bytes(slot, share, split, bytes)?;
                     continue;
                 }
                 Progress::Failed(error) => send(self.link, FromWorker::Failed { slot, error })?,
@@ -338,22 +361,10 @@ impl Server<'_> {
 
     /// A slot that may take a job now.
     fn free(&mut self, slot: u32) -> Result<(), End> {
-        if self.readings.iter().any(|reading| reading.slot == slot) {
+        if self.readings.iter().any(|(reading, _)| reading.slot == slot) {
             return Err(SlotFault::Taken.into());
         }
         Ok(self.jobs.free(slot)?)
-    }
-
-    /// Whether the link can be read without waiting; its end counts.
-    fn message_waits(&self) -> Result<bool, End> {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        loop {
-            match poll(&mut [PollFd::new(self.link, PollFlags::IN)], Some(&now)) {
-                Ok(ready) => return Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(LinkError::Os(error).into()),
-            }
-        }
     }
 
     fn handle(&mut self, received: Received<ToWorker>) -> Result<Next, End> {
@@ -375,7 +386,8 @@ impl Server<'_> {
             (ToWorker::Run { slot, domain, weight, input: Data::File { split } }, 1) => {
                 self.free(slot)?;
                 let share = Share { domain, weight };
-                self.readings.push(Reading::new(slot, share, split, descriptors.remove(0)));
+                let reading = Reading::new(slot, share, INPUT_BYTES_MAX, descriptors.remove(0));
+                self.readings.push((reading, split));
                 // Nothing comes before it is asked for.
                 self.read_on()?;
             }
@@ -388,6 +400,7 @@ impl Server<'_> {
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
                 return Err(End::Illegal("a second start or package"));
             }
+            (ToWorker::Transcribe { .. }, _) => return Err(End::Illegal("audio for a model of texts")),
         }
         Ok(Next::Go)
     }
@@ -448,7 +461,11 @@ impl Server<'_> {
         descriptor: OwnedFd,
     ) -> Result<(), End> {
         let Some(map) = self.sealed_input(slot, bytes, descriptor)? else { return Ok(()) };
-        match files::decode(map.to_vec(), split) {
+        self.run_bytes(slot, share, split, map.to_vec())
+    }
+
+    fn run_bytes(&mut self, slot: u32, share: Share, split: Split, bytes: Vec<u8>) -> Result<(), End> {
+        match files::decode(bytes, split) {
             Ok(input) => self.run_text_of(slot, share, input),
             Err(error) => send(self.link, FromWorker::Failed { slot, error }),
         }
@@ -481,7 +498,7 @@ impl Server<'_> {
 
     fn cancel(&mut self, slot: u32) -> Result<(), End> {
         let readings = self.readings.len();
-        self.readings.retain(|reading| reading.slot != slot);
+        self.readings.retain(|(reading, _)| reading.slot != slot);
         if self.jobs.cancel(slot)? || self.readings.len() < readings {
             send(self.link, FromWorker::Failed { slot, error: JobError::Cancelled })?;
         }

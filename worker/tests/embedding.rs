@@ -71,8 +71,9 @@ fn every_level_of_instructions_gives_the_same_vectors() {
     for isa in ringfence_kernels::Isa::available() {
         let compute = ringfence_kernels::Compute::new(isa, ringfence_kernels::Pool::new(3).unwrap());
         let architecture = ringfence_protocol::Architecture::Bert;
-        let mut loaded =
+        let loaded =
             ringfence_worker::models::load(&package.files(), architecture, compute, 512, &Lease).unwrap();
+        let mut loaded = loaded.embedder().unwrap();
         let ids: Vec<Vec<u32>> = texts.iter().map(|text| tokens(&loaded, text)).collect();
         let vectors = embed(&mut loaded, &ids);
         let first = first.get_or_insert_with(|| vectors.clone());

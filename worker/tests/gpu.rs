@@ -14,7 +14,7 @@ use ringfence_protocol::{
 use ringfence_worker::device::{DeviceFailure, Usage, Wgpu};
 use ringfence_worker::memory::{Lease, Memory, Refusal};
 use ringfence_worker::models::bert::Bert;
-use ringfence_worker::models::{Batch, Embedder, Loaded, RandomWeights, load_on};
+use ringfence_worker::models::{Batch, Embedder, LoadedEmbedder, RandomWeights, load_on};
 use ringfence_worker::package::config::BertConfig;
 use ringfence_worker::package::modules::{Head, Pooling};
 use ringfence_worker::serve::{End, serve_jobs};
@@ -85,8 +85,9 @@ fn gpu(lease: u64) -> Gpu {
     gpu
 }
 
-fn load(package: &Package, gpu: Gpu) -> Result<Loaded, LoadError> {
-    load_on(&package.files(), Architecture::Bert, Wgpu::new(gpu), 512, &Lease)
+fn load(package: &Package, gpu: Gpu) -> Result<LoadedEmbedder, LoadError> {
+    let loaded = load_on(&package.files(), Architecture::Bert, Wgpu::new(gpu), 512, &Lease)?;
+    Ok(loaded.embedder().unwrap())
 }
 
 fn small() -> BertConfig {
@@ -229,7 +230,7 @@ impl Serving {
             let device = Wgpu::new(gpu(LEASE));
             let model = Bert::new(device, &config, head, 64, &RandomWeights, &Lease).unwrap();
             let model = Watched { model, steps: 0, lost_at, forgotten: counter };
-            let mut loaded = Loaded { model: Box::new(model), text };
+            let mut loaded = LoadedEmbedder { model: Box::new(model), text };
             serve_jobs(&WorkerSideLink::new(theirs), &mut loaded, &START, &Lease)
         });
         let serving = Self { link: WorkerLink::new(ours), thread, forgotten };

@@ -7,17 +7,18 @@ use ringfence_gpu::{Adapters, Gpu, Products, Shaders};
 use ringfence_protocol::{Architecture, Item};
 use ringfence_worker::device::Wgpu;
 use ringfence_worker::memory::Lease;
-use ringfence_worker::models::{Loaded, load, load_on};
+use ringfence_worker::models::{LoadedEmbedder, load, load_on};
 use ringfence_worker::package::Files;
 use serde_json::Value;
 use support::{cosine, data, embed, floats};
 
-fn minilm() -> Loaded {
+fn minilm() -> LoadedEmbedder {
     let folder = std::env::var("RINGFENCE_MINILM").expect(
         "RINGFENCE_MINILM must name the folder with the unpacked MiniLM weights; `make test` fetches them",
     );
     let files = Files::from_folder(folder.as_ref()).unwrap();
-    load(&files, Architecture::Bert, support::compute(), 512, &Lease).unwrap()
+    let loaded = load(&files, Architecture::Bert, support::compute(), 512, &Lease).unwrap();
+    loaded.embedder().unwrap()
 }
 
 fn expected() -> Vec<Value> {
@@ -75,7 +76,8 @@ fn a_gpu_gives_the_same_vectors() {
         let shaders = Shaders { subgroups: true, products };
         let gpu = Gpu::open_with(&adapters.all()[0], 256 << 20, shaders).unwrap();
         gpu.warm_up().unwrap();
-        let mut loaded = load_on(&files, Architecture::Bert, Wgpu::new(gpu), 512, &Lease).unwrap();
+        let loaded = load_on(&files, Architecture::Bert, Wgpu::new(gpu), 512, &Lease).unwrap();
+        let mut loaded = loaded.embedder().unwrap();
         let cases = &expected()[..16];
         let batch: Vec<Vec<u32>> =
             cases.iter().map(|case| support::tokens(&loaded, case["text"].as_str().unwrap())).collect();

@@ -1,4 +1,5 @@
-//! Published speech models through the importers: what comes out transcribes, and forms of the same weights agree.
+//! Published speech models through the importers: what comes out transcribes, by our own network as openai/whisper does, and
+//! forms of the same weights agree.
 //! `RINGFENCE_SPEECH` names the folder with the sources; `make test` fills it.
 //!
 //! ```text
@@ -7,7 +8,11 @@
 //! tiny.ggml.bin                                        ggml, multilingual
 //! base.ctranslate2.bin, base.tokenizer.json, base.config.json      CTranslate2
 //! silero.onnx, jfk.wav                                 Silero; eleven seconds of speech at 16 kHz
+//! librivox/                                            five clips, and what is said in them
 //! ```
+//! `tests/data/whisper.expected.json` is what PyPI's openai-whisper 20250625 on torch (f32, temperatures from 0) says of the
+//! same clips by the same weights of tiny.en, once; and of all of them one after another, with a second of silence behind
+//! each.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -15,12 +20,17 @@ mod support;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::whisper::{Config, audio, model::Whisper};
-use ringfence_protocol::{Facts, ModelArchitecture, SourceForm};
+use ringfence_protocol::{Architecture, Facts, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
 use ringfence_worker::memory::Lease;
+use ringfence_worker::models::whisper::mel::Mel;
+use ringfence_worker::models::whisper::transcription::{Options, Segment, Step, Transcription};
+use ringfence_worker::models::whisper::vocabulary::Task;
+use ringfence_worker::models::{LoadedTranscriber, load};
 use ringfence_worker::package::tokenizer::parse_bpe;
 use ringfence_worker::package::{FileBytes, Files};
+use ringfence_worker::sound::Sound;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -232,6 +242,161 @@ fn check_tokens(output: &InMemory, expected: &Value) {
         assert!(suppressed.as_array().unwrap().contains(id), "{id}");
     }
     assert_eq!(suppressed.as_array().unwrap().len(), expected["non_speech"].as_array().unwrap().len() + 6);
+}
+
+fn files(package: &InMemory) -> Files {
+    let shared = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
+    package.files.iter().map(shared).collect()
+}
+
+fn transcriber(package: &InMemory) -> LoadedTranscriber {
+    let loaded = load(&files(package), Architecture::Whisper, support::compute(), 448, &Lease);
+    let mut loaded = loaded.unwrap().transcriber().unwrap();
+    loaded.model.reserve(ROWS, &Lease).unwrap();
+    loaded
+}
+
+/// Rows of a step: some stages take several, of different sizes.
+const ROWS: usize = 400;
+
+/// All of a clip's samples.
+fn clip(name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(folder().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut sound = Sound::open(Arc::new(bytes) as FileBytes).unwrap();
+    let mut samples = Vec::new();
+    while sound.read(&mut samples).unwrap() {}
+    samples
+}
+
+struct Heard {
+    segments: Vec<Segment>,
+    language: Option<String>,
+}
+
+impl Heard {
+    fn text(&self) -> String {
+        self.segments.iter().map(|segment| segment.text.as_str()).collect()
+    }
+}
+
+fn hear(loaded: &mut LoadedTranscriber, samples: &[f32], options: Options) -> Heard {
+    let mut sound = Mel::new(loaded.model.config().mels);
+    sound.push(samples, &Lease).unwrap();
+    sound.finish(&Lease).unwrap();
+    let mut job = Transcription::new(loaded, options, sound, &Lease).unwrap();
+    let mut segments = Vec::new();
+    loop {
+        match job.step(loaded, ROWS).unwrap() {
+            Step::More => {}
+            Step::Segment(segment) => segments.push(segment),
+            Step::Done => break,
+        }
+    }
+    Heard { segments, language: job.language().map(str::to_owned) }
+}
+
+fn words(text: &str) -> Vec<String> {
+    let plain = text.to_lowercase().replace("mr.", "mister").replace('-', " ");
+    let letters: String = plain.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace()).collect();
+    letters.split_whitespace().map(str::to_owned).collect()
+}
+
+/// How many words have to be put in, left out or changed.
+fn distance(said: &[String], heard: &[String]) -> usize {
+    let mut row: Vec<usize> = (0..=heard.len()).collect();
+    for (i, word) in said.iter().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, other) in heard.iter().enumerate() {
+            let changed = corner + usize::from(word != other);
+            corner = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[heard.len()]
+}
+
+fn expected() -> Value {
+    serde_json::from_slice(&std::fs::read(support::data("whisper.expected.json")).unwrap()).unwrap()
+}
+
+/// Everything that is told of a segment is what openai/whisper tells.
+#[track_caller]
+fn equals_openai(heard: &Heard, expected: &Value) {
+    let expected = expected["segments"].as_array().unwrap();
+    assert_eq!(heard.segments.len(), expected.len(), "{:?}", heard.segments);
+    for (segment, expected) in heard.segments.iter().zip(expected) {
+        assert_eq!(Value::from(segment.text.clone()), expected["text"]);
+        assert_eq!(Value::from(segment.tokens.clone()), expected["tokens"], "{}", segment.text);
+        assert_eq!(Value::from(segment.seek), expected["seek"], "{}", segment.text);
+        for (key, found, tolerance) in [
+            ("start", segment.start, 1e-6),
+            ("end", segment.end, 1e-6),
+            ("temperature", f64::from(segment.temperature), 1e-6),
+            ("avg_logprob", segment.avg_logprob, 2e-3),
+            // Compressors differ in their effort.
+            ("compression_ratio", segment.compression_ratio, 0.05),
+            ("no_speech_prob", segment.no_speech_prob, 2e-3),
+        ] {
+            let off = (found - expected[key].as_f64().unwrap()).abs();
+            assert!(off <= tolerance, "{key} is {found}: {expected}");
+        }
+    }
+}
+
+#[test]
+fn what_kennedy_said_is_heard_without_an_error() {
+    let heard = hear(&mut transcriber(&english_pt()), &clip("jfk.wav"), Options::default());
+    assert_eq!(distance(&words(SPOKEN), &words(&heard.text())), 0, "{}", heard.text());
+    equals_openai(&heard, &expected()["jfk"]);
+}
+
+#[test]
+fn clips_are_heard_as_well_as_by_openai() {
+    let transcription = std::fs::read_to_string(folder().join("librivox/transcription")).unwrap();
+    let (mut loaded, expected) = (transcriber(&english_pt()), expected());
+    let (mut all, mut ours, mut theirs) = (0, 0, 0);
+    for line in transcription.lines() {
+        let (said, name) = line.rsplit_once(" (").unwrap();
+        let name = name.trim_end_matches(')');
+        let said = words(said.trim_start_matches("<s>").trim_end_matches("</s>"));
+        let heard = hear(&mut loaded, &clip(&format!("librivox/{name}.wav")), Options::default()).text();
+        all += said.len();
+        ours += distance(&said, &words(&heard));
+        theirs += distance(&said, &words(expected[name]["text"].as_str().unwrap()));
+        println!("{name}:{heard}");
+    }
+    let rate = |errors: usize| errors as f64 / all as f64 * 100.0;
+    println!("word error rate {:.2}, openai/whisper's {:.2}", rate(ours), rate(theirs));
+    assert!(all > 60 && rate(ours) <= rate(theirs) + 2.0, "{ours} and {theirs} of {all}");
+}
+
+/// Two windows, the second from where the first one's last pair of times is, with what was said before.
+#[test]
+fn a_sound_longer_than_a_window_is_heard_as_by_openai() {
+    let names = ["0870", "0880", "0890", "0920", "0930"]
+        .map(|number| format!("librivox/sense_and_sensibility_01_austen_64kb-{number}.wav"));
+    let mut samples = Vec::new();
+    for name in std::iter::once("jfk.wav").chain(names.iter().map(String::as_str)) {
+        samples.extend(clip(name));
+        samples.extend([0.0; 16_000]);
+    }
+    let heard = hear(&mut transcriber(&english_pt()), &samples, Options::default());
+    equals_openai(&heard, &expected()["long"]);
+}
+
+#[test]
+fn the_language_is_found_and_times_can_be_left_out() {
+    let mut loaded = transcriber(&multilingual_ggml());
+    let options = Options { timestamps: false, task: Task::Translate, ..Options::default() };
+    let heard = hear(&mut loaded, &clip("jfk.wav"), options);
+    assert_eq!(heard.language.as_deref(), Some("en"));
+    assert!(distance(&words(SPOKEN), &words(&heard.text())) <= 1, "{}", heard.text());
+}
+
+#[test]
+fn base_hears_what_kennedy_said() {
+    let heard = hear(&mut transcriber(&base_ctranslate2()), &clip("jfk.wav"), Options::default());
+    assert!(distance(&words(SPOKEN), &words(&heard.text())) <= 1, "{}", heard.text());
 }
 
 /// Silero's network as its documentation says, over the imported weights.

@@ -119,9 +119,10 @@ Entries go in bundles of 256, the oldest first; that they went is an entry itsel
     #[command(after_help = "\
 Examples:
   ringfence audit digest notes/a.md
-  ringfence audit show --client notes | grep $(ringfence audit digest notes/a.md)
+  ringfence audit digest notes/a.md --json
 
-It is BLAKE3 under a key of this home, so that nobody else can guess what was served.")]
+It is BLAKE3 under a key of this home, so that nobody else can guess what was served; look for it in what `ringfence audit
+show` prints.")]
     Digest {
         /// The file
         file: PathBuf,
@@ -160,7 +161,8 @@ pub fn run(args: AuditArgs, home: &Home, output: &Output) -> Result<(), CliError
         }
         AuditCommand::Digest { file } => {
             let keys = place?.keys()?;
-            let digest = fs::File::open(&file).and_then(|bytes| keys.masks().digest(bytes));
+            let opened = fs::OpenOptions::new().read(true).open(&file);
+            let digest = opened.and_then(|bytes| keys.masks().digest(bytes));
             let digest = digest.map_err(|source| CliError::io(file.display().to_string(), source))?;
             output.answer(&json!({"digest": digest}), |_| digest.to_string())
         }

@@ -19,6 +19,7 @@ pub mod status;
 pub mod stress;
 pub mod top;
 pub mod trace;
+pub mod transcribe;
 pub mod trust;
 pub mod usage;
 pub mod why;
@@ -53,6 +54,7 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Alert(args) => alert::run(args, home, output),
         Command::Index(args) => index::run(args, home, output),
         Command::Search(args) => search::run(args, home, output),
+        Command::Transcribe(args) => transcribe::run(args, home, output),
         Command::Grant(args) => grant::run(args, home, output),
         Command::Audit(args) => audit::run(args, home, output),
         Command::Logs(args) => logs::run(&args, home, output),

@@ -78,5 +78,6 @@ fn left(rates: &Value) -> String {
     let of = |field: &str, divisor: i64| {
         rates[field]["available"].as_i64().map_or("-".to_owned(), |left| (left / divisor).to_string())
     };
-    format!("{} / {} / {}", of("jobs", 1), of("device_us", 1_000), of("tokens", 1))
+    let audio = of("audio_ms", 1_000);
+    format!("{} / {} / {} / {audio}", of("jobs", 1), of("device_us", 1_000), of("tokens", 1))
 }

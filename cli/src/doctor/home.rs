@@ -124,7 +124,8 @@ fn quotas(home: &Home) -> Finding {
 fn audit(home: &Home) -> Finding {
     const NAME: &str = "audit log";
     let path = home.audit();
-    let newest = match Folder::open(&path) {
+    let there = path.join("log").symlink_metadata().and_then(|_| Folder::open(&path));
+    let newest = match there {
         Ok(files) => Keys::read(&files)
             .map_err(|error| error.to_string())
             .and_then(|keys| newest_checkpoint(&files, &keys.public()).map_err(|fault| fault.to_string())),

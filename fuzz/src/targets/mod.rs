@@ -13,6 +13,7 @@ mod link;
 mod onnx;
 mod pt;
 mod serving;
+mod sound;
 mod tokenizer;
 mod trace;
 mod trust;
@@ -21,7 +22,7 @@ mod trust;
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 16] = [
+pub(crate) const TARGETS: [Target; 17] = [
     ("archive", archive::run),
     ("audit", audit::run),
     ("bundle", bundle::run),
@@ -35,6 +36,7 @@ pub(crate) const TARGETS: [Target; 16] = [
     ("onnx", onnx::run),
     ("pt", pt::run),
     ("serving", serving::run),
+    ("sound", sound::run),
     ("tokenizer", tokenizer::run),
     ("trace", trace::run),
     ("trust", trust::run),

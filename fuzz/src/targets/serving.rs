@@ -8,7 +8,7 @@ use ringfence_protocol::{
     connected_pair,
 };
 use ringfence_sandbox::SealedFile;
-use ringfence_worker::models::{Loaded, load};
+use ringfence_worker::models::{LoadedEmbedder, load};
 use ringfence_worker::serve::serve_jobs;
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
@@ -29,7 +29,7 @@ const START: Start = Start {
     calibrate: false,
 };
 
-fn tiny() -> Loaded {
+fn tiny() -> LoadedEmbedder {
     let files = support::files(&[
         ("config.json", include_bytes!("../../../tests/data/tiny-bert/config.json")),
         ("tokenizer.json", include_bytes!("../../../tests/data/tiny-bert/tokenizer.json")),
@@ -38,11 +38,13 @@ fn tiny() -> Loaded {
         ("model.safetensors", include_bytes!("../../../tests/data/tiny-bert/model.safetensors")),
     ]);
     let compute = Compute::new(Isa::detect(), Pool::new(1).expect("a thread"));
-    load(&files, Architecture::Bert, compute, 64, &support::Lease).expect("it is a good package")
+    let loaded =
+        load(&files, Architecture::Bert, compute, 64, &support::Lease).expect("it is a good package");
+    loaded.embedder().expect("BERT is one")
 }
 
 thread_local! {
-    static TINY: RefCell<Loaded> = RefCell::new(tiny());
+    static TINY: RefCell<LoadedEmbedder> = RefCell::new(tiny());
 }
 
 /// Sends whatever the bytes decode to, one message after another, then closes the link's one direction.

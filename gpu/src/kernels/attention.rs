@@ -5,7 +5,7 @@ use crate::device::Gpu;
 use crate::pipelines::{Kernel, Parameters};
 
 /// Floats of the widest head: four for each lane.
-const HEAD_MAX: usize = 256;
+pub(super) const HEAD_MAX: usize = 256;
 /// Words of the list that [`Gpu::attention`] needs, for each row: those of a block, if all sequences are of one row.
 pub const ATTENTION_WORDS_PER_ROW: usize = 3;
 /// Rows of a sequence that a workgroup takes together.

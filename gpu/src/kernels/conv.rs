@@ -7,6 +7,7 @@ use crate::error::GpuError;
 use crate::gate::Buffer;
 use crate::kernels::groups_for;
 use crate::pipelines::{Kernel, Parameters};
+use std::ops::Range;
 
 /// How a convolution walks over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,5 +92,28 @@ impl Gpu {
         let buffers = [input.buffer.raw(), weights.weights.raw(), weights.bias.raw(), to.buffer.raw()];
         self.dispatch(Kernel::Conv1d, &buffers, &parameters, groups_for(made * outputs));
         made
+    }
+
+    /// What a convolution multiplies with its weights: to[i] = the rows of the first `steps` of `input` that result
+    /// `results.start + i` is made of, as many as fit into a row of `to`, one after another, with zeros where there are none.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn unfold(
+        &self,
+        input: &Matrix,
+        steps: usize,
+        how: Convolution,
+        results: Range<usize>,
+        to: &mut Matrix,
+    ) {
+        let channels = input.columns();
+        assert!(steps <= input.rows() && results.len() <= to.rows(), "{results:?} of {steps} steps");
+        assert!(channels > 0 && to.columns().is_multiple_of(channels) && how.stride > 0, "whole rows");
+        let kernel = to.columns() / channels;
+        let numbers = [results.len(), steps, channels, results.start, kernel, how.stride, how.padding];
+        let buffers = [input.buffer.raw(), to.buffer.raw()];
+        let groups = groups_for(results.len() * to.columns());
+        self.dispatch(Kernel::Unfold, &buffers, &Parameters::new(&numbers), groups);
     }
 }

@@ -5,6 +5,7 @@ struct Parameters {
     steps: u32,
     input_steps: u32,
     channels: u32,
+    // Of `unfold`: the first result.
     outputs: u32,
     kernel: u32,
     stride: u32,
@@ -46,4 +47,28 @@ fn conv1d(
         }
     }
     to[i] = activate(sum, p.activation);
+}
+
+@group(0) @binding(1) var<storage, read_write> unfolded: array<f32>;
+
+// Row i of the result: the input's steps that result `p.outputs + i` is made of, one after another.
+@compute @workgroup_size(64)
+fn unfold(
+    @builtin(local_invocation_index) index: u32,
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    let i = (group.y * groups.x + group.x) * 64u + index;
+    let width = p.kernel * p.channels;
+    if i >= p.steps * width {
+        return;
+    }
+    let column = i % width;
+    // Below 0 this wraps to far beyond the last step.
+    let step = (p.outputs + i / width) * p.stride + column / p.channels - p.padding;
+    var float = 0.0;
+    if step < p.input_steps {
+        float = input[step * p.channels + column % p.channels];
+    }
+    unfolded[i] = float;
 }

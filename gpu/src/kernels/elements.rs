@@ -6,6 +6,7 @@ use crate::device::Gpu;
 use crate::error::GpuError;
 use crate::kernels::groups_for;
 use crate::pipelines::{Kernel, Parameters};
+use std::ops::Range;
 
 impl Gpu {
     /// x += added, for the first `rows` rows.
@@ -13,11 +14,21 @@ impl Gpu {
     /// # Panics
     /// If the shapes disagree.
     pub fn add(&self, x: &mut Matrix, added: &Matrix, rows: usize) {
-        assert!(rows <= x.rows() && rows <= added.rows(), "{rows} rows");
-        assert_eq!(x.columns(), added.columns(), "columns");
-        let count = rows * x.columns();
+        self.add_rows(x, 0..rows, added);
+    }
+
+    /// Row `rows.start + i` of x += added[i].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn add_rows(&self, x: &mut Matrix, rows: Range<usize>, added: &Matrix) {
+        assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
+        assert!(rows.len() <= added.rows() && x.columns() == added.columns(), "rows {rows:?}");
+        let count = rows.len() * x.columns();
+        // The kernel's activation and columns are not used here.
+        let parameters = Parameters::new(&[count, 0, 0, rows.start * x.columns()]);
         let buffers = [x.buffer.raw(), added.buffer.raw()];
-        self.dispatch(Kernel::Add, &buffers, &Parameters::new(&[count]), groups_for(count));
+        self.dispatch(Kernel::Add, &buffers, &parameters, groups_for(count));
     }
 
     /// x = activation(x), for the first `rows` rows.
@@ -60,7 +71,7 @@ impl Gpu {
     pub fn rope(
         &self,
         x: &mut Matrix,
-        columns: std::ops::Range<usize>,
+        columns: Range<usize>,
         positions: &[u32],
         turns: &Matrix,
         words: &mut Words,

@@ -3,7 +3,7 @@
 struct Parameters {
     count: u32,
     activation: u32,
-    // Of `rope`: columns of a row, the first that is turned, heads, floats of a head.
+    // Of `rope`: columns of a row, the first that is turned, heads, floats of a head; of `add`: the first that is added to.
     columns: u32,
     first: u32,
     heads: u32,
@@ -27,7 +27,7 @@ fn add(
 ) {
     let i = place(group, groups, index);
     if i < p.count {
-        x[i] += added[i];
+        x[p.first + i] += added[i];
     }
 }
 

@@ -1,5 +1,6 @@
 //! The operations: each checks its shapes and records one kernel, or one for each part of split weights.
 
+pub(crate) mod attend;
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elements;

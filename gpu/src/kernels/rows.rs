@@ -5,6 +5,7 @@ use crate::device::Gpu;
 use crate::error::GpuError;
 use crate::gate::Buffer;
 use crate::pipelines::{Kernel, Parameters};
+use std::ops::Range;
 
 /// Scale, and shift where there is one, of a normalisation.
 #[derive(Debug)]
@@ -51,6 +52,23 @@ impl Gpu {
         let parameters = Parameters::new(&[rows, weights.columns]).float(weights.epsilon);
         let buffers = [x.buffer.raw(), added.buffer.raw(), weights.weight.raw(), bias.raw()];
         self.dispatch(Kernel::LayerNorm, &buffers, &parameters, rows as u64);
+    }
+
+    /// to[i] = norm of row `rows.start + i` of the input.
+    ///
+    /// # Panics
+    /// If the shapes disagree, or the weights have no bias.
+    pub fn layer_norm(&self, input: &Matrix, rows: Range<usize>, weights: &NormWeights, to: &mut Matrix) {
+        assert!(
+            rows.start <= rows.end && rows.end <= input.rows() && rows.len() <= to.rows(),
+            "rows {rows:?}"
+        );
+        assert!(input.columns() == weights.columns && to.columns() == weights.columns, "columns");
+        let bias = weights.bias.as_ref().expect("a layer normalisation has a bias");
+        let parameters = Parameters::new(&[rows.len(), weights.columns]).float(weights.epsilon);
+        let parameters = parameters.word(u32::try_from(rows.start).expect("rows are counted in 32 bits"));
+        let buffers = [input.buffer.raw(), to.buffer.raw(), weights.weight.raw(), bias.raw()];
+        self.dispatch(Kernel::LayerNormTo, &buffers, &parameters, rows.len() as u64);
     }
 
     /// to = input / sqrt(mean of squares + epsilon) * weight, for the first `rows` rows.

@@ -6,6 +6,8 @@ struct Parameters {
     columns: u32,
     // Added to the variance; or what scores are multiplied with.
     value: f32,
+    // Of `layer_norm_to`: the first row of the input.
+    first: u32,
 }
 
 var<immediate> p: Parameters;
@@ -48,6 +50,32 @@ fn layer_norm(lane: Lane) {
 }
 
 @group(0) @binding(0) var<storage, read> input: array<f32>;
+@group(0) @binding(1) var<storage, read_write> normed: array<f32>;
+
+// normed = norm(input)
+@compute @workgroup_size(64)
+fn layer_norm_to(lane: Lane) {
+    let row = row_of(lane);
+    if row >= p.rows {
+        return;
+    }
+    let start = (p.first + row) * p.columns;
+    var sum = 0.0;
+    for (var i = lane.index; i < p.columns; i += 64u) {
+        sum += input[start + i];
+    }
+    let mean = sum_of(sum, lane) / f32(p.columns);
+    var squares = 0.0;
+    for (var i = lane.index; i < p.columns; i += 64u) {
+        let off = input[start + i] - mean;
+        squares += off * off;
+    }
+    let scale = 1.0 / sqrt(sum_of(squares, lane) / f32(p.columns) + p.value);
+    for (var i = lane.index; i < p.columns; i += 64u) {
+        normed[row * p.columns + i] = (input[start + i] - mean) * scale * norm_weight[i] + norm_bias[i];
+    }
+}
+
 @group(0) @binding(1) var<storage, read> rms_weight: array<f32>;
 @group(0) @binding(2) var<storage, read_write> to: array<f32>;
 

@@ -101,6 +101,9 @@ pub enum RootFault {
     /// A FIFO, a socket, a device.
     #[error("it is neither a folder nor a regular file")]
     NotAFile,
+    /// A file where the sound server's socket should be.
+    #[error("it is no socket")]
+    NotASocket,
     /// A file with other names elsewhere.
     #[error("the file has {0} names")]
     HardLink(u64),
@@ -170,7 +173,10 @@ impl HostRoot {
         }
         let mounted = if self.shows_folder_above() { found.parent } else { found.opened };
         let tree = clone_of(&mounted).map_err(os(Layer::Namespaces, "open_tree"))?;
-        restrict_mount(tree.as_fd(), self.access)?;
+        restrict_mount(&tree)?;
+        if self.access == RootAccess::Write {
+            allow_writing(&tree)?;
+        }
         Ok(tree)
     }
 
@@ -188,15 +194,15 @@ impl HostRoot {
 }
 
 /// What the path of a root leads to.
-struct Found {
-    opened: OwnedFd,
+pub(super) struct Found {
+    pub(super) opened: OwnedFd,
     parent: OwnedFd,
-    facts: Stat,
+    pub(super) facts: Stat,
     /// From `/` to the parent.
     above: Vec<FileId>,
 }
 
-fn walk(path: &str) -> Result<Found, RootFault> {
+pub(super) fn walk(path: &str) -> Result<Found, RootFault> {
     let parts = parts(path)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut opened = open("/", flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed("/", "open"))?;
@@ -250,11 +256,11 @@ fn failed(path: impl AsRef<Path>, call: &'static str) -> impl Fn(Errno) -> RootF
     move |error| RootFault::Os { path: path.as_ref().to_owned(), call, error }
 }
 
-fn id(facts: &Stat) -> FileId {
+pub(super) fn id(facts: &Stat) -> FileId {
     FileId { device: facts.st_dev, inode: facts.st_ino }
 }
 
-fn is_own(opened: &OwnedFd) -> Result<bool, Errno> {
+pub(super) fn is_own(opened: &OwnedFd) -> Result<bool, Errno> {
     let kind = fstatfs(opened)?.f_type;
     // Magic numbers are 32 bits, which some are stored as negative.
     Ok(OWN_FILE_SYSTEMS.iter().any(|own| i64::from(*own) == kind & 0xffff_ffff))
@@ -262,7 +268,7 @@ fn is_own(opened: &OwnedFd) -> Result<bool, Errno> {
 
 /// Of this object alone where the kernel allows it. A mount that hides something below it comes along, or what it hides
 /// would be seen; the program crosses no mount (`RESOLVE_NO_XDEV`).
-fn clone_of(opened: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(super) fn clone_of(opened: &OwnedFd) -> Result<OwnedFd, Errno> {
     let alone = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::from_bits_retain(AtFlags::EMPTY_PATH.bits());
@@ -272,20 +278,19 @@ fn clone_of(opened: &OwnedFd) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// For the whole tree: no programs, no devices, no set-uid, no writing; the root itself may then be written, if that is
-/// what it is for.
-fn restrict_mount(tree: BorrowedFd<'_>, access: RootAccess) -> Result<(), EnterError> {
+/// For the whole tree: no programs, no devices, no set-uid, no writing.
+pub(super) fn restrict_mount(tree: &OwnedFd) -> Result<(), EnterError> {
     let none =
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    let failed = os(Layer::Namespaces, "mount_setattr");
-    set_attributes(tree, libc::AT_RECURSIVE, none, 0).map_err(&failed)?;
-    if access == RootAccess::Read {
-        return Ok(());
-    }
-    match set_attributes(tree, 0, 0, libc::MOUNT_ATTR_RDONLY) {
+    set_attributes(tree.as_fd(), libc::AT_RECURSIVE, none, 0).map_err(os(Layer::Namespaces, "mount_setattr"))
+}
+
+/// For the root itself, if that is what it is for.
+fn allow_writing(tree: &OwnedFd) -> Result<(), EnterError> {
+    match set_attributes(tree.as_fd(), 0, 0, libc::MOUNT_ATTR_RDONLY) {
         // The host's own mount is read-only: writing is refused, as it would be there.
         Err(Errno::PERM) => Ok(()),
-        cleared => cleared.map_err(failed),
+        cleared => cleared.map_err(os(Layer::Namespaces, "mount_setattr")),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Landlock: every right that this kernel can take away is taken away, on everything but the paths of the policy.
 
+use super::audio::COOKIE_INSIDE;
 use super::namespaces::Visible;
-use super::{EnterError, GRANTED, HostRoot, Missing, RootAccess};
+use super::{EnterError, GRANTED, Given, HostRoot, Missing, RootAccess};
 use crate::policy::PathAccess;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
@@ -37,7 +38,7 @@ pub(crate) fn missing(abi: u32) -> Vec<Missing> {
 
 /// Takes every right away from this process and its later children; returns the ABI. Before ABI 8 other threads are
 /// not covered, so there must be none.
-pub(super) fn restrict(paths: &[Visible], root: Option<&HostRoot>) -> Result<u32, EnterError> {
+pub(super) fn restrict(paths: &[Visible], given: &Given) -> Result<u32, EnterError> {
     let version = abi();
     if version < ABI_MIN {
         return Err(EnterError::LandlockTooOld(version));
@@ -61,11 +62,16 @@ pub(super) fn restrict(paths: &[Visible], root: Option<&HostRoot>) -> Result<u32
             created = created.add_rule(PathBeneath::new(opened(parent)?, AccessFs::ReadDir))?;
         }
     }
-    if let Some(root) = root {
+    if let Some(root) = given.root() {
         created = created.add_rule(PathBeneath::new(
             opened(Path::new(GRANTED))?,
             root_rights(root) & AccessFs::from_all(abi),
         ))?;
+    }
+    // No right of these ABIs is about connecting to a socket: the root holds one alone.
+    if given.audio().is_some_and(|audio| audio.has_cookie()) {
+        created =
+            created.add_rule(PathBeneath::new(opened(Path::new(COOKIE_INSIDE))?, AccessFs::ReadFile))?;
     }
     let status = created.restrict_self()?;
     assert_eq!(status.ruleset, RulesetStatus::FullyEnforced, "a hard requirement is met or an error");

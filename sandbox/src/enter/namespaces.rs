@@ -1,7 +1,8 @@
 //! Namespaces of its own, and a root folder with nothing in it.
 
+use super::audio::HostAudio;
 use super::privileges::last_errno;
-use super::{EnterError, HostRoot, Layer, devices};
+use super::{EnterError, Given, HostRoot, Layer, devices};
 use crate::policy::{PathAccess, PathRight, Paths};
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, open};
 use rustix::io::{Errno, write};
@@ -33,17 +34,19 @@ const ALL: i32 = libc::CLONE_NEWUSER
 const STEPPING_STONE: &CStr = c"/proc";
 
 /// Enters them; the pid namespace begins with the next fork. Returns the paths that are there.
-pub(super) fn enter(rights: &[PathRight], root: Option<&HostRoot>) -> Result<Vec<Visible>, EnterError> {
+pub(super) fn enter(rights: &[PathRight], given: &Given) -> Result<Vec<Visible>, EnterError> {
     let os = |(call, source)| EnterError::Os { layer: Layer::Namespaces, call, source };
     if !has_one_id_and_not_roots() {
         return Err(EnterError::Ids);
     }
-    if rights.is_empty() && root.is_none() {
+    let (root, audio) = (given.root(), given.audio());
+    if rights.is_empty() && root.is_none() && audio.is_none_or(HostAudio::is_empty) {
         return separate().map(|()| Vec::new()).map_err(os);
     }
-    let paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?.concat();
+    let mut paths = rights.iter().map(Visible::of).collect::<Result<Vec<_>, _>>()?.concat();
+    paths.extend(audio.into_iter().flat_map(|audio| audio.visible.clone()));
     separate_ids(if root.is_some() { OWNER_ID } else { INNER_ID }).map_err(os)?;
-    root_with(&paths, root)?;
+    root_with(&paths, root, audio)?;
     Ok(paths)
 }
 
@@ -112,14 +115,19 @@ fn empty_root() -> Result<(), (&'static str, Errno)> {
     chdir(c"/").map_err(at("chdir"))
 }
 
-/// The same with a few paths of the old root, each read-only and at its place, and with the program's own root.
-fn root_with(paths: &[Visible], root: Option<&HostRoot>) -> Result<(), EnterError> {
+/// The same with a few paths of the old root, each read-only and at its place, and with what the program was given.
+fn root_with(
+    paths: &[Visible],
+    root: Option<&HostRoot>,
+    audio: Option<&HostAudio>,
+) -> Result<(), EnterError> {
     let os = |call| move |source| EnterError::Os { layer: Layer::Namespaces, call, source };
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(os("mount (private)"))?;
     // Before the new root covers a folder of the old one that some of them are in.
     let trees = paths.iter().map(Visible::tree).collect::<Result<Vec<_>, _>>()?;
     let granted = root.map(|root| root.tree().map(|tree| (root, tree))).transpose()?;
+    let audio = audio.map(|audio| audio.trees().map(|trees| (audio, trees))).transpose()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(c"ringfence", STEPPING_STONE, c"tmpfs", flags, Some(c"size=256k,nr_inodes=128,mode=755"))
         .map_err(os("mount (tmpfs)"))?;
@@ -128,6 +136,9 @@ fn root_with(paths: &[Visible], root: Option<&HostRoot>) -> Result<(), EnterErro
     }
     if let Some((root, tree)) = &granted {
         root.show(tree)?;
+    }
+    if let Some((audio, trees)) = &audio {
+        audio.show(trees)?;
     }
     mount_remount(STEPPING_STONE, flags | MountFlags::RDONLY, c"").map_err(os("mount (read-only)"))?;
     chdir(STEPPING_STONE).map_err(os("chdir"))?;

@@ -291,7 +291,7 @@ impl Act {
             // The program's root has nothing but what it was started for.
             Act::OpenFileNew => Some(Errno::NOENT),
             // The probe has let go of the link.
-            Act::ListFolder => Some(Errno::BADF),
+            Act::ListFolder | Act::SendTo => Some(Errno::BADF),
             Act::Unlink | Act::Rename => Some(Errno::ROFS),
             _ => None,
         }
@@ -367,6 +367,7 @@ fn call_32() -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AudioKind;
 
     #[test]
     fn each_act_is_found_by_its_name() {
@@ -389,6 +390,23 @@ mod tests {
             let Call { number, arguments } = act.call();
             let let_through = policy.permits(number, &arguments);
             assert_eq!(let_through, *act == Act::WriteSealedMap, "{}", act.name());
+        }
+    }
+
+    #[test]
+    fn an_audio_program_may_send_on_sockets_that_it_has_and_nothing_else() {
+        for kind in AudioKind::ALL {
+            let policy = Policy::audio(kind);
+            let through = |act: &&Act| {
+                let Call { number, arguments } = act.call();
+                policy.permits(number, &arguments)
+            };
+            let acts: Vec<Act> = Act::ALL.iter().filter(through).copied().collect();
+            let expected: &[Act] = match kind {
+                AudioKind::Pulse => &[Act::SendTo, Act::WriteSealedMap],
+                AudioKind::Alsa | AudioKind::Pushed => &[Act::WriteSealedMap],
+            };
+            assert_eq!(acts, expected, "{kind:?}");
         }
     }
 

@@ -244,8 +244,8 @@ impl Quotas {
 
     fn client_config(&self, quota: &ClientQuota) -> ClientConfig {
         let quota = quota.resolved(&self.queues);
-        let [jobs, device_us, tokens] = quota.rates().map(|(name, rate, burst)| {
-            let unit = if name == "device_ms" { 1_000 } else { 1 };
+        let [jobs, device_us, tokens, audio_ms] = quota.rates().map(|(name, rate, burst)| {
+            let unit = if matches!(name, "device_ms" | "audio_s") { 1_000 } else { 1 };
             rate.zip(burst).map(|(rate, burst)| Rate { per_minute: rate * unit, burst: burst * unit })
         });
         let values = ClientValues {
@@ -255,6 +255,7 @@ impl Quotas {
             jobs,
             device_us,
             tokens,
+            audio_ms,
         };
         ClientConfig::new(values).expect("the ranges of the file are within those of the scheduler")
     }

@@ -18,6 +18,8 @@ const JOBS_MAX: u64 = QUEUE_MAX as u64;
 const STEP_MS_MAX: u64 = STEP_TARGET_MAX.as_millis() as u64;
 /// Device time is counted in microseconds.
 const DEVICE_MS_MAX: u64 = RATE_MAX / 1_000;
+/// So is audio, in milliseconds.
+const AUDIO_S_MAX: u64 = RATE_MAX / 1_000;
 
 section! {
     /// Section `devices.cpu`.
@@ -142,6 +144,11 @@ section! {
         /// Tokens at once after a pause; only with tokens_per_minute.
         tokens_burst: Option<u64> =
             optional("a sixth of tokens_per_minute", "100000", (1, RATE_MAX), "tokens");
+        /// Audio in a minute, in seconds.
+        audio_s_per_minute: Option<u64> = optional("no limit", "600", (1, AUDIO_S_MAX), "s");
+        /// Audio at once after a pause, in seconds; only with audio_s_per_minute.
+        audio_s_burst: Option<u64> =
+            optional("a sixth of audio_s_per_minute", "3600", (1, AUDIO_S_MAX), "s");
     }
 }
 
@@ -154,11 +161,12 @@ impl ModelQuota {
 
 impl ClientQuota {
     /// Each rate with its burst, by the beginning of their names.
-    pub(super) fn rates(&self) -> [(&'static str, Option<u64>, Option<u64>); 3] {
+    pub(super) fn rates(&self) -> [(&'static str, Option<u64>, Option<u64>); 4] {
         [
             ("jobs", self.jobs_per_minute, self.jobs_burst),
             ("device_ms", self.device_ms_per_minute, self.device_ms_burst),
             ("tokens", self.tokens_per_minute, self.tokens_burst),
+            ("audio_s", self.audio_s_per_minute, self.audio_s_burst),
         ]
     }
 
@@ -166,12 +174,13 @@ impl ClientQuota {
     pub(super) fn resolved(&self, queues: &Queues) -> Self {
         let burst =
             |rate: Option<u64>, burst: Option<u64>| rate.map(|rate| burst.unwrap_or((rate / 6).max(1)));
-        let [jobs, device, tokens] = self.rates().map(|(_, rate, given)| burst(rate, given));
+        let [jobs, device, tokens, audio] = self.rates().map(|(_, rate, given)| burst(rate, given));
         Self {
             queue: Some(self.queue.unwrap_or(queues.per_client)),
             jobs_burst: jobs,
             device_ms_burst: device,
             tokens_burst: tokens,
+            audio_s_burst: audio,
             ..self.clone()
         }
     }

@@ -30,8 +30,16 @@ fn line(t: u64, what: What) -> String {
 /// A job with a bound of 1,000 tokens.
 fn submit(t: u64, job: u64, client: &str) -> String {
     let (client, model) = (client.to_owned(), "minilm".to_owned());
-    let what =
-        Submitted { job, client, model, items: 1, tokens: 1_000, tokens_bound: 512, deadline_us: None };
+    let what = Submitted {
+        job,
+        client,
+        model,
+        items: 1,
+        tokens: 1_000,
+        tokens_bound: 512,
+        audio_ms: 0,
+        deadline_us: None,
+    };
     line(t, What::Submit(what))
 }
 

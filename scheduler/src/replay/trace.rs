@@ -103,8 +103,16 @@ pub struct Submitted {
     pub tokens: u64,
     /// Upper bound of the tokens that it puts into one step.
     pub tokens_bound: u64,
+    /// What its audio was expected to last, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub audio_ms: u64,
     /// The deadline that its client asked for, from now; before the client's quotas cut it.
     pub deadline_us: Option<u64>,
+}
+
+/// A job of texts has none.
+fn is_none(audio_ms: &u64) -> bool {
+    *audio_ms == 0
 }
 
 /// A job that ended.

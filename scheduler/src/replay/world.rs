@@ -138,6 +138,7 @@ impl<'a> World<'a> {
             jobs: None,
             device_us: None,
             tokens: None,
+            audio_ms: None,
         };
         let config = Some(ClientConfig::new(values).expect("these values are within their ranges"));
         let client = ClientId(self.trace.clients.len() as u32);
@@ -157,6 +158,7 @@ impl<'a> World<'a> {
                 deadline: None,
                 tokens,
                 tokens_bound: 0,
+                audio_ms: 0,
                 canary: false,
             };
             self.tell(Event::Submit(submit));
@@ -182,7 +184,7 @@ impl<'a> World<'a> {
         let id = self.id_of(job);
         let trace = self.trace;
         let traced = &trace.jobs[job];
-        let Submitted { client, model, tokens, tokens_bound, deadline_us, .. } = &traced.submitted;
+        let Submitted { client, model, tokens, tokens_bound, audio_ms, deadline_us, .. } = &traced.submitted;
         let fate = &mut self.fates[id.0 as usize];
         fate.submitted = self.now;
         let found = self.names.get(model.as_str()).filter(|_| self.quotas.may_use(client, model));
@@ -200,6 +202,7 @@ impl<'a> World<'a> {
             deadline: deadline.map(|deadline| Time(self.now) + deadline),
             tokens: *tokens,
             tokens_bound: *tokens_bound,
+            audio_ms: *audio_ms,
             canary: false,
         }));
     }

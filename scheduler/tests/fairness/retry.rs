@@ -49,6 +49,7 @@ fn client(random: &mut Random) -> ClientConfig {
         jobs: rate(30, 600, 20).or(jobs),
         device_us: rate(100_000, 20_000_000, 1_000_000),
         tokens: rate(500, 50_000, 2_000),
+        audio_ms: None,
     })
     .unwrap()
 }
@@ -61,6 +62,7 @@ fn submit(scheduler: &mut Scheduler, now: u64, job: u64, tokens: u64) -> Option<
         deadline: None,
         tokens,
         tokens_bound: 0,
+        audio_ms: 0,
         canary: false,
     };
     scheduler.step(Time(now), Event::Submit(submit)).into_iter().find_map(|action| match action {

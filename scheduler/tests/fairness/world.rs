@@ -225,6 +225,7 @@ impl World {
             deadline: None,
             tokens: bound,
             tokens_bound: 0,
+            audio_ms: 0,
             canary: false,
         }));
     }
@@ -323,8 +324,15 @@ impl World {
 }
 
 fn client(weight: u16, class: Class) -> ClientConfig {
-    let values =
-        ClientValues { weight, class, queue_max: QUEUE_MAX, jobs: None, device_us: None, tokens: None };
+    let values = ClientValues {
+        weight,
+        class,
+        queue_max: QUEUE_MAX,
+        jobs: None,
+        device_us: None,
+        tokens: None,
+        audio_ms: None,
+    };
     ClientConfig::new(values).unwrap()
 }
 

@@ -151,7 +151,11 @@ impl Oracle {
             Event::WorkerExited { worker, exit } => self.exited(*worker, *exit),
             Event::Drain => self.draining = true,
             Event::Forget { job } => self.forgotten(*job),
-            Event::Cancel { .. } | Event::Load { .. } | Event::Unload { .. } | Event::Tick => {}
+            Event::Heard { .. }
+            | Event::Cancel { .. }
+            | Event::Load { .. }
+            | Event::Unload { .. }
+            | Event::Tick => {}
         }
     }
 

@@ -394,6 +394,7 @@ impl World {
             deadline: self.random.permille(400).then_some(Time(in_time)),
             tokens: self.random.within(1, 40),
             tokens_bound: self.random.within(1, 12),
+            audio_ms: 0,
             canary: self.random.permille(60),
         })
     }
@@ -480,6 +481,7 @@ fn client_config(random: &mut Random, rates: u64) -> ClientConfig {
         jobs: rate(random, 60, 6_000),
         device_us: rate(random, 60_000, 30_000_000),
         tokens: rate(random, 60, 60_000),
+        audio_ms: None,
     })
     .unwrap()
 }

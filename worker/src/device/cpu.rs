@@ -8,7 +8,10 @@ use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stor
 use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
-use ringfence_kernels::{Activation, AttentionScratch, Compute, Matrix, PackedLinear, Part};
+use ringfence_kernels::{
+    Activation, AttentionScratch, Compute, KeyValues, Matrix, Numbers, PackedLinear, Part, Scores, Seen,
+    Window, widen_half,
+};
 use std::ops::Range;
 
 /// A vector shorter than this isn't scaled up, as in PyTorch's `normalize`.
@@ -34,6 +37,17 @@ impl Cpu {
     /// The kernels, for another use.
     pub fn into_compute(self) -> Compute {
         self.compute
+    }
+
+    fn pack(
+        &self,
+        numbers: Numbers,
+        inputs: usize,
+        parts: &[LinearWeights],
+    ) -> Result<PackedLinear, DeviceError> {
+        let parts: Vec<Part<'_>> =
+            parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
+        Ok(PackedLinear::pack_as(numbers, self.compute.isa(), inputs, &parts)?)
     }
 }
 
@@ -97,27 +111,14 @@ impl Stored {
     }
 }
 
-/// An IEEE half as a single; exact.
-fn widen_half(half: u16) -> f32 {
-    // The smallest normal half is 2^-14, and 2^-24 a unit of the subnormal ones.
-    const UNIT: f32 = 1.0 / 16_777_216.0;
-    let sign = u32::from(half & 0x8000) << 16;
-    let exponent = u32::from(half >> 10 & 0x1f);
-    let fraction = u32::from(half & 0x3ff);
-    let magnitude = match exponent {
-        0 => (fraction as f32 * UNIT).to_bits(),
-        0x1f => 0x7f80_0000 | fraction << 13,
-        _ => (exponent + 112) << 23 | fraction << 13,
-    };
-    f32::from_bits(sign | magnitude)
-}
-
 impl Device for Cpu {
     type Linear = PackedLinear;
     type Norm = NormWeights;
     type Table = Table;
     type Tensor = Matrix;
     type Scratch = AttentionScratch;
+    type KeyValues = KeyValues;
+    type Scores = Scores;
 
     fn check(&self, bytes: u64, memory: &dyn Memory) -> Result<(), DeviceError> {
         memory.check(bytes).map_err(DeviceError::Full)
@@ -137,13 +138,24 @@ impl Device for Cpu {
         parts: &[LinearWeights],
         _: Stored,
     ) -> Result<PackedLinear, DeviceError> {
-        let parts: Vec<Part<'_>> =
-            parts.iter().map(|part| Part { weight: &part.weight, bias: &part.bias }).collect();
-        Ok(PackedLinear::pack(self.compute.isa(), inputs, &parts)?)
+        self.pack(Numbers::Singles, inputs, parts)
     }
 
     fn weight_bytes(&self, _: Stored) -> usize {
-        size_of::<f32>()
+        Numbers::Singles.bytes()
+    }
+
+    fn streamed_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        stored: Stored,
+    ) -> Result<PackedLinear, DeviceError> {
+        self.pack(numbers(stored), inputs, parts)
+    }
+
+    fn streamed_weight_bytes(&self, stored: Stored) -> usize {
+        numbers(stored).bytes()
     }
 
     fn norm_weights(&self, weights: NormWeights) -> Result<NormWeights, DeviceError> {
@@ -174,6 +186,28 @@ impl Device for Cpu {
         AttentionScratch::bytes(self.compute.isa(), self.compute.pool().threads(), tokens, head)
     }
 
+    fn key_values(&self, tokens: usize, heads: usize, head: usize) -> Result<KeyValues, DeviceError> {
+        Ok(KeyValues::new(self.compute.isa(), tokens, heads, head)?)
+    }
+
+    fn key_values_bytes(&self, tokens: usize, heads: usize, head: usize) -> usize {
+        KeyValues::bytes(self.compute.isa(), tokens, heads, head)
+    }
+
+    fn scores(&self, tokens: usize) -> Result<Scores, DeviceError> {
+        Ok(Scores::new(self.compute.isa(), self.compute.pool().threads(), tokens)?)
+    }
+
+    fn scores_bytes(&self, tokens: usize) -> usize {
+        Scores::bytes(self.compute.isa(), self.compute.pool().threads(), tokens)
+    }
+
+    fn write(&self, floats: &[f32], to: &mut Matrix) {
+        for (row, floats) in floats.chunks_exact(to.columns()).enumerate() {
+            to.row_mut(row).copy_from_slice(floats);
+        }
+    }
+
     fn lookup(&self, table: &Table, ids: &[u32], to: &mut Matrix) {
         for (row, id) in ids.iter().enumerate() {
             table.copy_row(*id as usize, to.row_mut(row));
@@ -197,6 +231,38 @@ impl Device for Cpu {
 
     fn attention(&self, qkv: &Matrix, starts: &[usize], scratch: &mut AttentionScratch, to: &mut Matrix) {
         self.compute.attention(qkv, starts, scratch, to);
+    }
+
+    fn norm(&self, x: &Matrix, rows: Range<usize>, weights: &NormWeights, to: &mut Matrix) {
+        self.compute.norm(x, rows, &weights.weight, &weights.bias, weights.epsilon, to);
+    }
+
+    fn add(&self, x: &mut Matrix, rows: Range<usize>, added: &Matrix) {
+        self.compute.add(x, rows, added);
+    }
+
+    fn put(&self, x: &mut Matrix, rows: Range<usize>, from: &Matrix) {
+        self.compute.put(x, rows, from);
+    }
+
+    fn unfold(&self, x: &Matrix, steps: usize, window: Window, results: Range<usize>, to: &mut Matrix) {
+        self.compute.unfold(x, steps, window, results, to);
+    }
+
+    fn append(&self, rows: &Matrix, count: usize, to: &mut KeyValues, at: usize) {
+        self.compute.append(rows, count, to, at);
+    }
+
+    fn attend(
+        &self,
+        queries: &Matrix,
+        rows: usize,
+        memory: &KeyValues,
+        seen: Seen,
+        scores: &mut Scores,
+        to: &mut Matrix,
+    ) {
+        self.compute.attend(queries, rows, memory, seen, scores, to);
     }
 
     fn pool(&self, x: &Matrix, starts: &[usize], pooling: Pooling, to: &mut Matrix) {
@@ -225,6 +291,14 @@ impl Device for Cpu {
     }
 }
 
+/// What was stored as halves is the same as halves.
+fn numbers(stored: Stored) -> Numbers {
+    match stored {
+        Stored::F32 => Numbers::Singles,
+        Stored::F16 => Numbers::Halves,
+    }
+}
+
 fn mean(x: &Matrix, rows: Range<usize>, to: &mut [f32]) {
     let count = rows.len() as f32;
     to.fill(0.0);
@@ -234,29 +308,4 @@ fn mean(x: &Matrix, rows: Range<usize>, to: &mut [f32]) {
         }
     }
     to.iter_mut().for_each(|sum| *sum /= count);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn halves_are_widened_exactly() {
-        for (half, single) in [
-            (0x0000, 0.0),
-            (0x3c00, 1.0),
-            (0xc000, -2.0),
-            (0x7bff, 65504.0),
-            (0x0400, 6.103_515_6e-5),
-            (0x0001, 5.960_464_5e-8),
-            (0x03ff, 6.097_555e-5),
-            (0x7c00, f32::INFINITY),
-            (0xfc00, f32::NEG_INFINITY),
-            (0x3555, 0.333_251_95),
-        ] {
-            assert_eq!(widen_half(half), single, "{half:#06x}");
-        }
-        assert!(widen_half(0x7e00).is_nan());
-        assert!(widen_half(0x8000).is_sign_negative());
-    }
 }

@@ -7,11 +7,12 @@ use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stor
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
 use ringfence_gpu::{
-    ATTENTION_WORDS_PER_ROW, Adapters, Counted, GRAIN_BYTES, Gpu, GpuError, Matrix, NoAdapters, OpenError,
-    Words,
+    ATTENTION_WORDS_PER_ROW, Adapters, Convolution, Counted, GRAIN_BYTES, Gpu, GpuError, Matrix, NoAdapters,
+    OpenError, Words,
 };
-use ringfence_kernels::Activation;
+use ringfence_kernels::{Activation, Seen, Window};
 use ringfence_sandbox::Denial;
+use std::ops::Range;
 
 /// Numbers that a tensor has for each of its rows: attention needs most.
 const WORDS_PER_ROW: usize = ATTENTION_WORDS_PER_ROW;
@@ -66,6 +67,13 @@ pub struct Scratch {
     head: usize,
 }
 
+/// Keys and values of one layer: a row for each token.
+#[derive(Debug)]
+pub struct KeyValues {
+    floats: Matrix,
+    head: usize,
+}
+
 impl From<NoAdapters> for DeviceError {
     fn from(error: NoAdapters) -> Self {
         Self::Failed(DeviceFailure { reason: error.to_string() })
@@ -113,6 +121,9 @@ impl Device for Wgpu {
     type Table = ringfence_gpu::Table;
     type Tensor = Tensor;
     type Scratch = Scratch;
+    type KeyValues = KeyValues;
+    /// Scores are never stored.
+    type Scores = ();
 
     fn check(&self, bytes: u64, _: &dyn Memory) -> Result<(), DeviceError> {
         Ok(self.gpu.check(bytes)?)
@@ -140,6 +151,19 @@ impl Device for Wgpu {
 
     fn weight_bytes(&self, stored: Stored) -> usize {
         stored.bytes()
+    }
+
+    fn streamed_weights(
+        &self,
+        inputs: usize,
+        parts: &[LinearWeights],
+        stored: Stored,
+    ) -> Result<Self::Linear, DeviceError> {
+        self.linear_weights(inputs, parts, stored)
+    }
+
+    fn streamed_weight_bytes(&self, stored: Stored) -> usize {
+        self.weight_bytes(stored)
     }
 
     fn norm_weights(&self, weights: NormWeights) -> Result<Self::Norm, DeviceError> {
@@ -179,6 +203,27 @@ impl Device for Wgpu {
         0
     }
 
+    fn key_values(&self, tokens: usize, heads: usize, head: usize) -> Result<KeyValues, DeviceError> {
+        Ok(KeyValues { floats: self.gpu.matrix(tokens, 2 * heads * head)?, head })
+    }
+
+    fn key_values_bytes(&self, tokens: usize, heads: usize, head: usize) -> usize {
+        let floats = heads.saturating_mul(head).saturating_mul(2).saturating_mul(tokens);
+        floats.saturating_mul(size_of::<f32>()).next_multiple_of(GRAIN_BYTES as usize)
+    }
+
+    fn scores(&self, _: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn scores_bytes(&self, _: usize) -> usize {
+        0
+    }
+
+    fn write(&self, floats: &[f32], to: &mut Tensor) {
+        self.gpu.upload(&to.floats, floats);
+    }
+
     fn lookup(&self, table: &Self::Table, ids: &[u32], to: &mut Tensor) {
         self.gpu.lookup(table, ids, &mut to.words, &mut to.floats);
     }
@@ -206,6 +251,43 @@ impl Device for Wgpu {
         let fits = |pair: &[usize]| pair[1] - pair[0] <= scratch.tokens;
         assert!(starts.windows(2).all(fits), "sequences of at most {} tokens", scratch.tokens);
         self.gpu.attention(&qkv.floats, starts, scratch.head, &mut to.words, &mut to.floats);
+    }
+
+    fn norm(&self, x: &Tensor, rows: Range<usize>, weights: &Self::Norm, to: &mut Tensor) {
+        self.gpu.layer_norm(&x.floats, rows, weights, &mut to.floats);
+    }
+
+    fn add(&self, x: &mut Tensor, rows: Range<usize>, added: &Tensor) {
+        self.gpu.add_rows(&mut x.floats, rows, &added.floats);
+    }
+
+    fn put(&self, x: &mut Tensor, rows: Range<usize>, from: &Tensor) {
+        self.gpu.put(&mut x.floats, rows.start, &from.floats, rows.len());
+    }
+
+    fn unfold(&self, x: &Tensor, steps: usize, window: Window, results: Range<usize>, to: &mut Tensor) {
+        let how = Convolution { stride: window.stride, padding: window.padding };
+        self.gpu.unfold(&x.floats, steps, how, results, &mut to.floats);
+    }
+
+    fn append(&self, rows: &Tensor, count: usize, to: &mut KeyValues, at: usize) {
+        self.gpu.put(&mut to.floats, at, &rows.floats, count);
+    }
+
+    fn attend(
+        &self,
+        queries: &Tensor,
+        rows: usize,
+        memory: &KeyValues,
+        seen: Seen,
+        (): &mut (),
+        to: &mut Tensor,
+    ) {
+        let seen = match seen {
+            Seen::All(tokens) => ringfence_gpu::Seen::All(tokens),
+            Seen::Before(token) => ringfence_gpu::Seen::Before(token),
+        };
+        self.gpu.attend(&queries.floats, rows, &memory.floats, seen, memory.head, &mut to.floats);
     }
 
     fn pool(&self, x: &Tensor, starts: &[usize], pooling: Pooling, to: &mut Tensor) {

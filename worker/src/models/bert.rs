@@ -1,9 +1,8 @@
 //! BERT as a sentence embedder: Devlin et al. 2018, pooled as in Reimers and Gurevych 2019.
 
-use super::{Batch, Embedder, Weights};
+use super::{Batch, Embedder, Weights, reserve};
 use crate::device::{
-    Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, OutOfMemory, Stored,
-    TableSource, Usage,
+    Activation, Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource, Usage,
 };
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::config::BertConfig;
@@ -199,14 +198,6 @@ impl<D: Device> Embedder for Bert<D> {
         self.pool(batch)?;
         Ok(&self.buffers.as_ref().expect("reserved").output)
     }
-}
-
-fn reserve<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
-    let mut vector = Vec::new();
-    vector
-        .try_reserve_exact(count)
-        .map_err(|_| OutOfMemory { bytes: count.saturating_mul(size_of::<T>()) })?;
-    Ok(vector)
 }
 
 /// What the network is built from.

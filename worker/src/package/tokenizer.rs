@@ -140,6 +140,11 @@ pub(crate) fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Option<E
     catch_unwind(AssertUnwindSafe(|| tokenizer.encode(text, false))).ok()?.ok()
 }
 
+/// The text of tokens, special ones included; `None` if the library fails or panics.
+pub(crate) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Option<String> {
+    catch_unwind(AssertUnwindSafe(|| tokenizer.decode(ids, false))).ok()?.ok()
+}
+
 fn check(outline: &Outline, vocabulary: usize) -> Result<(), LoadError> {
     let refuse = |reason: &str| Err(malformed(FILE, reason));
     let Outline { added_tokens, post_processor, model, .. } = outline;

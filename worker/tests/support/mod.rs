@@ -8,7 +8,7 @@ use ringfence_protocol::{
 };
 use ringfence_sandbox::{Denial, EnterError, Sealed, SealedFile};
 use ringfence_worker::memory::{Lease, Memory};
-use ringfence_worker::models::{Batch, Loaded, load};
+use ringfence_worker::models::{Batch, LoadedEmbedder, load};
 use ringfence_worker::package::{FileBytes, Files};
 use ringfence_worker::serve::{End, serve};
 use ringfence_worker::shell::Shell;
@@ -79,8 +79,9 @@ impl Package {
         self.0.insert(file.to_owned(), text.replacen(from, to, 1).into());
     }
 
-    pub(crate) fn load(&self) -> Result<Loaded, ringfence_protocol::LoadError> {
-        load(&self.files(), Architecture::Bert, compute(), 512, &Lease)
+    pub(crate) fn load(&self) -> Result<LoadedEmbedder, ringfence_protocol::LoadError> {
+        let loaded = load(&self.files(), Architecture::Bert, compute(), 512, &Lease)?;
+        Ok(loaded.embedder().expect("BERT is one"))
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn compute() -> Compute {
 }
 
 /// The vectors of sequences, run as one batch.
-pub(crate) fn embed(loaded: &mut Loaded, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
+pub(crate) fn embed(loaded: &mut LoadedEmbedder, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let mut batch = Batch::default();
     sequences.iter().for_each(|ids| batch.push(ids));
     loaded.model.reserve(batch.tokens(), &Lease).unwrap();
@@ -97,7 +98,7 @@ pub(crate) fn embed(loaded: &mut Loaded, sequences: &[Vec<u32>]) -> Vec<Vec<f32>
     loaded.model.embed(&batch).unwrap().chunks(dimensions).map(<[f32]>::to_vec).collect()
 }
 
-pub(crate) fn tokens(loaded: &Loaded, text: &str) -> Vec<u32> {
+pub(crate) fn tokens(loaded: &LoadedEmbedder, text: &str) -> Vec<u32> {
     loaded.text.tokens(0, &Item::Text(text.to_owned()), true).unwrap().ids
 }
 
