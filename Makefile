@@ -21,11 +21,11 @@ demo: system-packages
 	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins --example demo
 	target/release/examples/demo $(DEVICE)
 
-# Offline and on tiny packages: minutes.
+# Offline and on tiny packages: minutes. What wants too much memory of a GPU takes two by itself, and is in soak.
 check: system-packages nextest
 	$(CARGO) fmt --all --check
 	$(LINTING) $(CARGO) build --workspace --bins --examples --benches
-	$(LINTING) $(CARGO) nextest run --workspace -E 'not binary(/^real_/)'
+	$(LINTING) $(CARGO) nextest run --workspace -E 'not binary(/^real_/) and not test(every_want_of_memory_is_stopped_on_a_gpu)'
 	$(LINTING) $(CARGO) test --workspace --doc --quiet
 
 # check, plus real weights, real clients and five seconds for each fuzz target, on the program that is built already: led by
