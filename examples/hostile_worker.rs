@@ -132,6 +132,8 @@ impl Worker {
                 ToWorker::Stop => return,
                 ToWorker::Run { .. }
                 | ToWorker::Transcribe { .. }
+                | ToWorker::LoadDetector { .. }
+                | ToWorker::Listen { .. }
                 | ToWorker::Cancel { .. }
                 | ToWorker::Drill { .. }
                 | ToWorker::Start(_)

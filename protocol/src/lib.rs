@@ -37,8 +37,9 @@ pub use stream::{
     stream_pair, write_frame_head,
 };
 pub use transcribe::{
-    AUDIO_BYTES_MAX, AUDIO_MS_MAX, Audio, AudioFault, LANGUAGE_BYTES_MAX, PROMPT_BYTES_MAX,
-    SEGMENT_TEXT_BYTES_MAX, SEGMENT_TOKENS_MAX, SEGMENTS_MAX, Segment, TranscribeOptions,
+    AUDIO_BYTES_MAX, AUDIO_MS_MAX, Audio, AudioFault, LANGUAGE_BYTES_MAX, LISTENED_MS, Listened,
+    PROMPT_BYTES_MAX, SEGMENT_TEXT_BYTES_MAX, SEGMENT_TOKENS_MAX, SEGMENTS_MAX, Segment, StreamFault,
+    TranscribeOptions,
 };
 pub use worker::{
     Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError,

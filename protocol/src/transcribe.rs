@@ -78,6 +78,45 @@ pub enum AudioFault {
     Rate,
 }
 
+/// A live job says how it stands after so much sound, in milliseconds.
+pub const LISTENED_MS: u64 = 1_000;
+
+/// What a live job has heard so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listened {
+    /// Sound, in milliseconds: what is charged.
+    pub audio_ms: u64,
+    /// Frames that came.
+    pub frames: u64,
+    /// Frames that were given up before they came, by their numbers.
+    pub missing: u64,
+    /// How unevenly frames came (RFC 3550, section 6.4.1), in microseconds.
+    pub jitter_us: u32,
+    /// From the capture of a frame until it was here, in microseconds: the longest since the message before.
+    pub latency_us: u32,
+    /// Whether somebody speaks.
+    pub speech: bool,
+}
+
+/// Why a stream of live sound can't be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum StreamFault {
+    /// There is no voice detector, or its package can't be run.
+    #[error(
+        "the worker has no voice detector, which live sound is cut into phrases by; add the package `silero-vad`"
+    )]
+    NoDetector,
+    /// A packet that the capturing program did not make.
+    #[error("the stream was changed on its way")]
+    Forged,
+    /// The capturing program ended without a word.
+    #[error("the stream was cut off")]
+    CutOff,
+    /// As many streams as the worker hears in real time.
+    #[error("the worker hears as many streams as it can in real time")]
+    Busy,
+}
+
 /// A piece of what was said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Segment {

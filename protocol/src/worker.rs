@@ -11,6 +11,10 @@
 //!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
 //!                             <-  Transcribe + fd  instead of Run, for a model of speech
 //!   Heard Segment* Done | Failed  ->             in order, as for Run
+//!                             <-  LoadDetector + fds  once, before the first Listen
+//!                             <-  Listen + fd    instead of Run, for a stream of live sound
+//!   Listens                   ->                 its key; the stream may begin
+//!   Partial* Segment* Listened* Done | Failed  ->  in any order until the end
 //!                             <-  Cancel         the slot stays legal until its end arrives
 //!                             <-  Drill          no answer
 //!   DeviceFailed              ->                 at any time after Start
@@ -18,7 +22,8 @@
 //! ```
 
 use crate::link::Link;
-use crate::transcribe::{Audio, AudioFault, Segment, TranscribeOptions};
+use crate::stream::StreamPublic;
+use crate::transcribe::{Audio, AudioFault, Listened, Segment, StreamFault, TranscribeOptions};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -119,6 +124,26 @@ pub enum ToWorker {
     },
     /// Exit with 0 after the step that runs.
     Stop,
+    /// The package of a voice detector, by which live sound is cut into phrases: `files[i]` is the name of the i-th
+    /// descriptor, a sealed memfd. Once, after `Ready`, before the first `Listen`; nothing answers it.
+    LoadDetector {
+        /// Names relative to the package, with `/`.
+        files: Vec<String>,
+    },
+    /// Live sound for a free slot, whose job lasts as long as the stream. The reader's end of a [`crate::stream_pair`] comes
+    /// along. Answered by `Listens`, or by `Failed`.
+    Listen {
+        /// The worker's number for this job until its end.
+        slot: u32,
+        /// Caches must not be shared across domains.
+        domain: u64,
+        /// As in [`ToWorker::Run`].
+        weight: u16,
+        /// How.
+        options: TranscribeOptions,
+        /// The key of the program that captures.
+        audio: StreamPublic,
+    },
 }
 
 /// Where the encoded input of a job is.
@@ -312,6 +337,29 @@ pub enum FromWorker {
         /// Why.
         error: JobError,
     },
+    /// A live job waits for its stream.
+    Listens {
+        /// Whose.
+        slot: u32,
+        /// The key of this end, made for this stream.
+        key: StreamPublic,
+    },
+    /// What is being said, as far as it was heard: in place of the one before it, until a `Segment` says it for good.
+    Partial {
+        /// Whose.
+        slot: u32,
+        /// Where the phrase begins in the stream, in milliseconds.
+        start_ms: u64,
+        /// At most [`crate::SEGMENT_TEXT_BYTES_MAX`].
+        text: String,
+    },
+    /// How a live job stands: every [`crate::LISTENED_MS`] of sound, and once before its end.
+    Listened {
+        /// Whose.
+        slot: u32,
+        /// Counts since the stream began.
+        listened: Listened,
+    },
 }
 
 /// Bytes of a chunk; a type of its own so that they are encoded as one run and not number by number.
@@ -498,6 +546,12 @@ pub enum JobError {
     AudioRefused {
         /// Why.
         fault: AudioFault,
+    },
+    /// The stream of live sound can't be read.
+    #[error("{fault}")]
+    StreamRefused {
+        /// Why.
+        fault: StreamFault,
     },
     /// The model does not know this language, or not how to translate.
     #[error("the model can't do this: {what}")]

@@ -4,7 +4,7 @@ use crate::oom::Rung;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ringfence_protocol::{AudioFault, JobError};
+use ringfence_protocol::{AudioFault, JobError, StreamFault};
 use serde::Serialize;
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -208,6 +208,15 @@ impl From<&JobError> for ApiError {
                 Self::invalid("audio_truncated", "file", message)
             }
             JobError::AudioRefused { .. } => Self::invalid("audio_unsupported", "file", message),
+            JobError::StreamRefused { fault: StreamFault::NoDetector } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "detector_missing", message)
+            }
+            JobError::StreamRefused { fault: StreamFault::Busy } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "listeners_full", message)
+            }
+            JobError::StreamRefused { fault: StreamFault::Forged | StreamFault::CutOff } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "stream_cut_off", message)
+            }
             JobError::LanguageUnknown { .. } => Self::invalid("language_unknown", "language", message),
             JobError::Cancelled => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cancelled", message),
         }

@@ -382,6 +382,7 @@ fn job_end(end: &End) -> JobEnd {
             | JobError::PassagesTooMany { .. }
             | JobError::InputNotText { .. }
             | JobError::AudioRefused { .. }
+            | JobError::StreamRefused { .. }
             | JobError::LanguageUnknown { .. }
             | JobError::NotFinite { .. },
         ) => JobEnd::Failed,

@@ -406,7 +406,10 @@ fn failure(message: FromWorker) -> Over {
         | FromWorker::Segment { .. }
         | FromWorker::Step { .. }
         | FromWorker::Done { .. }
-        | FromWorker::Failed { .. } => Over::Illegal(Illegal::State),
+        | FromWorker::Failed { .. }
+        | FromWorker::Listens { .. }
+        | FromWorker::Partial { .. }
+        | FromWorker::Listened { .. } => Over::Illegal(Illegal::State),
     }
 }
 

@@ -284,7 +284,10 @@ impl Slots {
             | FromWorker::Sealed { .. }
             | FromWorker::Ready { .. }
             | FromWorker::LoadFailed { .. }
-            | FromWorker::DeviceFailed { .. } => Err(Illegal::State),
+            | FromWorker::DeviceFailed { .. }
+            | FromWorker::Listens { .. }
+            | FromWorker::Partial { .. }
+            | FromWorker::Listened { .. } => Err(Illegal::State),
         }
     }
 
@@ -420,6 +423,7 @@ fn item_of(error: &JobError) -> Option<u32> {
         | JobError::PassagesTooMany { .. }
         | JobError::InputNotText { .. }
         | JobError::AudioRefused { .. }
+        | JobError::StreamRefused { .. }
         | JobError::LanguageUnknown { .. }
         | JobError::Cancelled => None,
     }

@@ -157,6 +157,8 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
         | ToWorker::Transcribe { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
+        | ToWorker::LoadDetector { .. }
+        | ToWorker::Listen { .. }
         | ToWorker::Stop => Err(End::Illegal("something before the start")),
     }
 }
@@ -229,6 +231,8 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
         | ToWorker::Transcribe { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
+        | ToWorker::LoadDetector { .. }
+        | ToWorker::Listen { .. }
         | ToWorker::Stop => Err(End::Illegal("something before the package")),
     }
 }
@@ -400,7 +404,9 @@ impl Server<'_> {
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
                 return Err(End::Illegal("a second start or package"));
             }
-            (ToWorker::Transcribe { .. }, _) => return Err(End::Illegal("audio for a model of texts")),
+            (ToWorker::Transcribe { .. } | ToWorker::LoadDetector { .. } | ToWorker::Listen { .. }, _) => {
+                return Err(End::Illegal("audio for a model of texts"));
+            }
         }
         Ok(Next::Go)
     }

@@ -222,6 +222,9 @@ impl Server<'_> {
                 | ToWorker::Stop,
                 _,
             ) => return Err(End::Illegal("descriptors that don't belong to the message")),
+            (ToWorker::LoadDetector { .. } | ToWorker::Listen { .. }, _) => {
+                return Err(End::Illegal("live sound, which is not heard yet"));
+            }
             (ToWorker::Run { .. }, _) => return Err(End::Illegal("texts for a model of audio")),
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
                 return Err(End::Illegal("a second start or package"));
