@@ -13,8 +13,9 @@ use crate::rate::Bucket;
 use crate::state::{Scheduler, elapsed_us};
 use std::time::Duration;
 
-/// How long a worker may keep a slot whose grant has ended, the way of the messages there and back included.
-pub const FORGET_GRACE: Duration = Duration::from_millis(50);
+/// How long a worker may keep a slot whose grant has ended, the way of the messages there and back included: 50 ms, less
+/// what a kill takes to be one.
+pub const FORGET_GRACE: Duration = Duration::from_millis(40);
 
 /// The most workers that are killed on one client's account in any minute, because they did not forget.
 pub const FORGET_KILLS_MAX: u64 = 10;

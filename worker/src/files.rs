@@ -12,6 +12,9 @@ use ringfence_protocol::{
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::string::FromUtf8Error;
 
+/// Answers that are taken of a file before somebody looks at the link again: 1 MiB.
+const ANSWERS_AT_A_TIME: usize = 16;
+
 /// How long the service may give no bytes, in microseconds.
 const SILENCE_US_MAX: u64 = 10_000_000;
 
@@ -63,7 +66,7 @@ impl Reading {
 
     /// Whether all is there.
     fn go_on(&mut self, memory: &dyn Memory) -> Result<bool, JobError> {
-        loop {
+        for _ in 0..ANSWERS_AT_A_TIME {
             while self.steps < FILE_STEPS_MAX && self.asked <= self.bytes_max {
                 let request =
                     FileRequest::Read { offset: self.asked as u64, length: FILE_STEP_BYTES_MAX as u32 };
@@ -88,6 +91,7 @@ impl Reading {
                 Ok(_) | Err(_) => return Err(JobError::InputUnavailable),
             }
         }
+        Ok(false)
     }
 
     /// The refusal that stands in the socket where it could not be written to any more.

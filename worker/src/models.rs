@@ -84,11 +84,24 @@ pub trait Embedder {
     /// Overwrites what earlier batches left on the device, before a batch of another domain.
     fn forget(&mut self);
 
-    /// The vectors of a batch, one after another; room for it was made.
+    /// The vectors of a batch, one after another; room for it was made. `go_on` is asked between layers, and where it says
+    /// no there are none.
     ///
     /// # Errors
     /// The device failed.
-    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure>;
+    fn embed_while(
+        &mut self,
+        batch: &Batch,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<&[f32]>, DeviceFailure>;
+
+    /// The same to its end.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+        Ok(self.embed_while(batch, &mut || true)?.expect("it is not stopped"))
+    }
 }
 
 /// What a job of a [`Transcriber`] has on the device. Dropping it gives everything back.

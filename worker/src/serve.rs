@@ -23,6 +23,7 @@ use ringfence_protocol::{
 };
 use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -31,6 +32,9 @@ const FILE_LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Bytes of input that are tokenised between two looks at the link.
 const TOKENISE_BYTES: usize = 16 * 1024;
+
+/// The most messages that are taken while a step runs; each may hold a descriptor, of which a worker may have few.
+const HEARD_MAX: usize = 8;
 
 /// Decoded items take at most this many times their encoding: a token id is one byte there and four here, and the list
 /// may have grown to twice its length.
@@ -111,6 +115,7 @@ pub fn serve_jobs(
         jobs: Jobs::default(),
         readings: Vec::new(),
         owner: Owner::default(),
+        heard: VecDeque::new(),
     };
     told(link, server.run())
 }
@@ -278,6 +283,21 @@ pub(crate) fn message_waits(link: &WorkerSideLink) -> Result<bool, End> {
     }
 }
 
+/// Takes the messages that wait, as far as there is room for them.
+fn listen(link: &WorkerSideLink, heard: &mut VecDeque<Received<ToWorker>>) -> Result<(), End> {
+    while heard.len() < HEARD_MAX && message_waits(link)? {
+        heard.push_back(link.receive()?);
+    }
+    Ok(())
+}
+
+/// Whether the jobs of these slots are cancelled by what came.
+fn are_cancelled(heard: &VecDeque<Received<ToWorker>>, slots: &[(u32, u32)]) -> bool {
+    let is_cancelled =
+        |slot| heard.iter().any(|one| matches!(one.message, ToWorker::Cancel { slot: it } if it == slot));
+    slots.iter().all(|(slot, _)| is_cancelled(*slot))
+}
+
 /// A loaded package and its jobs.
 struct Server<'a> {
     link: &'a WorkerSideLink,
@@ -290,6 +310,8 @@ struct Server<'a> {
     readings: Vec<(Reading, Split)>,
     /// Of the model's buffers.
     owner: Owner,
+    /// What came while a step ran.
+    heard: VecDeque<Received<ToWorker>>,
 }
 
 /// Whether to go on.
@@ -302,6 +324,12 @@ impl Server<'_> {
     fn run(mut self) -> Result<(), End> {
         self.send_ready()?;
         loop {
+            while let Some(received) = self.heard.pop_front() {
+                match self.handle(received)? {
+                    Next::Go => {}
+                    Next::Stop => return Ok(()),
+                }
+            }
             while self.jobs.is_empty() || message_waits(self.link)? {
                 if self.jobs.is_empty()
                     && !self.readings.is_empty()
@@ -502,10 +530,12 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// What the job left in the model's buffers goes as well: it may be cancelled because it may not be kept.
     fn cancel(&mut self, slot: u32) -> Result<(), End> {
         let readings = self.readings.len();
         self.readings.retain(|(reading, _)| reading.slot != slot);
         if self.jobs.cancel(slot)? || self.readings.len() < readings {
+            self.loaded.model.forget();
             send(self.link, FromWorker::Failed { slot, error: JobError::Cancelled })?;
         }
         Ok(())
@@ -531,10 +561,24 @@ impl Server<'_> {
         if passes {
             self.loaded.model.forget();
         }
-        let output = self.loaded.model.embed(&batch)?.to_vec();
+        let mut fault = None;
+        let (link, heard) = (self.link, &mut self.heard);
+        let mut go_on = || match listen(link, heard) {
+            Ok(()) => !are_cancelled(heard, &tokens),
+            Err(end) => {
+                fault = Some(end);
+                false
+            }
+        };
+        let output = self.loaded.model.embed_while(&batch, &mut go_on)?.map(<[f32]>::to_vec);
+        if let Some(end) = fault {
+            return Err(end);
+        }
         let busy_us = watch.micros();
-        self.pace.measured(batch.tokens(), busy_us);
         send(self.link, FromWorker::Step { busy_us, tokens: tokens.clone() })?;
+        // Nobody wants it any more; its jobs end when what came is handled, before anything else.
+        let Some(output) = output else { return Ok(()) };
+        self.pace.measured(batch.tokens(), busy_us);
         let mut rest = &output[..];
         for ((slot, items), (_, tokens)) in chosen.into_iter().zip(tokens) {
             let (own, others) = rest.split_at(items * self.loaded.model.dimensions());

@@ -137,6 +137,32 @@ fn vectors_are_those_of_candle_transformers() {
 }
 
 #[test]
+fn a_step_that_is_stopped_between_layers_leaves_nothing_for_the_next() {
+    let mut loaded = Package::tiny().load().unwrap();
+    let whole = embed(&mut loaded, &[vec![7; 40], vec![9; 3]]);
+    let mut batch = Batch::default();
+    batch.push(&[8; 64]);
+    loaded.model.reserve(64, &Lease).unwrap();
+    let mut layers = 0;
+    let count = &mut || {
+        layers += 1;
+        true
+    };
+    assert!(loaded.model.embed_while(&batch, count).unwrap().is_some());
+    assert!(layers > 1, "there is a middle");
+    for stop_at in 0..layers {
+        let mut asked = 0;
+        let stop = &mut || {
+            asked += 1;
+            asked <= stop_at
+        };
+        assert!(loaded.model.embed_while(&batch, stop).unwrap().is_none());
+        assert_eq!(asked, stop_at + 1);
+        assert_eq!(embed(&mut loaded, &[vec![7; 40], vec![9; 3]]), whole);
+    }
+}
+
+#[test]
 fn a_step_takes_no_more_than_bytes_per_token_says() {
     let mut loaded = Package::tiny().load().unwrap();
     for tokens in [1usize, 3, 64, 1000] {

@@ -64,12 +64,16 @@ impl Embedder for Watched {
         self.model.forget();
     }
 
-    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+    fn embed_while(
+        &mut self,
+        batch: &Batch,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<&[f32]>, DeviceFailure> {
         self.steps += 1;
         if self.steps == self.lost_at {
             self.model.device().gpu().destroy();
         }
-        self.model.embed(batch)
+        self.model.embed_while(batch, go_on)
     }
 }
 

@@ -12,6 +12,7 @@ use ringfence_worker::jobs::SlotFault;
 use ringfence_worker::serve::End;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use support::{Package, START, Worker, embed, output, text, tokens};
 
 fn ready() -> Worker {
@@ -90,6 +91,27 @@ fn a_cancelled_job_ends_once_and_its_slot_is_free_again() {
     worker.say(ToWorker::Cancel { slot: 0 });
     worker.run(0, vec![text("again")], false);
     assert_eq!(output(&worker.until_ends(1), 0).len(), 1);
+    worker.stop();
+}
+
+#[test]
+fn a_cancel_at_any_moment_of_a_step_costs_its_neighbour_nothing() {
+    let worker = ready();
+    let mut loaded = Package::tiny().load().unwrap();
+    let ids = tokens(&loaded, "the neighbour");
+    let expected = embed(&mut loaded, &[ids]);
+    for round in 0..200 {
+        worker.run(0, vec![text(&"many words ".repeat(20)); 40], true);
+        worker.run(1, vec![text("the neighbour")], false);
+        std::thread::sleep(Duration::from_micros(20 * round));
+        worker.say(ToWorker::Cancel { slot: 0 });
+        let heard = worker.until_ends(2);
+        let found = output(&heard, 1);
+        let worst = found.iter().flatten().zip(&expected[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(found.len() == 1 && worst < 1e-6, "round {round}");
+        let cancelled = failure(&heard, 0) == Some(&JobError::Cancelled);
+        assert!(cancelled || output(&heard, 0).len() == 40, "round {round}");
+    }
     worker.stop();
 }
 

@@ -188,15 +188,22 @@ impl<D: Device> Embedder for Bert<D> {
         b.written = 0;
     }
 
-    fn embed(&mut self, batch: &Batch) -> Result<&[f32], DeviceFailure> {
+    fn embed_while(
+        &mut self,
+        batch: &Batch,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<&[f32]>, DeviceFailure> {
         let b = self.buffers.as_mut().expect("reserved");
         b.written = b.written.max(batch.tokens());
         self.embed_tokens(batch);
         for index in 0..self.layers.len() {
+            if !go_on() {
+                return Ok(None);
+            }
             self.layer(index, batch);
         }
         self.pool(batch)?;
-        Ok(&self.buffers.as_ref().expect("reserved").output)
+        Ok(Some(&self.buffers.as_ref().expect("reserved").output))
     }
 }
 

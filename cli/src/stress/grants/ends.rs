@@ -1,7 +1,7 @@
 //! Ends of grants in the middle of their use: by revocation, and by time.
 
 use super::ground::{Ground, INSIDE};
-use super::holder::{Granted, Holder, code_of};
+use super::holder::{Granted, Holder, SERVED, code_of};
 use crate::clock;
 use crate::error::CliError;
 use crate::stress::chart::{Panel, Series};
@@ -12,6 +12,7 @@ use crate::stress::stats::{median, percentile};
 use rustix::process::Pid;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Grants that are revoked in the middle of a job.
 const REVOCATIONS_MAX: u32 = 200;
@@ -116,32 +117,39 @@ async fn revoke_once(ground: &Ground<'_>, moment: Duration) -> Result<Revoked, C
     let (granted, service) = with_service(ground, &mut holder).await?;
     let workers = ground.server.ready_workers().await?;
     let Granted { number, string, .. } = granted;
+    let over = Notify::new();
     let revoking = async {
         tokio::time::sleep(moment).await;
         let sent = clock::now();
         holder.revoke(number).await?;
         let answered = clock::now();
+        over.notify_one();
         let left = service.as_ref().map(|pids| pids.iter().filter(|pid| is_alive(**pid)).count());
         Ok::<_, CliError>((sent, answered, left))
     };
     let running = async {
-        let answer = reader.read(&string, BIG).await;
-        (code_of(answer), clock::now())
+        let code = code_of(reader.read(&string, BIG).await)?;
+        let ended = clock::now();
+        // A job that is refused was taken from its worker before that was said, and what comes now runs after it.
+        if code == SERVED {
+            over.notified().await;
+        }
+        let mut answer = std::pin::pin!(other.embed(INSIDE));
+        let (forgotten, next) = tokio::select! {
+            biased;
+            answer = &mut answer => { answer?; let now = clock::now(); (now, now) }
+            gone = any_gone(&workers) => { answer.await?; (gone, clock::now()) }
+        };
+        Ok::<_, CliError>((code, ended, forgotten, next))
     };
-    let (revoked, (job, ended)) = tokio::join!(revoking, running);
+    let (revoked, ran) = tokio::join!(revoking, running);
     let (sent, answered, processes) = revoked?;
-    let code = job?;
-    let mut answer = std::pin::pin!(other.embed(INSIDE));
-    let (forgotten, next) = tokio::select! {
-        biased;
-        answer = &mut answer => { answer?; let now = clock::now(); (now, now) }
-        gone = any_gone(&workers) => { answer.await?; (gone, clock::now()) }
-    };
+    let (code, ended, forgotten, next) = ran?;
     let since = |time: Instant| millis(time.saturating_duration_since(sent));
     let (forgotten, next) = (since(forgotten), since(next));
     let again = code_of(reader.read(&string, BIG).await)?;
-    let was_served = code == "served";
-    let served_after = u32::from(was_served && ended > answered) + u32::from(again == "served");
+    let was_served = code == SERVED;
+    let served_after = u32::from(was_served && ended > answered) + u32::from(again == SERVED);
     let other_code = (!was_served && code != "grant_revoked").then_some(code);
     let job = (!was_served && ended >= sent).then(|| since(ended));
     Ok(Revoked { answered: since(answered), job, next, forgotten, served_after, other_code, processes })
@@ -258,14 +266,14 @@ async fn expire_once(ground: &Ground<'_>, lifetime_ms: u64) -> Result<Expired, C
         loop {
             let code = code_of(holder.entries(&granted.string, "sub").await)?;
             let at = clock::unix_ms();
-            if code != "served" {
+            if code != SERVED {
                 return Ok::<_, CliError>((served, at));
             }
             served = at;
         }
     };
     let jobs = async {
-        while code_of(reader.read(&string, BIG).await)? == "served" {}
+        while code_of(reader.read(&string, BIG).await)? == SERVED {}
         Ok::<_, CliError>(clock::unix_ms())
     };
     let (used, job, gone) = tokio::join!(uses, jobs, gone(service, granted.until_ms));

@@ -11,6 +11,9 @@ const LIFETIME_MS: u64 = 600_000;
 /// Bytes of a grant, where a part does not say: the big file many times.
 const BYTES_MAX: u64 = 1 << 40;
 
+/// What a use was that was not refused.
+pub(super) const SERVED: &str = "served";
+
 /// A live grant of ours.
 #[derive(Clone, Debug)]
 pub(super) struct Granted {
@@ -135,10 +138,10 @@ fn granted(claimed: &Value) -> Granted {
     }
 }
 
-/// The code of a refusal; `served` where there was none. What is no answer of the server's is an error.
+/// The code of a refusal; [`SERVED`] where there was none. What is no answer of the server's is an error.
 pub(super) fn code_of(answer: Result<Value, CliError>) -> Result<String, CliError> {
     match answer {
-        Ok(_) => Ok("served".to_owned()),
+        Ok(_) => Ok(SERVED.to_owned()),
         Err(CliError::Refused { code, .. }) => Ok(code),
         Err(error) => Err(error),
     }
