@@ -18,7 +18,7 @@ LINTING := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY_
 .PHONY: demo test check soak bench gpu-bench lint deny install clean system-packages nextest programs
 
 demo: system-packages
-	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins --example demo
+	$(CARGO) build --release --bins --example demo
 	target/release/examples/demo $(DEVICE)
 
 # Offline and on tiny packages: minutes. What wants too much memory of a GPU takes two by itself, and is in soak.
@@ -36,7 +36,7 @@ test: check $(VENV)/ready $(CACHE)/sources/ready
 
 # Full counts and long runs.
 soak: system-packages nextest
-	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins --examples
+	$(CARGO) build --release --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
@@ -51,8 +51,8 @@ soak: system-packages nextest
 	scripts/fuzz 600
 
 bench: system-packages $(CACHE)/sources/ready
-	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins
-	$(CARGO) bench
+	$(CARGO) build --release --bins
+	$(CARGO) bench --bench '*'
 
 # On the first adapter, a card before software; ARGUMENTS="--json --rounds 15 --adapter 1".
 gpu-bench: system-packages
@@ -88,7 +88,7 @@ $(CACHE)/sources/ready: $(wildcard models/catalog/*.toml) scripts/fetch-sources 
 	mkdir -p $(@D) && touch $@
 
 install:
-	$(CARGO) build --release --workspace --exclude ringfence-fuzz --bins
+	$(CARGO) build --release --bins
 	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin target/release/ringfence target/release/ringfence-server target/release/ringfence-worker target/release/ringfence-fileguard target/release/ringfence-audio
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/system/*.service
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user packaging/systemd/user/*.service

@@ -51,7 +51,7 @@ struct Measured {
 }
 
 fn main() {
-    bench::build_programs(&[]);
+    bench::build_programs();
     let mut home = Home::with_tiny();
     let archives = archives();
     if let Some(archives) = &archives {

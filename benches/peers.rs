@@ -59,10 +59,7 @@ fn main() {
         assert!(status.success(), "cargo {arguments:?} in {}", folder.display());
     };
     let peer = bench::root().join("benches/peers/candle");
-    build(
-        &["build", "--release", "--quiet", "-p", "ringfence-worker", "--example", "forward"],
-        bench::root(),
-    );
+    build(&["build", "--release", "--quiet", "--example", "forward"], bench::root());
     build(&["build", "--release", "--quiet", "--locked", "--target-dir", "target"], &peer);
     let profile = Path::new(env!("CARGO_BIN_EXE_ringfence-server")).parent().expect("a folder");
     let mut ours = Side::start(&profile.join("examples/forward"), &folder);

@@ -24,7 +24,7 @@ const TOKENS: usize = 64;
 const MAX_TOKENS: usize = 256;
 
 fn main() {
-    bench::build_programs(&[]);
+    bench::build_programs();
     let folder = bench::minilm();
     let home = Home::new();
     let cache = bench::root().join(".cache/archives");

@@ -15,25 +15,19 @@ pub(crate) fn root() -> &'static Path {
 }
 
 /// Builds the programs that `cargo bench` of this package does not.
-pub(crate) fn build_programs(extra: &[&str]) {
+pub(crate) fn build_programs() {
     let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--release",
-            "--quiet",
-            "-p",
-            "ringfence",
-            "-p",
-            "ringfence-worker",
-            "-p",
-            "ringfence-fileguard",
-            "--bins",
-        ])
-        .args(extra)
+        .args(["build", "--release", "--quiet", "--bins"])
         .current_dir(root())
         .status()
         .expect("cargo runs");
     assert!(status.success(), "the programs don't build");
+}
+
+/// Runs a command in the project's folder, and fails where it does.
+pub(crate) fn run(command: &mut Command) {
+    let status = command.current_dir(root()).status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?} failed");
 }
 
 /// The folder of MiniLM's files, fetched where `make test` has not done it already.

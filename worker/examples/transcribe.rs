@@ -1,5 +1,6 @@
 //! Transcribes a sound with a real model and times it: `transcribe FOLDER SOUND [THREADS [ROUNDS]]` prints the text and the
-//! median of the seconds, and how they were spent. The folder is a package, or the sources of one: `model.pt` with
+//! median of the seconds, and how they were spent; with `-` for the rounds each line of input is one, answered by a line of
+//! JSON. The folder is a package, or the sources of one: `model.pt` with
 //! `vocabulary.tiktoken`, or `model.bin` of CTranslate2 with `tokenizer.json`, or of ggml.
 #![expect(clippy::disallowed_methods, reason = "it measures time")]
 
@@ -31,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let usage = "usage: transcribe FOLDER SOUND [THREADS [ROUNDS]]";
     let (folder, sound) = words.next().zip(words.next()).ok_or(usage)?;
     let threads = words.next().map_or(Ok(2), |word| word.parse())?;
-    let rounds: usize = words.next().map_or(Ok(5), |word| word.parse())?;
+    let rounds = words.next().unwrap_or_else(|| "5".to_owned());
     let files = package(folder.as_ref())?;
     let compute = Compute::new(Isa::detect(), Pool::new(threads)?);
     let start = Instant::now();
@@ -42,6 +43,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut samples = Vec::new();
     let mut sound = Sound::open(Arc::new(std::fs::read(sound)?))?;
     while sound.read(&mut samples)? {}
+    if rounds == "-" {
+        for _ in std::io::stdin().lines() {
+            let Round { segments, seconds, .. } = round(&mut loaded, &samples)?;
+            let text: String = segments.iter().map(|segment| segment.text.as_str()).collect();
+            println!("{}", serde_json::json!({ "seconds": seconds, "text": text }));
+        }
+        return Ok(());
+    }
+    let rounds: usize = rounds.parse()?;
     let mut rounds: Vec<Round> =
         (0..rounds).map(|_| round(&mut loaded, &samples)).collect::<Result<_, _>>()?;
     for segment in &rounds[0].segments {
