@@ -51,7 +51,7 @@ soak: system-packages nextest
 	scripts/fuzz 600
 
 bench: system-packages $(CACHE)/sources/ready
-	$(CARGO) build --release --bins
+	$(CARGO) build --release --bins --example demo
 	$(CARGO) bench --bench '*'
 
 # On the first adapter, a card before software; ARGUMENTS="--json --rounds 15 --adapter 1".
