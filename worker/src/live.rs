@@ -29,6 +29,7 @@ use crate::speech::Failed;
 use crate::stopwatch::{Stopwatch, boot_us};
 use attempt::{Attempt, Purpose, Text};
 use held::Held;
+use load::Spent;
 use phrases::{PHRASE_MAX, Phrase, Phrases};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{
@@ -80,6 +81,7 @@ pub(crate) struct Stream {
     heard_until: u64,
     /// What the last attempt took.
     attempt_us: u64,
+    spent: Spent,
     /// Whether a partial stands for which there is no segment.
     is_shown: bool,
     listened: Listened,
@@ -145,6 +147,7 @@ impl Stream {
             state: Some(state),
             heard_until: 0,
             attempt_us: 0,
+            spent: Spent::default(),
             is_shown: false,
             listened: Listened::default(),
             sequence: 0,
@@ -188,6 +191,11 @@ impl Stream {
     /// Time that the detector took since this was last asked, in microseconds.
     pub(crate) fn take_detector_us(&mut self) -> u64 {
         std::mem::take(&mut self.detector_us)
+    }
+
+    /// What its phrases have taken since this was last asked.
+    pub(crate) fn take_spent(&mut self) -> Spent {
+        std::mem::take(&mut self.spent)
     }
 
     /// Takes the frames that have come.
@@ -368,7 +376,7 @@ impl Stream {
     ///
     /// # Errors
     /// The job fails, or the worker.
-    pub(crate) fn piece(&mut self, ears: &mut Ears<'_>, load: &mut Load) -> Result<(), Failed> {
+    pub(crate) fn piece(&mut self, ears: &mut Ears<'_>) -> Result<(), Failed> {
         match &mut self.attempt {
             Some(attempt) => {
                 if !attempt.step(ears)? {
@@ -381,11 +389,8 @@ impl Stream {
         self.state = self.state.take().or(attempt.take_state());
         self.tokens = self.tokens.saturating_add(attempt.tokens());
         self.attempt_us = attempt.busy_us();
-        if !matches!(attempt.purpose, Purpose::Partial) {
-            load.measured(
-                (attempt.sound.end - attempt.sound.start) * 1_000 / u64::from(STREAM_RATE),
-                attempt.busy_us(),
-            );
+        if attempt.purpose != Purpose::Partial {
+            self.spent.busy_us += attempt.busy_us();
         }
         self.conclude();
         Ok(())
@@ -420,6 +425,7 @@ impl Stream {
         match attempt.purpose.clone() {
             Purpose::Final(speech) => {
                 let (sound, text) = (attempt.sound.start, text.clone());
+                self.spent.sound_ms += millis(attempt.sound.end - sound);
                 self.attempt = None;
                 self.say(sound, speech, text);
             }

@@ -365,7 +365,8 @@ impl Server<'_> {
         Transcription::check(self.loaded, &options).map_err(of_start)?;
         let streams = self.streams.len();
         let is_behind = self.streams.iter().any(Stream::is_behind);
-        if streams == STREAMS_MAX || is_behind || !self.load.holds(streams + 1) {
+        let encoder_us = self.pace.expected_us(options.window.rows_min(self.loaded.model.config()));
+        if streams == STREAMS_MAX || is_behind || !self.load.holds(streams + 1, encoder_us) {
             return Err(refused(StreamFault::Busy));
         }
         self.memory.check(STREAM_BYTES).map_err(job_error)?;
@@ -402,6 +403,7 @@ impl Server<'_> {
             send(self.link, FromWorker::Failed { slot, error })?;
             return Ok(false);
         }
+        self.load.measured(stream.take_spent());
         let is_over = stream.is_over();
         if is_over {
             stream.tell_listened();
@@ -527,7 +529,7 @@ impl Server<'_> {
         let mut error = None;
         while error.is_none() && watch.micros() < self.step_us && self.wish(&self.streams[at]) == wish {
             let mut ears = Ears { loaded: self.loaded, pace: &mut self.pace, memory: self.memory };
-            match self.streams[at].piece(&mut ears, &mut self.load) {
+            match self.streams[at].piece(&mut ears) {
                 Ok(()) => {}
                 Err(Failed::Job(failed)) => error = Some(failed),
                 Err(Failed::Worker(end)) => return Err(end),
