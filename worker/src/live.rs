@@ -33,8 +33,8 @@ use load::Spent;
 use phrases::{PHRASE_MAX, Phrase, Phrases};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{
-    FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, SEGMENTS_MAX, STREAM_RATE, Segment,
-    StreamError, StreamEvent, StreamFault, StreamFrame, StreamReader,
+    AUDIO_MS_MAX, FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, SEGMENTS_MAX,
+    STREAM_RATE, Segment, StreamError, StreamEvent, StreamFault, StreamFrame, StreamReader,
 };
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,7 +54,7 @@ const WAITING_SAMPLES_MAX: usize = 10 * STREAM_RATE as usize;
 const PARTIAL_EVERY: u64 = STREAM_RATE as u64;
 /// A partial may take this share of the time since the one before, divided by all streams.
 const PARTIAL_SHARE: u64 = 4;
-/// The last frame of a stream that is counted: two years.
+/// No frame has such a number: a stream ends after [`AUDIO_MS_MAX`].
 const SEQUENCE_MAX: u64 = u32::MAX as u64;
 /// Samples that a phrase and what follows it until it is looked at can have.
 const HELD_SAMPLES: usize = PHRASE_MAX as usize + 4 * CHUNK;
@@ -77,10 +77,13 @@ pub(crate) struct Stream {
     attempt: Option<Attempt>,
     /// What the model has for this job, while no attempt has it.
     state: Option<State>,
+    /// In which turn it last began an attempt.
+    began: u64,
     /// Until where the phrase that is open was heard.
     heard_until: u64,
     /// What the last attempt took.
     attempt_us: u64,
+    /// What phrases have taken, as far as nobody has asked yet.
     spent: Spent,
     /// Whether a partial stands for which there is no segment.
     is_shown: bool,
@@ -145,6 +148,7 @@ impl Stream {
             waiting: VecDeque::new(),
             attempt: None,
             state: Some(state),
+            began: 0,
             heard_until: 0,
             attempt_us: 0,
             spent: Spent::default(),
@@ -227,6 +231,10 @@ impl Stream {
             return Err(fault(&StreamError::Malformed("a number that is too large")));
         }
         let place = frame.sequence * FRAME_SAMPLES as u64;
+        if millis(place) >= AUDIO_MS_MAX - FRAME_US / 1_000 || self.sequence >= SEGMENTS_MAX {
+            self.end();
+            return Ok(());
+        }
         if frame.gap > GAP_FRAMES_MAX {
             self.end_sound(place);
         }
@@ -236,9 +244,6 @@ impl Stream {
         self.hear(&frame.samples[..], silero)?;
         frame.samples.zeroize();
         self.count();
-        if self.sequence >= SEGMENTS_MAX {
-            self.end();
-        }
         Ok(())
     }
 
@@ -273,8 +278,7 @@ impl Stream {
             latency_us: self.listened.latency_us.max(seen.delay_us),
             speech: self.phrases.open().is_some(),
         };
-        let is_due = self.listened.audio_ms.is_multiple_of(LISTENED_MS);
-        if is_due {
+        if self.listened.audio_ms.is_multiple_of(LISTENED_MS) {
             self.tell_listened();
         }
     }
@@ -364,6 +368,12 @@ impl Stream {
         }
     }
 
+    /// Of streams that wish for the same the least goes first: one whose attempt is at work, then the one that began its last
+    /// longest ago.
+    pub(crate) fn precedence(&self) -> (bool, u64) {
+        (self.attempt.is_none(), self.began)
+    }
+
     fn partial_is_due(&self, streams: usize) -> bool {
         let Some((_, start)) = self.phrases.open() else { return false };
         let cost = self.attempt_us.saturating_mul(streams as u64 * PARTIAL_SHARE);
@@ -410,6 +420,7 @@ impl Stream {
             }
         };
         let Some(state) = self.state.take() else { return Ok(()) };
+        self.began = ears.turn;
         let attempt = Attempt::begin(sound, purpose, &samples, self.options.clone(), state, ears)?;
         let positions = attempt.positions();
         self.step_tokens = self.step_tokens.saturating_add(positions);

@@ -120,6 +120,8 @@ struct Server<'a> {
     load: Load,
     /// Whether the last step was a stream's.
     was_live: bool,
+    /// Pieces of work for streams so far.
+    turns: u64,
     lanes: Lanes,
     /// Of the model's workspace.
     owner: Owner,
@@ -153,6 +155,7 @@ pub(crate) fn serve_speech(
         detector: Detector::None,
         load: Load::default(),
         was_live: false,
+        turns: 0,
         lanes: Lanes::default(),
         owner: Owner::default(),
         used: vec![false; SLOTS_MAX as usize],
@@ -495,10 +498,13 @@ impl Server<'_> {
             jobs.iter().any(|job| job.domain == domain) || streams.iter().any(|s| s.share.domain == domain)
         });
         let wishes: Vec<(u64, Wish)> = self.streams.iter().map(|s| (s.share.domain, self.wish(s))).collect();
+        let precedences: Vec<(bool, u64)> = self.streams.iter().map(Stream::precedence).collect();
         let stored: Vec<(u64, bool)> =
             self.jobs.iter().map(|job| (job.domain, self.can_go_on(job))).collect();
         let job = |domain| stored.iter().position(|job| *job == (domain, true));
-        let live = |domain, wish| wishes.iter().position(|stream| *stream == (domain, wish));
+        let live = |domain, wish| {
+            (0..wishes.len()).filter(|at| wishes[*at] == (domain, wish)).min_by_key(|at| precedences[*at])
+        };
         let wants = |domain| job(domain).is_some() || live(domain, Wish::Now).is_some();
         self.lanes.rest(wants);
         if let Some(domain) = self.lanes.next(wants) {
@@ -528,7 +534,9 @@ impl Server<'_> {
         let wish = self.wish(&self.streams[at]);
         let mut error = None;
         while error.is_none() && watch.micros() < self.step_us && self.wish(&self.streams[at]) == wish {
-            let mut ears = Ears { loaded: self.loaded, pace: &mut self.pace, memory: self.memory };
+            self.turns += 1;
+            let (pace, turn) = (&mut self.pace, self.turns);
+            let mut ears = Ears { loaded: self.loaded, pace, memory: self.memory, turn };
             match self.streams[at].piece(&mut ears) {
                 Ok(()) => {}
                 Err(Failed::Job(failed)) => error = Some(failed),

@@ -245,6 +245,12 @@ fn a_stream_that_is_forged_or_cut_off_is_forgotten_at_once() {
     counting.sequence = u64::MAX - 1;
     counting.push(&spoken[..FRAME_SAMPLES]);
     expect_failure(&worker, 0, &refused(StreamFault::Forged));
+
+    // As long as audio may be, and no longer.
+    let mut long = listen(&worker, 0);
+    long.sequence = 2 * 3_600 * 50;
+    long.push(&spoken[..FRAME_SAMPLES]);
+    assert!(matches!(until_ends(&worker, 1)[&0].end, Some(Ok(_))));
     worker.stop();
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Ears<'a> {
     pub(crate) loaded: &'a mut LoadedTranscriber,
     pub(crate) pace: &'a mut Pace,
     pub(crate) memory: &'a dyn Memory,
+    /// Counts turns, so that streams can tell who began before whom.
+    pub(crate) turn: u64,
 }
 
 /// What an attempt is for.
