@@ -33,8 +33,8 @@ use load::Spent;
 use phrases::{PHRASE_MAX, Phrase, Phrases};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{
-    AUDIO_MS_MAX, FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, SEGMENTS_MAX,
-    STREAM_RATE, Segment, StreamError, StreamEvent, StreamFault, StreamFrame, StreamReader,
+    AUDIO_MS_MAX, FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, STREAM_RATE, Segment,
+    StreamError, StreamEvent, StreamFault, StreamFrame, StreamReader,
 };
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -227,11 +227,18 @@ impl Stream {
     }
 
     fn take(&mut self, mut frame: StreamFrame, silero: &mut Silero) -> Result<(), JobError> {
+        let taken = self.place(&frame, silero);
+        frame.samples.zeroize();
+        taken
+    }
+
+    /// Hears a frame where it belongs.
+    fn place(&mut self, frame: &StreamFrame, silero: &mut Silero) -> Result<(), JobError> {
         if frame.sequence > SEQUENCE_MAX {
             return Err(fault(&StreamError::Malformed("a number that is too large")));
         }
         let place = frame.sequence * FRAME_SAMPLES as u64;
-        if millis(place) >= AUDIO_MS_MAX - FRAME_US / 1_000 || self.sequence >= SEGMENTS_MAX {
+        if millis(place) >= AUDIO_MS_MAX - FRAME_US / 1_000 {
             self.end();
             return Ok(());
         }
@@ -242,7 +249,6 @@ impl Stream {
             self.hear(&[0; FRAME_SAMPLES], silero)?;
         }
         self.hear(&frame.samples[..], silero)?;
-        frame.samples.zeroize();
         self.count();
         Ok(())
     }
