@@ -2,9 +2,11 @@
 //! read through grants. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
 //! as `make demo DEVICE=wgpu` does, the model runs on Vulkan.
 
+mod note;
 mod programs;
 
 use ignore::WalkBuilder;
+use note::Microphone;
 use programs::{Programs, RunningServer};
 use ringfence_cli::clock;
 use ringfence_cli::commands::status;
@@ -74,14 +76,18 @@ fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
 
     programs.init(&home, folder.path(), &passphrase)?;
     stages.ended("make keys and trust file");
-    programs.add_model(&home, folder.path(), &passphrase)?;
-    stages.ended("fetch, check and sign the model");
+    programs.add_models(&home, folder.path(), &passphrase)?;
+    stages.ended("fetch, check and sign the models");
 
-    let server = programs.serve(&home, folder.path())?;
+    let microphone = Microphone::start(&folder.path().join("sound"))?;
+    let server = programs.serve(&home, folder.path(), &microphone.socket())?;
     stages.ended("start the server (sandbox probes included)");
     let repository = copy_repository(&folder.path().join("repository"), &home)?;
     use_server((&programs, device), &home, &server, (&repository, &passphrase), &mut stages, output)
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
+    take_note(&programs, &home, &microphone, &passphrase)
+        .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
+    stages.ended("write down a spoken note, live");
     server.stop()?;
     stages.ended("stop the server");
     show_accesses(&programs.audit(&home, folder.path())?);
@@ -152,6 +158,18 @@ fn use_server(
     show_status(home, output)?;
     stages.ended("ask for the status");
     Ok(())
+}
+
+/// A note is spoken into the microphone, and written down while it is.
+fn take_note(
+    programs: &Programs,
+    home: &Home,
+    microphone: &Microphone,
+    passphrase: &Path,
+) -> Result<(), CliError> {
+    let heard = programs.listen(home, passphrase, || microphone.speak())?;
+    println!("{}", heard.trim_end());
+    note::check(&heard)
 }
 
 /// The key opens the same routes over TCP.

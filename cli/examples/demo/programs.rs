@@ -19,6 +19,10 @@ use std::time::Duration;
 /// The client of the demonstration.
 pub(crate) const CLIENT: &str = "demo";
 
+/// What it adds: sentences, speech, and what cuts speech into phrases.
+const MODELS: [&str; 3] = ["minilm", "whisper-tiny.en", "silero-vad"];
+/// How long after what was said the last of it is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the server may take to start, the probes of its sandbox included.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the server may take to end: longer than it drains.
@@ -49,7 +53,9 @@ impl Programs {
     pub(crate) fn find() -> Result<Self, CliError> {
         let own = env::current_exe().map_err(|source| CliError::io("own executable", source))?;
         let folder = own.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-        for name in ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard"] {
+        for name in
+            ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard", "ringfence-audio"]
+        {
             if !folder.join(name).is_file() {
                 let what =
                     format!("not in {}; build it: cargo build --release --workspace", folder.display());
@@ -71,9 +77,10 @@ impl Programs {
         run(command).map(drop)
     }
 
-    /// `ringfence model add minilm`, with the download kept in `.cache/archives`.
-    pub(crate) fn add_model(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
-        let mut command = self.command(home, &["model", "add", "minilm", "--cache", ".cache/archives"]);
+    /// `ringfence model add`, with the downloads kept in `.cache/archives`.
+    pub(crate) fn add_models(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
+        let mut command =
+            self.command(home, &[&["model", "add"][..], &MODELS, &["--cache", ".cache/archives"]].concat());
         command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
         run(command).map(drop)
     }
@@ -147,13 +154,45 @@ impl Programs {
         command
     }
 
+    /// `ringfence listen`, approved, while something is said; what it wrote down.
+    pub(crate) fn listen(
+        &self,
+        home: &Home,
+        passphrase: &Path,
+        speak: impl FnOnce() -> Result<(), CliError>,
+    ) -> Result<String, CliError> {
+        let mut command = self.command(home, &["listen", "--text-only", "--for", "2m", "--client", CLIENT]);
+        command.stdout(Stdio::piped());
+        let run = self.folder_of(passphrase);
+        self.approved_while(home, command, 1, (&run, passphrase), |child| {
+            captures(home)?;
+            speak()?;
+            thread::sleep(LAST_WORDS);
+            println!("\n$ kill -INT {}", child.id());
+            let pid = Pid::from_child(child);
+            rustix::process::kill_process(pid, Signal::INT).map_err(|source| CliError::io("kill", source))
+        })
+    }
+
     /// Runs a command that asks for so many grants, and says yes to them as its operator.
     fn approved(
+        &self,
+        home: &Home,
+        command: Command,
+        grants: usize,
+        approver: (&Path, &Path),
+    ) -> Result<String, CliError> {
+        self.approved_while(home, command, grants, approver, |_| Ok(()))
+    }
+
+    /// The same, with something to be done between the approval and the command's end.
+    fn approved_while(
         &self,
         home: &Home,
         mut command: Command,
         grants: usize,
         (run, passphrase): (&Path, &Path),
+        meanwhile: impl FnOnce(&Child) -> Result<(), CliError>,
     ) -> Result<String, CliError> {
         show(&command);
         let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
@@ -166,6 +205,7 @@ impl Programs {
         let approved = crate::programs::run(approve)?;
         // What was decided on, once; the other questions differ by a line or two.
         println!("{}", approved.split("\n\n").next().unwrap_or_default());
+        meanwhile(&child.0)?;
         let mut printed = String::new();
         if let Some(stdout) = &mut child.0.stdout {
             stdout.read_to_string(&mut printed).map_err(io)?;
@@ -179,10 +219,10 @@ impl Programs {
     }
 
     /// `ringfence serve`, ready to be asked.
-    pub(crate) fn serve(&self, home: &Home, folder: &Path) -> Result<RunningServer, CliError> {
+    pub(crate) fn serve(&self, home: &Home, folder: &Path, pulse: &str) -> Result<RunningServer, CliError> {
         let (ready_file, log) = (home.path().join("ready.json"), folder.join("server.log"));
         let mut command = self.command(home, &["serve", "--listen", "127.0.0.1:0"]);
-        command.arg("--ready-file").arg(&ready_file);
+        command.arg("--ready-file").arg(&ready_file).args(["--pulse-server", pulse]);
         self.as_user(&mut command);
         show(&command);
         let file =
@@ -224,7 +264,10 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         let ask = Ask::plain(hyper::Method::GET, "/grants");
         let grants = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
         let grants = grants["grants"].as_array().into_iter().flatten();
-        let pending = grants.filter(|grant| grant["state"] == "pending" && !grant["object"].is_null());
+        // A file is opened before anybody is asked; of a microphone there is nothing to open yet.
+        let is_there =
+            |grant: &&serde_json::Value| !grant["object"].is_null() || grant["kind"] == "audio_capture";
+        let pending = grants.filter(|grant| grant["state"] == "pending").filter(is_there);
         let numbers: Vec<String> = pending.map(|grant| grant["grant"].to_string()).collect();
         if numbers.len() == wanted {
             return Ok(numbers);
@@ -232,6 +275,21 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         thread::sleep(LOOK_EVERY);
     }
     Err(failed("grants", format!("{wanted} questions did not come in time")))
+}
+
+/// Returns when sound is captured.
+fn captures(home: &Home) -> Result<(), CliError> {
+    let until = clock::now() + START_WAIT_MAX;
+    while clock::now() < until {
+        let ask = Ask::plain(hyper::Method::GET, "/audio/captures");
+        let captures = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
+        if captures["captures"].as_array().into_iter().flatten().any(|capture| capture["state"] == "running")
+        {
+            return Ok(());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Err(failed("captures", "no sound was captured in time"))
 }
 
 /// A random passphrase in a file that only we can read.
