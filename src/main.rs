@@ -13,6 +13,7 @@
 mod alerts;
 mod api;
 mod audit;
+mod capture;
 mod clients;
 mod clock;
 mod dispatch;

@@ -27,6 +27,8 @@ pub(crate) fn build_programs(extra: &[&str]) {
             "ringfence-worker",
             "-p",
             "ringfence-fileguard",
+            "-p",
+            "ringfence-audio",
             "--bins",
         ])
         .args(extra)

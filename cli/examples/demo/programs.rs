@@ -49,7 +49,9 @@ impl Programs {
     pub(crate) fn find() -> Result<Self, CliError> {
         let own = env::current_exe().map_err(|source| CliError::io("own executable", source))?;
         let folder = own.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-        for name in ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard"] {
+        for name in
+            ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard", "ringfence-audio"]
+        {
             if !folder.join(name).is_file() {
                 let what =
                     format!("not in {}; build it: cargo build --release --workspace", folder.display());
