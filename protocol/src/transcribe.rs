@@ -1,5 +1,6 @@
 //! What a job of speech recognition is, and what comes of it.
 
+use crate::stream::FRAME_US;
 use serde::{Deserialize, Serialize};
 
 /// The longest prompt of a transcription, in bytes.
@@ -98,6 +99,14 @@ pub struct Listened {
     pub speech: bool,
 }
 
+impl Listened {
+    /// How far the stream has come, in milliseconds: what is missing counts, as it does in the times of texts, which
+    /// [`Segment::is_legal`] holds against this.
+    pub fn stream_ms(&self) -> u64 {
+        self.audio_ms.saturating_add(self.missing.saturating_mul(FRAME_US / 1_000))
+    }
+}
+
 /// Why a stream of live sound can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum StreamFault {
@@ -162,6 +171,8 @@ mod tests {
 
     #[test]
     fn a_segment_lies_within_its_audio_and_its_numbers_are_numbers() {
+        let listened = Listened { audio_ms: 980, missing: 1, ..Listened::default() };
+        assert_eq!(listened.stream_ms(), 1_000);
         let good = Segment {
             seek_ms: 0,
             start_ms: 100,

@@ -344,7 +344,9 @@ pub enum FromWorker {
         /// The key of this end, made for this stream.
         key: StreamPublic,
     },
-    /// What is being said, as far as it was heard: in place of the one before it, until a `Segment` says it for good.
+    /// What is being said, as far as it was heard: in place of the one before it, until a `Segment` says it for good. Without
+    /// a text: it was nothing, and there will be no segment. A `Listened` that reaches as far is before it, as before a
+    /// live job's `Segment`.
     Partial {
         /// Whose.
         slot: u32,
@@ -353,7 +355,7 @@ pub enum FromWorker {
         /// At most [`crate::SEGMENT_TEXT_BYTES_MAX`].
         text: String,
     },
-    /// How a live job stands: every [`crate::LISTENED_MS`] of sound, and once before its end.
+    /// How a live job stands: at least every [`crate::LISTENED_MS`] of sound, and once before its end.
     Listened {
         /// Whose.
         slot: u32,

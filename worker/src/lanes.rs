@@ -39,6 +39,14 @@ impl Lanes {
         self.0.retain(|domain, _| has_jobs(*domain));
     }
 
+    /// Those that want nothing now have no claim on the steps that others take meanwhile.
+    pub fn rest(&mut self, wants: impl Fn(u64) -> bool) {
+        let wanting = self.0.iter().filter(|(domain, _)| wants(**domain));
+        let Some(least) = wanting.map(|(_, lane)| lane.counter).min() else { return };
+        let resting = self.0.iter_mut().filter(|(domain, _)| !wants(**domain));
+        resting.for_each(|(_, lane)| lane.counter = lane.counter.max(least));
+    }
+
     /// Of these domains the one that has had the least for its weight.
     pub fn next(&self, wants: impl Fn(u64) -> bool) -> Option<u64> {
         let wanting = self.0.iter().filter(|(domain, _)| wants(**domain));
@@ -75,6 +83,13 @@ mod tests {
         assert_eq!(take(&mut lanes, 400), [0, 100, 300, 0]);
         lanes.join(Share { domain: 3, weight: 1 });
         assert_eq!(take(&mut lanes, 500), [0, 200, 600, 100]);
+        // The second is away for long, and comes back as one that is new.
+        for _ in 0..100 {
+            lanes.rest(|domain| domain != 2);
+            let domain = lanes.next(|domain| domain != 2).unwrap();
+            lanes.charge(domain, 10);
+        }
+        assert_eq!(take(&mut lanes, 500), [0, 300, 900, 200]);
         assert_eq!(lanes.next(|domain| domain == 2), Some(2));
         lanes.retain(|domain| domain == 2);
         assert_eq!(lanes.next(|domain| domain == 1), None);

@@ -5,6 +5,7 @@
 //! jobs      slots, their items, what comes next; batch.rs chooses
 //! text      texts and token arrays to token ids within the model's length
 //! sound     a client's sound to the floats that a speech model hears
+//! speech    jobs of speech, beside each other; live.rs has those whose sound comes while it is heard
 //! models    model code, written once over `device`'s operations
 //! devices   what a sandbox shows of GPUs, for the operator's command
 //! package   every byte that a stranger wrote: strict, bounded parsers
@@ -17,6 +18,7 @@ pub mod devices;
 mod files;
 pub mod jobs;
 pub mod lanes;
+mod live;
 pub mod memory;
 pub mod models;
 mod pace;

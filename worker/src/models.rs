@@ -1,6 +1,7 @@
 //! Models, written once over [`crate::device`], and how a package becomes one.
 
 pub mod bert;
+pub mod silero;
 mod weights;
 pub mod whisper;
 
@@ -138,10 +139,11 @@ pub trait Transcriber {
     /// There is none.
     fn open(&self, memory: &dyn Memory) -> Result<State, Refusal>;
 
-    /// Begins with a window's spectrogram, frame by frame.
+    /// Begins with a window's spectrogram, frame by frame, two for each position: as long as the network's windows, or
+    /// shorter.
     ///
     /// # Panics
-    /// If it is not as long as a window, here and below also if the state is another model's.
+    /// If it is empty, longer or no whole positions, here and below also if the state is another model's.
     fn hear(&mut self, state: &mut State, mel: &[f32]);
 
     /// Takes a window at most this many rows further through the encoder; whether it is through.

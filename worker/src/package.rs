@@ -5,6 +5,7 @@ pub(crate) mod json;
 pub mod llama;
 pub mod modules;
 pub mod safetensors;
+pub mod silero;
 pub mod tokenizer;
 pub mod whisper;
 

@@ -23,7 +23,7 @@ use ringfence_protocol::{
 };
 use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// How often a file that gives nothing is looked at.
@@ -237,12 +237,12 @@ fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End>
     }
 }
 
-fn are_distinct(names: &[String]) -> bool {
+pub(crate) fn are_distinct(names: &[String]) -> bool {
     let mut seen = std::collections::BTreeSet::new();
     names.iter().all(|name| seen.insert(name))
 }
 
-fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes), LoadError> {
+pub(crate) fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes), LoadError> {
     let map = SealedFile::from_descriptor(descriptor).and_then(|file| file.map());
     match map {
         Ok(map) => Ok((name, Arc::new(map))),
@@ -250,12 +250,13 @@ fn map_file((name, descriptor): (String, OwnedFd)) -> Result<(String, FileBytes)
     }
 }
 
-/// Waits for bytes of a file or a message; whether there is a message.
+/// Waits for bytes of a file or a stream, or for a message; whether there is a message.
 pub(crate) fn await_bytes<'a>(
     link: &WorkerSideLink,
-    readings: impl Iterator<Item = &'a Reading>,
+    sources: impl Iterator<Item = BorrowedFd<'a>>,
 ) -> Result<bool, End> {
-    let mut watched: Vec<PollFd<'_>> = readings.map(|reading| PollFd::new(reading, PollFlags::IN)).collect();
+    let watch = |source| PollFd::from_borrowed_fd(source, PollFlags::IN);
+    let mut watched: Vec<PollFd<'_>> = sources.map(watch).collect();
     watched.push(PollFd::new(link, PollFlags::IN));
     loop {
         match poll(&mut watched, Some(&FILE_LOOK_EVERY)) {
@@ -305,7 +306,7 @@ impl Server<'_> {
             while self.jobs.is_empty() || message_waits(self.link)? {
                 if self.jobs.is_empty()
                     && !self.readings.is_empty()
-                    && !await_bytes(self.link, self.readings.iter().map(|(reading, _)| reading))?
+                    && !await_bytes(self.link, self.readings.iter().map(|(reading, _)| reading.as_fd()))?
                 {
                     self.read_on()?;
                     continue;

@@ -6,30 +6,35 @@
 //! Waiting   for room on the device, which jobs before it have
 //! Hearing   the spectrogram becomes text, a piece of a layer or a token at a time
 //! ```
-//! A step is as many such pieces of one job as last about as long as a step should.
+//! A step is as many such pieces of one job as last about as long as a step should. Live sound has no such phases: see
+//! live.rs. Domains share the steps by their weights; within one, stored and live sound take turns.
+
+mod answers;
+
+pub(crate) use answers::{Failed, of_job, of_start};
 
 use crate::files::{Progress, Reading};
 use crate::jobs::{Owner, SlotFault};
 use crate::lanes::{Lanes, Share};
+use crate::live::{Ears, Load, STREAM_BYTES, STREAMS_MAX, Stream, Wish};
 use crate::memory::{Memory, Refusal, job_error};
+use crate::models::silero::Silero;
 use crate::models::whisper::mel::{Mel, RATE};
-use crate::models::whisper::transcription::{
-    Options, Segment as Said, StartError, Step, StepError, Transcription, Work,
-};
-use crate::models::whisper::vocabulary::Task;
+use crate::models::whisper::transcription::{Options, Segment as Said, Step, Transcription, Window, Work};
 use crate::models::{LoadedTranscriber, State};
 use crate::pace::Pace;
-use crate::package::FileBytes;
-use crate::serve::{End, Next, await_bytes, message_waits, send};
-use crate::sound::{Sound, SoundError, WORKING_BYTES};
+use crate::package::{FileBytes, Files};
+use crate::serve::{End, Next, are_distinct, await_bytes, map_file, message_waits, send};
+use crate::sound::{Sound, WORKING_BYTES};
 use crate::stopwatch::Stopwatch;
+use answers::{of_step, options, refused};
 use ringfence_protocol::{
-    AUDIO_BYTES_MAX, Audio, AudioFault, FromWorker, JobError, Received, SLOTS_MAX, Segment, Start, ToWorker,
-    TranscribeOptions, WorkerSideLink,
+    AUDIO_BYTES_MAX, Audio, FromWorker, JobError, LoadError, Received, SLOTS_MAX, Segment, Start,
+    StreamFault, StreamKey, StreamPublic, StreamReader, ToWorker, TranscribeOptions, WorkerSideLink,
 };
 use ringfence_sandbox::{SealedFile, hoard};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// The language of models that know one.
@@ -38,6 +43,8 @@ const ENGLISH: &str = "en";
 const ROWS_MAX: usize = 512;
 /// Tokens that a server expects of a job in a step, at least: what a job takes of the device is stated for so many.
 const TOKENS_STATED: u64 = 448;
+/// What the text of a live phrase is tried at: few, since somebody waits for it.
+const LIVE_TEMPERATURES: [f32; 3] = [0.0, 0.4, 0.8];
 /// Positions of the encoder for a second of sound: what is counted as tokens, beside those of the text.
 const POSITIONS_PER_S: u64 = 50;
 
@@ -80,18 +87,20 @@ enum Piece {
     Done,
 }
 
-/// Why a piece of work failed.
-enum Failed {
-    /// For the job alone.
-    Job(JobError),
-    /// For the worker.
-    Worker(End),
+/// Who has a turn: a place in the list of jobs, or of streams.
+#[derive(Clone, Copy)]
+enum Turn {
+    Job(usize),
+    Stream(usize),
 }
 
-impl From<JobError> for Failed {
-    fn from(error: JobError) -> Self {
-        Self::Job(error)
-    }
+/// What finds out where somebody speaks in live sound.
+enum Detector {
+    /// Nobody has sent one.
+    None,
+    Loaded(Box<Silero>),
+    /// It can't be run; the reason was said.
+    Refused,
 }
 
 /// A loaded model and its jobs.
@@ -105,6 +114,12 @@ struct Server<'a> {
     readings: Vec<(Reading, TranscribeOptions)>,
     /// Oldest first.
     jobs: Vec<Job>,
+    /// Oldest first.
+    streams: Vec<Stream>,
+    detector: Detector,
+    load: Load,
+    /// Whether the last step was a stream's.
+    was_live: bool,
     lanes: Lanes,
     /// Of the model's workspace.
     owner: Owner,
@@ -134,6 +149,10 @@ pub(crate) fn serve_speech(
         step_us: u64::from(start.step_us),
         readings: Vec::new(),
         jobs: Vec::new(),
+        streams: Vec::new(),
+        detector: Detector::None,
+        load: Load::default(),
+        was_live: false,
         lanes: Lanes::default(),
         owner: Owner::default(),
         used: vec![false; SLOTS_MAX as usize],
@@ -147,8 +166,7 @@ impl Server<'_> {
         self.send_ready()?;
         loop {
             while !self.has_work() || message_waits(self.link)? {
-                let readings = self.readings.iter().map(|(reading, _)| reading);
-                if !self.has_work() && !self.readings.is_empty() && !await_bytes(self.link, readings)? {
+                if !self.has_work() && self.has_sources() && !self.await_sources()? {
                     self.read_on()?;
                     continue;
                 }
@@ -182,6 +200,17 @@ impl Server<'_> {
     /// Whether a step has something to do.
     fn has_work(&self) -> bool {
         self.jobs.iter().any(|job| self.can_go_on(job))
+            || self.streams.iter().any(|s| self.wish(s) != Wish::Nothing)
+    }
+
+    fn has_sources(&self) -> bool {
+        !self.readings.is_empty() || !self.streams.is_empty()
+    }
+
+    /// Whether a message came first.
+    fn await_sources(&self) -> Result<bool, End> {
+        let streams = self.streams.iter().filter(|stream| stream.listens()).map(AsFd::as_fd);
+        await_bytes(self.link, self.readings.iter().map(|(reading, _)| reading.as_fd()).chain(streams))
     }
 
     fn can_go_on(&self, job: &Job) -> bool {
@@ -212,19 +241,35 @@ impl Server<'_> {
                     }
                 }
             }
+            (ToWorker::LoadDetector { files }, count) if files.len() == count && are_distinct(&files) => {
+                self.load_detector(files, descriptors)?;
+            }
+            (ToWorker::Listen { weight: 0, .. }, _) => return Err(End::Illegal("a weight of nothing")),
+            (ToWorker::Listen { slot, domain, weight, options, audio }, 1) => {
+                if !options.is_legal() {
+                    return Err(End::Illegal("options out of bounds"));
+                }
+                self.occupy(slot)?;
+                let heard =
+                    self.listen(slot, Share { domain, weight }, &options, audio, descriptors.remove(0));
+                match heard {
+                    Ok(key) => send(self.link, FromWorker::Listens { slot, key })?,
+                    Err(Failed::Job(error)) => send(self.link, FromWorker::Failed { slot, error })?,
+                    Err(Failed::Worker(end)) => return Err(end),
+                }
+            }
             (ToWorker::Cancel { slot }, 0) => self.cancel(slot)?,
             (ToWorker::Drill { bytes }, 0) => hoard(bytes),
             (ToWorker::Stop, 0) => return Ok(Next::Stop),
             (
                 ToWorker::Transcribe { .. }
+                | ToWorker::LoadDetector { .. }
+                | ToWorker::Listen { .. }
                 | ToWorker::Cancel { .. }
                 | ToWorker::Drill { .. }
                 | ToWorker::Stop,
                 _,
             ) => return Err(End::Illegal("descriptors that don't belong to the message")),
-            (ToWorker::LoadDetector { .. } | ToWorker::Listen { .. }, _) => {
-                return Err(End::Illegal("live sound, which is not heard yet"));
-            }
             (ToWorker::Run { .. }, _) => return Err(End::Illegal("texts for a model of audio")),
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
                 return Err(End::Illegal("a second start or package"));
@@ -236,6 +281,7 @@ impl Server<'_> {
     fn occupy(&mut self, slot: u32) -> Result<(), SlotFault> {
         let used = self.used.get_mut(slot as usize).ok_or(SlotFault::Beyond)?;
         let is_taken = self.jobs.iter().any(|job| job.slot == slot)
+            || self.streams.iter().any(|stream| stream.slot == slot)
             || self.readings.iter().any(|(reading, _)| reading.slot == slot);
         if is_taken {
             return Err(SlotFault::Taken);
@@ -250,10 +296,11 @@ impl Server<'_> {
             Some(false) => return Err(SlotFault::Never.into()),
             Some(true) => {}
         }
-        let before = self.readings.len() + self.jobs.len();
+        let count = |server: &Self| server.readings.len() + server.jobs.len() + server.streams.len();
+        let before = count(self);
         self.readings.retain(|(reading, _)| reading.slot != slot);
         self.remove(slot);
-        if self.readings.len() + self.jobs.len() < before {
+        if count(self) < before {
             send(self.link, FromWorker::Failed { slot, error: JobError::Cancelled })?;
         }
         Ok(())
@@ -261,6 +308,7 @@ impl Server<'_> {
 
     fn remove(&mut self, slot: u32) {
         self.jobs.retain(|job| job.slot != slot);
+        self.streams.retain(|stream| stream.slot != slot);
         self.is_full = false;
     }
 
@@ -280,8 +328,108 @@ impl Server<'_> {
         self.begin(slot, share, options, Arc::new(map))
     }
 
-    /// Takes what has come of the files; those that are whole become jobs.
+    fn load_detector(&mut self, files: Vec<String>, descriptors: Vec<OwnedFd>) -> Result<(), End> {
+        if !matches!(self.detector, Detector::None) {
+            return Err(End::Illegal("a second voice detector"));
+        }
+        let files: Result<Files, LoadError> = files.into_iter().zip(descriptors).map(map_file).collect();
+        self.detector = match files.and_then(|files| Silero::read(&files, self.memory)) {
+            Ok(silero) => Detector::Loaded(Box::new(silero)),
+            Err(error) => {
+                eprintln!("the voice detector can't be run: {error}");
+                Detector::Refused
+            }
+        };
+        Ok(())
+    }
+
+    /// Takes a stream, if one more can be heard; the key of this end.
+    fn listen(
+        &mut self,
+        slot: u32,
+        share: Share,
+        asked: &TranscribeOptions,
+        audio: StreamPublic,
+        socket: OwnedFd,
+    ) -> Result<StreamPublic, Failed> {
+        let refused = |fault| Failed::Job(JobError::StreamRefused { fault });
+        if !matches!(self.detector, Detector::Loaded(_)) {
+            return Err(refused(StreamFault::NoDetector));
+        }
+        let options = Options {
+            timestamps: false,
+            window: Window::Fitted,
+            temperatures: asked.temperature.map_or(LIVE_TEMPERATURES.to_vec(), |asked| vec![asked]),
+            ..options(asked)
+        };
+        Transcription::check(self.loaded, &options).map_err(of_start)?;
+        let streams = self.streams.len();
+        let is_behind = self.streams.iter().any(Stream::is_behind);
+        if streams == STREAMS_MAX || is_behind || !self.load.holds(streams + 1) {
+            return Err(refused(StreamFault::Busy));
+        }
+        self.memory.check(STREAM_BYTES).map_err(job_error)?;
+        let state = self.room().map_err(of_job)?;
+        let key = StreamKey::generate().map_err(|_| refused(StreamFault::CutOff))?;
+        let public = key.public();
+        let reader = StreamReader::new(socket, key, audio);
+        let stream = Stream::new(slot, share, options, reader, state, self.memory).map_err(of_job)?;
+        self.lanes.join(share);
+        self.streams.push(stream);
+        Ok(public)
+    }
+
+    /// Takes what has come of files and streams.
     fn read_on(&mut self) -> Result<(), End> {
+        self.read_files()?;
+        let mut at = 0;
+        while let Some(stream) = self.streams.get_mut(at) {
+            let Detector::Loaded(silero) = &mut self.detector else { break };
+            let error = stream.read(silero).err();
+            if self.settle(at, error)? {
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what a stream has to tell; whether it goes on.
+    fn settle(&mut self, at: usize, error: Option<JobError>) -> Result<bool, End> {
+        let stream = &mut self.streams[at];
+        let slot = stream.slot;
+        if let Some(error) = error {
+            self.remove(slot);
+            send(self.link, FromWorker::Failed { slot, error })?;
+            return Ok(false);
+        }
+        let is_over = stream.is_over();
+        if is_over {
+            stream.tell_listened();
+        }
+        while let Some(told) = stream.next_told() {
+            if matches!(told, FromWorker::Listened { .. }) {
+                let busy_us = stream.take_detector_us();
+                stream.compute_us += busy_us;
+                self.lanes.charge(stream.share.domain, busy_us);
+                send(self.link, FromWorker::Step { busy_us, tokens: vec![(slot, 1)] })?;
+            }
+            send(self.link, told)?;
+        }
+        if is_over {
+            let (tokens, compute_us) = (stream.tokens, stream.compute_us);
+            let usage = self.loaded.model.usage(self.memory);
+            self.remove(slot);
+            let (used_bytes, peak_bytes) = (usage.used, usage.peak);
+            send(
+                self.link,
+                FromWorker::Done { slot, tokens, truncated: 0, compute_us, used_bytes, peak_bytes },
+            )?;
+        }
+        Ok(!is_over)
+    }
+
+    /// Those that are whole become jobs.
+    fn read_files(&mut self) -> Result<(), End> {
         let mut at = 0;
         while let Some((reading, _)) = self.readings.get_mut(at) {
             match reading.advance(self.memory) {
@@ -333,17 +481,69 @@ impl Server<'_> {
         }
     }
 
+    /// What a stream wants, beside the others.
+    fn wish(&self, stream: &Stream) -> Wish {
+        stream.wish(self.streams.len(), self.streams.iter().any(Stream::has_waiting))
+    }
+
+    /// Whose turn it is: partials are said where nobody wants anything else.
+    fn turn(&mut self) -> Option<(u64, Turn)> {
+        let Self { jobs, streams, .. } = self;
+        self.lanes.retain(|domain| {
+            jobs.iter().any(|job| job.domain == domain) || streams.iter().any(|s| s.share.domain == domain)
+        });
+        let wishes: Vec<(u64, Wish)> = self.streams.iter().map(|s| (s.share.domain, self.wish(s))).collect();
+        let stored: Vec<(u64, bool)> =
+            self.jobs.iter().map(|job| (job.domain, self.can_go_on(job))).collect();
+        let job = |domain| stored.iter().position(|job| *job == (domain, true));
+        let live = |domain, wish| wishes.iter().position(|stream| *stream == (domain, wish));
+        let wants = |domain| job(domain).is_some() || live(domain, Wish::Now).is_some();
+        self.lanes.rest(wants);
+        if let Some(domain) = self.lanes.next(wants) {
+            let (job, live) = (job(domain).map(Turn::Job), live(domain, Wish::Now).map(Turn::Stream));
+            let turn = if self.was_live { job.or(live) } else { live.or(job) };
+            return turn.map(|turn| (domain, turn));
+        }
+        let domain = self.lanes.next(|domain| live(domain, Wish::Later).is_some())?;
+        live(domain, Wish::Later).map(|at| (domain, Turn::Stream(at)))
+    }
+
     /// As many pieces of one job as a step lasts.
     fn step(&mut self) -> Result<(), End> {
-        self.lanes.retain(|domain| self.jobs.iter().any(|job| job.domain == domain));
-        let wants = |domain| self.jobs.iter().any(|job| job.domain == domain && self.can_go_on(job));
-        let Some(domain) = self.lanes.next(wants) else { return Ok(()) };
-        let at = self.jobs.iter().position(|job| job.domain == domain && self.can_go_on(job));
-        let at = at.expect("a job of it was found just now");
+        let Some((domain, turn)) = self.turn() else { return Ok(()) };
         let watch = Stopwatch::start();
         if self.owner.passes_to(std::iter::once(domain)) {
             self.loaded.model.forget();
         }
+        self.was_live = matches!(turn, Turn::Stream(_));
+        match turn {
+            Turn::Job(at) => self.step_job(at, watch),
+            Turn::Stream(at) => self.step_stream(at, watch),
+        }
+    }
+
+    fn step_stream(&mut self, at: usize, watch: Stopwatch) -> Result<(), End> {
+        let wish = self.wish(&self.streams[at]);
+        let mut error = None;
+        while error.is_none() && watch.micros() < self.step_us && self.wish(&self.streams[at]) == wish {
+            let mut ears = Ears { loaded: self.loaded, pace: &mut self.pace, memory: self.memory };
+            match self.streams[at].piece(&mut ears, &mut self.load) {
+                Ok(()) => {}
+                Err(Failed::Job(failed)) => error = Some(failed),
+                Err(Failed::Worker(end)) => return Err(end),
+            }
+        }
+        let stream = &mut self.streams[at];
+        let busy_us = watch.micros();
+        self.lanes.charge(stream.share.domain, busy_us);
+        stream.compute_us += busy_us;
+        let tokens = std::mem::take(&mut stream.step_tokens).max(1);
+        send(self.link, FromWorker::Step { busy_us, tokens: vec![(stream.slot, tokens)] })?;
+        self.settle(at, error).map(|_| ())
+    }
+
+    fn step_job(&mut self, at: usize, watch: Stopwatch) -> Result<(), End> {
+        let domain = self.jobs[at].domain;
         let mut said = VecDeque::new();
         let end = loop {
             match self.piece(at) {
@@ -399,12 +599,7 @@ impl Server<'_> {
             }
             Phase::Waiting(mel) => self.open(at, mel),
             Phase::Hearing(mut transcription) => {
-                let (rows, measured) = (self.pace.tokens(), transcription.next_work() == Work::Sound);
-                let watch = Stopwatch::start();
-                let step = transcription.step(self.loaded, rows).map_err(of_step)?;
-                if measured {
-                    self.pace.measured(rows, watch.micros());
-                }
+                let step = transcribe(&mut transcription, self.loaded, &mut self.pace)?;
                 job.phase = Phase::Hearing(transcription);
                 Ok(match step {
                     Step::More => Piece::More,
@@ -508,54 +703,17 @@ impl Job {
     }
 }
 
-fn options(options: &TranscribeOptions) -> Options {
-    let TranscribeOptions { translate, language, prompt, temperature } = options.clone();
-    let task = if translate { Task::Translate } else { Task::Transcribe };
-    let default = Options { language, task, prompt, ..Options::default() };
-    match temperature {
-        // Nothing was asked for, or what is the beginning of the usual ones.
-        None | Some(0.0) => default,
-        Some(temperature) => Options { temperatures: vec![temperature], ..default },
+/// One piece of a transcription's work.
+pub(crate) fn transcribe(
+    transcription: &mut Transcription,
+    loaded: &mut LoadedTranscriber,
+    pace: &mut Pace,
+) -> Result<Step, Failed> {
+    let (rows, measured) = (pace.tokens(), transcription.next_work() == Work::Sound);
+    let watch = Stopwatch::start();
+    let step = transcription.step(loaded, rows).map_err(of_step)?;
+    if measured {
+        pace.measured(rows, watch.micros());
     }
-}
-
-fn refused(error: SoundError) -> JobError {
-    let fault = match error {
-        SoundError::Format => AudioFault::Format,
-        SoundError::Truncated => AudioFault::Truncated,
-        SoundError::NoAudio => AudioFault::Silent,
-        SoundError::Codec => AudioFault::Codec,
-        SoundError::TooLong => AudioFault::TooLong,
-        SoundError::Channels => AudioFault::Channels,
-        SoundError::Rate => AudioFault::Rate,
-    };
-    JobError::AudioRefused { fault }
-}
-
-fn of_job(refusal: Refusal) -> Failed {
-    match refusal {
-        Refusal::Denied(denial) => Failed::Job(job_error(denial)),
-        Refusal::Failed(failure) => Failed::Worker(failure.into()),
-    }
-}
-
-fn of_start(error: StartError) -> Failed {
-    match error {
-        StartError::LanguageUnknown { language } => Failed::Job(JobError::LanguageUnknown {
-            what: format!("the language {language} is not known to it"),
-        }),
-        StartError::EnglishOnly => {
-            Failed::Job(JobError::LanguageUnknown { what: "it knows English only".to_owned() })
-        }
-        StartError::Prompt | StartError::Temperature => Failed::Job(JobError::Tokenizer { item: 0 }),
-        StartError::Refused(refusal) => of_job(refusal),
-    }
-}
-
-fn of_step(error: StepError) -> Failed {
-    match error {
-        StepError::Device(failure) => Failed::Worker(failure.into()),
-        StepError::NotFinite => Failed::Job(JobError::NotFinite { item: 0 }),
-        StepError::Tokenizer => Failed::Job(JobError::Tokenizer { item: 0 }),
-    }
+    Ok(step)
 }

@@ -24,10 +24,12 @@ use ringfence_protocol::{Architecture, Facts, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
 use ringfence_worker::memory::Lease;
+use ringfence_worker::models::silero::{Silero, SileroState};
 use ringfence_worker::models::whisper::mel::Mel;
-use ringfence_worker::models::whisper::transcription::{Options, Segment, Step, Transcription};
+use ringfence_worker::models::whisper::transcription::{Options, Segment, Step, Transcription, Window};
 use ringfence_worker::models::whisper::vocabulary::Task;
 use ringfence_worker::models::{LoadedTranscriber, load};
+use ringfence_worker::package::silero::CHUNK;
 use ringfence_worker::package::tokenizer::parse_bpe;
 use ringfence_worker::package::{FileBytes, Files};
 use ringfence_worker::sound::Sound;
@@ -350,6 +352,36 @@ fn what_kennedy_said_is_heard_without_an_error() {
     equals_openai(&heard, &expected()["jfk"]);
 }
 
+/// What live sound is heard by: short windows, no timestamps.
+#[test]
+fn fitted_windows_are_heard_as_well() {
+    let mut loaded = transcriber(&english_pt());
+    let fitted = |timestamps| Options { window: Window::Fitted, timestamps, ..Options::default() };
+    for (name, said) in clips() {
+        for options in [Options { timestamps: false, ..Options::default() }, fitted(true), fitted(false)] {
+            let (window, timestamps) = (options.window, options.timestamps);
+            let heard = hear(&mut loaded, &clip(&name), options).text();
+            println!(
+                "{window:?} {timestamps} {name} {} of {}:{heard}",
+                distance(&said, &words(&heard)),
+                said.len()
+            );
+        }
+    }
+}
+
+/// The files and what is said in them.
+fn clips() -> Vec<(String, Vec<String>)> {
+    let transcription = std::fs::read_to_string(folder().join("librivox/transcription")).unwrap();
+    let of_line = |line: &str| {
+        let (said, name) = line.rsplit_once(" (").unwrap();
+        let said = words(said.trim_start_matches("<s>").trim_end_matches("</s>"));
+        (format!("librivox/{}.wav", name.trim_end_matches(')')), said)
+    };
+    let kennedy = ("jfk.wav".to_owned(), words(SPOKEN));
+    std::iter::once(kennedy).chain(transcription.lines().map(of_line)).collect()
+}
+
 #[test]
 fn clips_are_heard_as_well_as_by_openai() {
     let transcription = std::fs::read_to_string(folder().join("librivox/transcription")).unwrap();
@@ -399,70 +431,29 @@ fn base_hears_what_kennedy_said() {
     assert!(distance(&words(SPOKEN), &words(&heard.text())) <= 1, "{}", heard.text());
 }
 
-/// Silero's network as its documentation says, over the imported weights.
-struct Silero {
-    weights: HashMap<String, Tensor>,
-    hidden: Tensor,
-    cell: Tensor,
-}
-
-impl Silero {
-    fn new(output: &InMemory) -> Self {
-        let zero = Tensor::zeros((1, 128), DType::F32, &Device::Cpu).unwrap();
-        Self { weights: tensors(output), hidden: zero.clone(), cell: zero }
-    }
-
-    fn convolve(&self, x: &Tensor, name: &str, padding: usize, stride: usize) -> Tensor {
-        let weight = &self.weights[&format!("{name}.weight")];
-        let bias = self.weights[&format!("{name}.bias")].reshape((1, (), 1)).unwrap();
-        x.conv1d(weight, padding, stride, 1, 1).unwrap().broadcast_add(&bias).unwrap()
-    }
-
-    /// The probability of speech in 512 samples after 64 of context.
-    fn step(&mut self, samples: &[f32]) -> f32 {
-        let mut padded = samples.to_vec();
-        padded.extend((1..=64).map(|back| samples[samples.len() - 1 - back]));
-        let x = Tensor::from_vec(padded, (1, 1, 640), &Device::Cpu).unwrap();
-        let x = x.conv1d(&self.weights["stft.basis"], 0, 128, 1, 1).unwrap().sqr().unwrap();
-        let power = (x.narrow(1, 0, 129).unwrap() + x.narrow(1, 129, 129).unwrap()).unwrap();
-        let mut x = power.sqrt().unwrap();
-        for (layer, stride) in [1, 2, 2, 1].into_iter().enumerate() {
-            x = self.convolve(&x, &format!("encoder.{layer}"), 1, stride).relu().unwrap();
-        }
-        self.recur(&x.reshape((1, 128)).unwrap());
-        let x = self.hidden.reshape((1, 128, 1)).unwrap().relu().unwrap();
-        let logit = self.convolve(&x, "decoder", 0, 1).flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
-        1.0 / (1.0 + (-logit).exp())
-    }
-
-    fn recur(&mut self, x: &Tensor) {
-        let linear = |x: &Tensor, side: &str| {
-            let weight = self.weights[&format!("lstm.weight_{side}")].t().unwrap();
-            x.matmul(&weight).unwrap().broadcast_add(&self.weights[&format!("lstm.bias_{side}")]).unwrap()
-        };
-        let gates = (linear(x, "ih") + linear(&self.hidden, "hh")).unwrap();
-        let gate = |place: usize| gates.narrow(1, place * 128, 128).unwrap();
-        let sigmoid = |x: Tensor| candle_nn::ops::sigmoid(&x).unwrap();
-        let new = (sigmoid(gate(0)) * gate(2).tanh().unwrap()).unwrap();
-        self.cell = ((sigmoid(gate(1)) * &self.cell).unwrap() + new).unwrap();
-        self.hidden = (sigmoid(gate(3)) * self.cell.tanh().unwrap()).unwrap();
-    }
-}
-
+/// `tests/data/silero.expected.json` has what onnxruntime 1.32 says of `silero.onnx`, for each 512 samples from the first
+/// on, with the 64 before them: `p, state = s.run(None, {'input': concatenate([context, chunk])[None], 'state': state, 'sr':
+/// array(16000)})`.
 #[test]
 fn silero_says_what_onnxruntime_says() {
     let output = imported(SourceForm::SileroOnnx, &[("model.onnx", "silero.onnx")]);
     let expected: Value =
         serde_json::from_slice(&std::fs::read(support::data("silero.expected.json")).unwrap()).unwrap();
-    let expected = support::floats(&expected["jfk"]);
-    let mut silero = Silero::new(&output);
-    let mut samples = vec![0.0; 64];
-    samples.extend(self::samples());
-    let windows = samples.windows(576).step_by(512);
-    let found: Vec<f32> = windows.map(|window| silero.step(window)).collect();
-    assert_eq!(found.len(), expected.len());
-    let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst < 1e-5, "{worst}");
-    assert!(expected.iter().any(|p| *p > 0.95) && expected.iter().any(|p| *p < 0.1), "both kinds are there");
-    println!("worst difference {worst:e}");
+    let mut silero = Silero::read(&files(&output), &Lease).unwrap();
+    let clips =
+        [("jfk", "jfk.wav"), ("austen-0870", "librivox/sense_and_sensibility_01_austen_64kb-0870.wav")];
+    for (name, file) in clips {
+        let expected = support::floats(&expected[name]);
+        let mut state = SileroState::default();
+        let found: Vec<f32> =
+            clip(file).chunks_exact(CHUNK).map(|samples| silero.look(&mut state, samples)).collect();
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{name}: worst difference {worst:e}");
+        assert!(worst < 1e-5, "{worst}");
+        assert!(
+            expected.iter().any(|p| *p > 0.95) && expected.iter().any(|p| *p < 0.1),
+            "both kinds are there"
+        );
+    }
 }

@@ -10,27 +10,12 @@ use super::safetensors::{self, Tensor};
 use super::{Work, malformed, output, refused};
 use crate::package::config;
 use crate::package::safetensors::Dtype;
+use crate::package::silero::{FREQUENCIES, GATES, HIDDEN, HOP, STRIDES, SileroConfig, WINDOW};
 use onnx::{Convolution, FILE, Graph};
 use ringfence_protocol::{ConvertError, Facts, ModelArchitecture};
-use serde_json::json;
 
 /// The largest file in bytes; the real one has 1.3 MB.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
-
-const SAMPLE_RATE: u32 = 16_000;
-/// New samples of a call, and samples of the call before that it begins with.
-const CHUNK: usize = 512;
-const CONTEXT: usize = 64;
-/// Samples that reflection adds at the end.
-const PADDING: usize = 64;
-/// Samples of a window of the transform, and from one window to the next.
-const WINDOW: usize = 256;
-const HOP: u64 = 128;
-const FREQUENCIES: usize = WINDOW / 2 + 1;
-const HIDDEN: usize = 128;
-const GATES: usize = 4;
-/// Steps of the four convolutions.
-const STRIDES: [u64; 4] = [1, 2, 2, 1];
 
 /// In the package; in the file; shape.
 #[rustfmt::skip]
@@ -53,7 +38,7 @@ const TENSORS: &[(&str, &str, &[usize])] = &[
 ];
 
 /// The weights of the graph's convolutions, with the step and the padding on each side.
-const CONVOLUTIONS: &[(&str, u64, u64)] = &[
+const CONVOLUTIONS: &[(&str, usize, u64)] = &[
     ("model.stft.forward_basis_buffer", HOP, 0),
     ("model.encoder.0.reparam_conv.weight", STRIDES[0], 1),
     ("model.encoder.1.reparam_conv.weight", STRIDES[1], 1),
@@ -86,24 +71,13 @@ fn tensors() -> Vec<Tensor> {
 }
 
 fn config() -> String {
-    json!({
-        "model_type": "silero-vad",
-        "sample_rate": SAMPLE_RATE,
-        "chunk_samples": CHUNK,
-        "context_samples": CONTEXT,
-        "padding_samples": PADDING,
-        "window_samples": WINDOW,
-        "hop_samples": HOP,
-        "encoder_strides": STRIDES,
-        "hidden_size": HIDDEN,
-    })
-    .to_string()
+    serde_json::to_string(&SileroConfig::default()).expect("texts and numbers are JSON")
 }
 
 fn check_convolutions(found: &[Convolution<'_>]) -> Result<(), ConvertError> {
     let expected = CONVOLUTIONS.iter().all(|(weights, step, padding)| {
         let mut same = found.iter().filter(|node| node.inputs.get(1) == Some(weights));
-        same.next().is_some_and(|node| steps(node, *step, *padding)) && same.next().is_none()
+        same.next().is_some_and(|node| steps(node, *step as u64, *padding)) && same.next().is_none()
     });
     if expected && found.len() == CONVOLUTIONS.len() {
         return Ok(());

@@ -261,9 +261,11 @@ impl<D: Device + 'static> Transcriber for Whisper<D> {
 
     fn hear(&mut self, state: &mut State, mel: &[f32]) {
         let state = job_state::<D>(state);
-        assert_eq!(mel.len(), self.config.frames() * self.config.mels, "a window");
+        let positions = mel.len() / self.config.mels / 2;
+        assert_eq!(mel.len(), 2 * positions * self.config.mels, "whole positions");
+        assert!((1..=self.config.audio_positions).contains(&positions), "a window of {positions} positions");
         self.device.write(mel, &mut state.mel);
-        state.place = Place::default();
+        state.place = Place::first(positions);
     }
 
     fn encode(&mut self, state: &mut State, rows: usize) -> Result<bool, DeviceFailure> {

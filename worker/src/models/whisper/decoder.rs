@@ -59,7 +59,7 @@ impl<D: Device> Whisper<D> {
         device.append(&w.key_values, count, &mut state.said[index], at);
         for (attention, memory, seen) in [
             (said, &state.said[index], Seen::Before(at)),
-            (heard, &state.heard[index], Seen::All(self.config.audio_positions)),
+            (heard, &state.heard[index], Seen::All(state.place.positions)),
         ] {
             device.norm(&w.x, 0..count, &attention.norm, &mut w.normed);
             device.linear(&w.normed, count, &attention.query, Activation::None, &mut w.query);

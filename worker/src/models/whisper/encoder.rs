@@ -22,9 +22,18 @@ pub(super) struct Layer<D: Device> {
 /// Where a window is on its way through the encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
+    /// Positions of the window, as many as its frames make.
+    pub(super) positions: usize,
     stage: Stage,
     /// The next row of the stage.
     row: usize,
+}
+
+impl Place {
+    /// Before the first row of a window.
+    pub(super) fn first(positions: usize) -> Self {
+        Self { positions, ..Self::default() }
+    }
 }
 
 /// All rows go through one stage before the next begins.
@@ -48,6 +57,14 @@ enum Stage {
 const FIRST: Window = Window { stride: 1, padding: 1 };
 const SECOND: Window = Window { stride: 2, padding: 1 };
 
+fn stage_rows(stage: Stage, positions: usize) -> usize {
+    match stage {
+        Stage::Frames => 2 * positions,
+        Stage::Positions | Stage::Keys(_) | Stage::Layer(_) | Stage::Heard(_) => positions,
+        Stage::Done => 0,
+    }
+}
+
 impl<D: Device> Whisper<D> {
     /// Takes at most this many rows further; whether the window is through.
     pub(super) fn encode_rows(
@@ -55,8 +72,9 @@ impl<D: Device> Whisper<D> {
         state: &mut JobState<D>,
         rows: usize,
     ) -> Result<bool, DeviceFailure> {
-        let Place { stage, row } = state.place;
-        let end = self.stage_rows(stage).min(row + rows.max(1));
+        let Place { positions, stage, row } = state.place;
+        let all = stage_rows(stage, positions);
+        let end = all.min(row + rows.max(1));
         self.workspace_mut(end - row);
         match stage {
             Stage::Frames => self.convolve_frames(state, row..end),
@@ -69,22 +87,12 @@ impl<D: Device> Whisper<D> {
         // Waits for what was recorded, so that a step's time is its own.
         let workspace = self.workspace.as_ref().expect("reserved");
         self.device.read(&workspace.y, 1, &mut Vec::new())?;
-        state.place = if end < self.stage_rows(stage) {
-            Place { stage, row: end }
+        state.place = if end < all {
+            Place { positions, stage, row: end }
         } else {
-            Place { stage: self.after(stage), row: 0 }
+            Place { positions, stage: self.after(stage), row: 0 }
         };
         Ok(state.place.stage == Stage::Done)
-    }
-
-    fn stage_rows(&self, stage: Stage) -> usize {
-        match stage {
-            Stage::Frames => self.config.frames(),
-            Stage::Positions | Stage::Keys(_) | Stage::Layer(_) | Stage::Heard(_) => {
-                self.config.audio_positions
-            }
-            Stage::Done => 0,
-        }
     }
 
     fn after(&self, stage: Stage) -> Stage {
@@ -102,7 +110,7 @@ impl<D: Device> Whisper<D> {
     fn convolve_frames(&mut self, state: &mut JobState<D>, rows: Range<usize>) {
         let w = self.workspace.as_mut().expect("reserved");
         let (device, count) = (&self.device, rows.len());
-        device.unfold(&state.mel, self.config.frames(), FIRST, rows.clone(), &mut w.unfolded_mel);
+        device.unfold(&state.mel, 2 * state.place.positions, FIRST, rows.clone(), &mut w.unfolded_mel);
         device.linear(&w.unfolded_mel, count, &self.encoder.convolutions[0], Activation::Gelu, &mut w.y);
         device.put(&mut state.convolved, rows, &w.y);
     }
@@ -110,7 +118,7 @@ impl<D: Device> Whisper<D> {
     fn convolve_positions(&mut self, state: &mut JobState<D>, rows: Range<usize>) {
         let w = self.workspace.as_mut().expect("reserved");
         let (device, count) = (&self.device, rows.len());
-        device.unfold(&state.convolved, self.config.frames(), SECOND, rows.clone(), &mut w.unfolded);
+        device.unfold(&state.convolved, 2 * state.place.positions, SECOND, rows.clone(), &mut w.unfolded);
         device.linear(&w.unfolded, count, &self.encoder.convolutions[1], Activation::Gelu, &mut w.y);
         device.put(&mut state.x, rows.clone(), &w.y);
         w.positions.clear();
@@ -132,7 +140,7 @@ impl<D: Device> Whisper<D> {
         let w = self.workspace.as_mut().expect("reserved");
         let (device, count) = (&self.device, rows.len());
         let Layer { attention, inner, .. } = &self.encoder.layers[layer];
-        let seen = Seen::All(self.config.audio_positions);
+        let seen = Seen::All(state.place.positions);
         device.norm(&state.x, rows.clone(), &attention.norm, &mut w.normed);
         device.linear(&w.normed, count, &attention.query, Activation::None, &mut w.query);
         device.attend(&w.query, count, &state.audio, seen, &mut self.scores, &mut w.context);
@@ -163,7 +171,7 @@ impl<D: Device> Whisper<D> {
         D: 'static,
     {
         let state = super::job_state::<D>(state);
-        let positions = self.config.audio_positions;
+        let positions = state.place.positions;
         self.workspace_mut(positions);
         let w = self.workspace.as_mut().expect("reserved");
         self.device.norm(&state.x, 0..positions, &self.encoder.norm, &mut w.normed);

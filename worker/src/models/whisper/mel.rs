@@ -7,6 +7,7 @@ use realfft::{RealFftPlanner, RealToComplex};
 use ringfence_kernels::OutOfMemory;
 use std::f64::consts::TAU;
 use std::sync::Arc;
+use zeroize::Zeroize;
 
 /// Samples a second.
 pub const RATE: usize = 16_000;
@@ -46,6 +47,15 @@ pub struct Mel {
 struct Band {
     first: usize,
     weights: Vec<f32>,
+}
+
+/// A sound may be a live one, of which nothing is to stay.
+impl Drop for Mel {
+    fn drop(&mut self) {
+        self.samples.zeroize();
+        self.input.zeroize();
+        self.blocks.zeroize();
+    }
 }
 
 impl std::fmt::Debug for Mel {

@@ -16,6 +16,7 @@ use crate::device::DeviceFailure;
 use crate::memory::{Memory, Refusal};
 use crate::models::{LoadedTranscriber, State, Transcriber};
 use std::collections::VecDeque;
+use zeroize::Zeroizing;
 
 /// What a text that is unlike speech is tried again at.
 const TEMPERATURES: [f32; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
@@ -45,6 +46,35 @@ pub struct Options {
     pub condition_on_previous: bool,
     /// Of what is random above temperature 0.
     pub seed: u64,
+    /// How much the model hears at a time.
+    pub window: Window,
+    /// The most tokens of a window's text, if fewer than the model's own bound.
+    pub tokens_max: Option<usize>,
+}
+
+/// How long a window is that the model hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// As the model was trained, with silence behind a sound that is shorter.
+    Whole,
+    /// Rounded up from the sound, with as much silence behind it as [`FITTED_SILENCE_FRAMES`]: the encoder's work grows
+    /// with it, and what it makes of a short sound is nearly the same.
+    Fitted,
+}
+
+/// Frames of silence behind the sound of a fitted window, at least.
+pub const FITTED_SILENCE_FRAMES: usize = 100;
+/// Frames that a fitted window is a multiple of.
+const FITTED_STEP_FRAMES: usize = 100;
+
+impl Window {
+    /// Frames of a window of so many frames of sound, in a model whose windows have `whole`.
+    fn frames(self, sound: usize, whole: usize) -> usize {
+        match self {
+            Self::Whole => whole,
+            Self::Fitted => (sound + FITTED_SILENCE_FRAMES).next_multiple_of(FITTED_STEP_FRAMES).min(whole),
+        }
+    }
 }
 
 impl Default for Options {
@@ -60,6 +90,8 @@ impl Default for Options {
             no_speech_max: 0.6,
             condition_on_previous: true,
             seed: 0,
+            window: Window::Whole,
+            tokens_max: None,
         }
     }
 }
@@ -178,7 +210,7 @@ pub struct Transcription {
     logits: Vec<f32>,
     /// Of the first token, for another attempt.
     first: Vec<f32>,
-    window: Vec<f32>,
+    window: Zeroizing<Vec<f32>>,
 }
 
 /// What comes next.
@@ -266,8 +298,21 @@ impl Transcription {
             told: VecDeque::new(),
             logits: Vec::new(),
             first: Vec::new(),
-            window: Vec::new(),
+            window: Zeroizing::default(),
         })
+    }
+
+    /// Whether the model can do what is asked.
+    ///
+    /// # Errors
+    /// It can't.
+    pub fn check(loaded: &LoadedTranscriber, options: &Options) -> Result<(), StartError> {
+        check(options, &loaded.vocabulary).map(|_| ())
+    }
+
+    /// Ends it, and gives back what [`Transcriber::open`] made.
+    pub fn into_state(self) -> State {
+        self.state
     }
 
     /// The code of the language, once it is known; nothing where the model knows English only.
@@ -331,7 +376,8 @@ impl Transcription {
 
     fn begin_window(&mut self, model: &mut dyn Transcriber) {
         let frames = self.window_frames(model);
-        self.sound.window(self.seek, frames, model.config().frames(), &mut self.window);
+        let length = self.options.window.frames(frames, model.config().frames());
+        self.sound.window(self.seek, frames, length, &mut self.window);
         model.hear(&mut self.state, &self.window);
         self.phase = Phase::Encode;
     }
@@ -416,7 +462,8 @@ impl Transcription {
         let token = attempt.choose(&mut self.logits, vocabulary, timestamps, &mut self.random)?;
         let positions = model.config().text_positions;
         // Half of the model's memory is for the text, and none is beyond its end.
-        let full = attempt.tokens() >= positions / 2 || prompt + attempt.tokens() > positions;
+        let most = self.options.tokens_max.unwrap_or(usize::MAX).min(positions / 2);
+        let full = attempt.tokens() >= most || prompt + attempt.tokens() > positions;
         if let Some(token) = token.filter(|_| !full) {
             let at = prompt + attempt.tokens() - 1;
             model.decode(&mut self.state, &[token], at, Some(&mut self.logits))?;
