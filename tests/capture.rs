@@ -37,7 +37,7 @@ fn refused(server: &Server, body: &Value, expected: (u16, &str)) {
 #[test]
 fn a_question_about_sound_says_from_where_and_until_when_and_opens_nothing() {
     let mut home = Home::with_tiny();
-    home.options.push("--pulse-server=/nowhere/pulse.sock".to_owned());
+    home.set_options(&["--pulse-server=/nowhere/pulse.sock"]);
     let server = home.start();
     for (body, code) in [
         (with(question("pulse", MODEL, 60_000), "path", "microphone"), "source_invalid"),

@@ -204,6 +204,17 @@ impl Listening {
         panic!("no {name} came: {:#?}", self.seen.iter().map(|(_, event)| event).collect::<Vec<_>>());
     }
 
+    /// Waits for the last event.
+    #[track_caller]
+    pub(crate) fn until_end(&mut self) -> Value {
+        while let Some(event) = self.next(PATIENCE) {
+            if event["event"] == "ended" {
+                return event;
+            }
+        }
+        panic!("no end came: {:#?}", self.seen.iter().map(|(_, event)| event).collect::<Vec<_>>());
+    }
+
     /// The texts of all final events until now.
     pub(crate) fn text(&self) -> String {
         let finals = self.seen.iter().filter(|(_, event)| event["event"] == "final");
