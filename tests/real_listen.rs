@@ -12,6 +12,7 @@ mod support;
 
 use serde_json::{Value, json};
 use sound::{Listening, SoundServer, bytes_of, granted, question};
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -359,10 +360,14 @@ fn windows(samples: &[i16]) -> Vec<Vec<u8>> {
 }
 
 fn holds(bytes: &[u8], needles: &[Vec<u8>]) -> bool {
-    // Where the first eight bytes are not, the rest is not.
-    needles.iter().any(|needle| {
-        let first = &needle[..8];
-        bytes.windows(8).enumerate().any(|(at, eight)| eight == first && bytes[at..].starts_with(needle))
+    // Where the first two bytes are not, and then the first eight, the rest is not.
+    let two = |bytes: &[u8]| usize::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+    let mut begins = vec![false; 1 << 16];
+    needles.iter().for_each(|needle| begins[two(needle)] = true);
+    let firsts: HashMap<&[u8], &Vec<u8>> = needles.iter().map(|needle| (&needle[..8], needle)).collect();
+    (0..bytes.len().saturating_sub(8)).any(|at| {
+        begins[two(&bytes[at..])]
+            && firsts.get(&bytes[at..at + 8]).is_some_and(|needle| bytes[at..].starts_with(needle))
     })
 }
 

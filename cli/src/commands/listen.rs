@@ -253,7 +253,10 @@ async fn keep_renewing(
     mut known: watch::Receiver<Known>,
     output: &Output,
 ) -> Result<(), CliError> {
-    while args.renew {
+    if !args.renew {
+        return Ok(());
+    }
+    loop {
         let running = |known: &Known| known.until_ms > 0 && known.until_ms < u64::MAX;
         let Ok(Known { capture, until_ms, .. }) = known.wait_for(running).await.map(|known| *known) else {
             return Ok(());
@@ -269,12 +272,11 @@ async fn keep_renewing(
         let renew = json!({"capability": held.get(0).capability});
         let ask = Ask::post(format!("/audio/captures/{capture}/renew"), &renew);
         Connection::open(address).await?.send(&ask).await?;
-        let same = |known: &Known| known.until_ms != until_ms;
-        if known.wait_for(same).await.is_err() {
+        let is_renewed = |known: &Known| known.until_ms != until_ms;
+        if known.wait_for(is_renewed).await.is_err() {
             return Ok(());
         }
     }
-    Ok(())
 }
 
 /// What the last event means for whoever reads the exit code.
