@@ -19,6 +19,9 @@ const POSITIONS_PER_S: u64 = 50;
 const TOKENS_PER_S: u64 = 12;
 const TOKENS_MORE: u64 = 16;
 
+/// Silence behind a phrase, in samples: by it the model knows that it is over.
+const SILENCE: usize = STREAM_RATE as usize;
+
 /// What an attempt works with.
 pub(crate) struct Ears<'a> {
     pub(crate) loaded: &'a mut LoadedTranscriber,
@@ -74,6 +77,7 @@ impl Attempt {
         let floats: Zeroizing<Vec<f32>> =
             Zeroizing::new(samples.iter().map(|sample| f32::from(*sample) / 32768.0).collect());
         mel.push(&floats, ears.memory).map_err(of_job)?;
+        mel.push(&[0.0; SILENCE], ears.memory).map_err(of_job)?;
         mel.finish(ears.memory).map_err(of_job)?;
         let tokens = samples.len() as u64 * TOKENS_PER_S / u64::from(STREAM_RATE) + TOKENS_MORE;
         let options = Options { tokens_max: usize::try_from(tokens).ok(), ..options };

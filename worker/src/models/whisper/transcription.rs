@@ -57,15 +57,14 @@ pub struct Options {
 pub enum Window {
     /// As the model was trained, with silence behind a sound that is shorter.
     Whole,
-    /// Rounded up from the sound, with a second of silence behind it: the encoder's work grows with its length. In JFK and
-    /// five LibriVox clips, tiny.en misheard 5 of 93 words by it instead of 3 ("ill-disposed" once more), with a second of
-    /// silence as with three.
+    /// Rounded up from the sound to whole seconds, ten at least: the encoder's work grows with it. What it makes of a short
+    /// sound is nearly the same: in JFK and five LibriVox clips, tiny.en misheard 5 of 93 words by it instead of 3
+    /// ("ill-disposed" once more). In windows of less than ten seconds it said short phrases again and again.
     Fitted,
 }
 
-/// Frames of silence behind the sound of a fitted window, at least.
-const FITTED_SILENCE_FRAMES: usize = 100;
-/// Frames that a fitted window is a multiple of.
+/// Frames of a fitted window, at least, and what it is a multiple of.
+const FITTED_FRAMES_MIN: usize = 1_000;
 const FITTED_STEP_FRAMES: usize = 100;
 
 impl Window {
@@ -73,7 +72,7 @@ impl Window {
     fn frames(self, sound: usize, whole: usize) -> usize {
         match self {
             Self::Whole => whole,
-            Self::Fitted => (sound + FITTED_SILENCE_FRAMES).next_multiple_of(FITTED_STEP_FRAMES).min(whole),
+            Self::Fitted => sound.next_multiple_of(FITTED_STEP_FRAMES).max(FITTED_FRAMES_MIN).min(whole),
         }
     }
 }
