@@ -211,6 +211,8 @@ fn seal(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Me
     let ready = warmed_up(start, memory)?;
     let warm_up_us = warm_up.micros();
     let entered_us = shell.entered_us();
+    // Finds the fast clock while it may still look for it.
+    crate::stopwatch::boot_us();
     let sealed = shell.seal()?;
     let setup_us = entered_us + setup.micros() - warm_up_us;
     let layers = sealed.layers.into_iter().map(layer).collect();
