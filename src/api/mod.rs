@@ -409,6 +409,7 @@ mod tests {
         let worker = include_str!("../../protocol/src/worker.rs");
         let convert = include_str!("../../protocol/src/convert.rs");
         let fileguard = include_str!("../../protocol/src/fileguard.rs");
+        let audio = include_str!("../../protocol/src/audio.rs");
         for (source, name) in [
             (worker, "ToWorker"),
             (worker, "FromWorker"),
@@ -418,6 +419,8 @@ mod tests {
             (fileguard, "FromFileguard"),
             (fileguard, "FileRequest"),
             (fileguard, "FileReply"),
+            (audio, "ToAudio"),
+            (audio, "FromAudio"),
         ] {
             let row = format!("`{name}`: {}", variants(source, name).join(", "));
             assert_eq!(listed(&row), 1, "{row}");
@@ -451,9 +454,21 @@ mod tests {
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
         assert_eq!(
             of(Surface::Own),
-            ["/jobs/{job}", "/usage", "/grants", "/grants/{grant}", "/grants/{grant}"]
+            [
+                "/jobs/{job}",
+                "/usage",
+                "/grants",
+                "/grants/{grant}",
+                "/grants/{grant}",
+                "/audio/captures",
+                "/audio/captures/{capture}/pause",
+                "/audio/captures/{capture}/resume",
+                "/audio/captures/{capture}/stop"
+            ]
         );
-        let public = |path: &&str| path.contains("/v1/") || path.starts_with("/grants");
+        let begins = ["/grants", "/audio/captures"];
+        let public =
+            |path: &&str| path.contains("/v1/") || begins.iter().any(|begin| path.starts_with(begin));
         assert!(of(Surface::Public).iter().all(public));
         assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
     }

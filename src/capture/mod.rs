@@ -42,6 +42,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Captures at a time, those included that are about to start.
 pub(crate) const CAPTURES_MAX: usize = 32;
+/// Of those, one client's: others find room beside it.
+const CAPTURES_PER_CLIENT_MAX: usize = 16;
 /// Commands that wait for a capture.
 const COMMANDS_MAX: usize = 8;
 /// How long a capture may take over a command.
@@ -149,7 +151,11 @@ impl CaptureService {
     /// Starts one; what it tells comes over what is returned. Sound is captured from before this returns, or from when it is
     /// pushed. Dropping what is returned ends it.
     pub(crate) async fn start(self: &Arc<Self>, request: CaptureRequest) -> Result<Reader, ApiError> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| busy())?;
+        let of_client = |known: &&Arc<Known>| known.view().client == request.client;
+        if self.known().values().filter(of_client).count() >= CAPTURES_PER_CLIENT_MAX {
+            return Err(busy(CAPTURES_PER_CLIENT_MAX));
+        }
+        let place = self.places.clone().try_acquire_owned().map_err(|_| busy(CAPTURES_MAX))?;
         if *self.ending.borrow() {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,

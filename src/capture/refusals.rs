@@ -37,8 +37,8 @@ pub(super) fn unknown() -> ApiError {
 }
 
 /// As many as may be.
-pub(super) fn busy() -> ApiError {
-    let message = format!("{} captures run already; end one", super::CAPTURES_MAX);
+pub(super) fn busy(most: usize) -> ApiError {
+    let message = format!("{most} captures run already, as many as may; end one");
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "captures_full", message)
 }
 

@@ -185,7 +185,7 @@ impl Task {
     }
 
     /// A program with its device open, and a worker that waits for its stream. Nothing is captured yet.
-    async fn open(&self, request: &CaptureRequest) -> Result<Open, ApiError> {
+    async fn open(&mut self, request: &CaptureRequest) -> Result<Open, ApiError> {
         let CaptureRequest { who, client, capability, model, .. } = request;
         let holder = Holder::new(who, client, capability, Some(model.clone()));
         let (capture, end) = self.service.grants.capture(&holder).await?;
@@ -199,7 +199,7 @@ impl Task {
         }
         self.show(&capture);
         let program = self.service.programs.start(capture.source()).await?;
-        match self.listener(request, &program, &end).await {
+        match self.listener(request, &program, (capture.grant(), &end)).await {
             Ok((listening, reader, stream)) => Ok(Open {
                 program,
                 listening,
@@ -230,10 +230,10 @@ impl Task {
 
     /// A worker with one end of a stream, its key, and the other end.
     async fn listener(
-        &self,
+        &mut self,
         request: &CaptureRequest,
         program: &Program,
-        end: &GrantEnd,
+        (grant, end): (GrantId, &GrantEnd),
     ) -> Result<(Listening, StreamPublic, OwnedFd), ApiError> {
         let (stream, socket) = stream_pair().map_err(|error| ApiError::internal(&error))?;
         let listen = Listen {
@@ -256,7 +256,7 @@ impl Task {
                 Err(_) => Err(not_heard()),
             }
         };
-        let key = match self.unless_ended(end, heard).await {
+        let key = match self.unless_ended((grant, end), heard).await {
             Ok(key) => key?,
             Err(Why::Revoked) => return Err(revoked()),
             Err(_) => return Err(given_up()),
@@ -265,20 +265,40 @@ impl Task {
     }
 
     /// What comes of something, unless the capture is ended first.
-    async fn unless_ended<T>(&self, end: &GrantEnd, work: impl Future<Output = T>) -> Result<T, Why> {
+    async fn unless_ended<T>(
+        &mut self,
+        (grant, end): (GrantId, &GrantEnd),
+        work: impl Future<Output = T>,
+    ) -> Result<T, Why> {
         let mut ending = self.service.ending.subscribe();
-        tokio::select! {
-            biased;
-            () = end.comes() => Err(Why::Revoked),
-            () = self.feed.gone() => Err(Why::ClientGone),
-            () = has_come(&mut ending) => Err(Why::ServerStopping),
-            done = work => Ok(done),
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                () = end.comes() => {
+                    let expired = self.service.grants.has_expired(grant);
+                    return Err(if expired { Why::Expired } else { Why::Revoked });
+                }
+                () = self.feed.gone() => return Err(Why::ClientGone),
+                () = has_come(&mut ending) => return Err(Why::ServerStopping),
+                order = self.orders.recv() => match order {
+                    Some((Command::Stop, answer)) => {
+                        drop(answer.send(Ok(())));
+                        return Err(Why::Stopped);
+                    }
+                    Some((Command::End, _)) | None => return Err(Why::ServerStopping),
+                    Some((Command::Pause | Command::Resume | Command::Renew(..), answer)) => {
+                        drop(answer.send(Err(not_now("about to begin"))));
+                    }
+                },
+                done = work.as_mut() => return Ok(done),
+            }
         }
     }
 
     /// Lets it begin: the push, the audit log's entry, the start.
     async fn begin(
-        &self,
+        &mut self,
         open: &mut Open,
         request: CaptureRequest,
         started: &mut Option<Started>,
@@ -286,7 +306,8 @@ impl Task {
         let pushed = match request.pushed {
             None => None,
             Some(pushed) => {
-                let socket = self.wait_for_push(&open.end, &pushed, started).await?;
+                let under = (open.capture.grant(), &open.end);
+                let socket = self.wait_for_push(under, &pushed, started).await?;
                 Some((pushed, socket))
             }
         };
@@ -310,19 +331,20 @@ impl Task {
         let descriptors = [Some(&stream), socket.as_ref()].into_iter().flatten().map(AsFd::as_fd);
         open.program.tell(&ToAudio::Start(start), &descriptors.collect::<Vec<_>>())?;
         drop((stream, socket));
+        let known = self.known.clone();
         let running = async {
-            let begun = timeout(STARTED_WAIT_MAX, self.has_started(&open.program)).await;
+            let begun = timeout(STARTED_WAIT_MAX, has_started(&open.program, &known)).await;
             begun.unwrap_or(Err(Why::Failed(no_sound(AudioError::Interface))))
         };
-        self.unless_ended(&open.end, running).await??;
+        self.unless_ended((open.capture.grant(), &open.end), running).await??;
         self.tell_started(open, format)?;
         answer(started, Ok(()));
         Ok(())
     }
 
     async fn wait_for_push(
-        &self,
-        end: &GrantEnd,
+        &mut self,
+        under: (GrantId, &GrantEnd),
         pushed: &Pushed,
         started: &mut Option<Started>,
     ) -> Result<PushSocket, Why> {
@@ -333,25 +355,11 @@ impl Task {
         self.feed.tell(CaptureEvent::Waiting { capture: self.number, for_ms })?;
         // Its number has to be known before it can be pushed to.
         answer(started, Ok(()));
-        let comes = self.unless_ended(end, timeout(PUSH_WAIT_MAX, comes)).await?;
+        let comes = self.unless_ended(under, timeout(PUSH_WAIT_MAX, comes)).await?;
         self.known.awaited().take();
         match comes {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(_)) | Err(_) => Err(Why::Failed(no_push())),
-        }
-    }
-
-    async fn has_started(&self, program: &Program) -> Result<(), Why> {
-        loop {
-            match program.hear().await? {
-                FromAudio::Started => return Ok(()),
-                FromAudio::Statistics(now) => self.known.view().count(&now),
-                FromAudio::Ended { end: CaptureEnd::Failed(error) } => {
-                    return Err(Why::Failed(no_sound(error)));
-                }
-                FromAudio::Ended { end: CaptureEnd::Expired } => return Err(Why::Expired),
-                _ => return Err(Fault::Illegal("something before its start").into()),
-            }
         }
     }
 
@@ -578,7 +586,9 @@ impl Task {
         for answer in open.stopping.drain(..) {
             drop(answer.send(Ok(())));
         }
+        // Of what was not started there is nothing to be heard.
         if why.lets_finish()
+            && open.stream.is_none()
             && let Err(cut) = self.last_words(&mut open).await
         {
             why = cut;
@@ -663,6 +673,18 @@ impl Task {
         let event = move |_: &mut Masker<'_>| Entry::AudioStopped { grant: grant.0, captured_ms, result };
         if let Err(error) = self.service.audit.record(who, event).await {
             tracing::error!(%error, "the end of a capture is not in the audit log");
+        }
+    }
+}
+
+async fn has_started(program: &Program, known: &Known) -> Result<(), Why> {
+    loop {
+        match program.hear().await? {
+            FromAudio::Started => return Ok(()),
+            FromAudio::Statistics(now) => known.view().count(&now),
+            FromAudio::Ended { end: CaptureEnd::Failed(error) } => return Err(Why::Failed(no_sound(error))),
+            FromAudio::Ended { end: CaptureEnd::Expired } => return Err(Why::Expired),
+            _ => return Err(Fault::Illegal("something before its start").into()),
         }
     }
 }

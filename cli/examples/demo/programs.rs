@@ -6,6 +6,7 @@ use ringfence_cli::home::Home;
 use ringfence_cli::http::{Address, ApiKey, Ask, ask_once};
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
+use serde_json::Value;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -73,9 +74,16 @@ impl Programs {
         run(command).map(drop)
     }
 
-    /// `ringfence model add minilm`, with the download kept in `.cache/archives`.
-    pub(crate) fn add_model(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
-        let mut command = self.command(home, &["model", "add", "minilm", "--cache", ".cache/archives"]);
+    /// `ringfence model add`, with the downloads kept in `.cache/archives`.
+    pub(crate) fn add_models(
+        &self,
+        home: &Home,
+        folder: &Path,
+        passphrase: &Path,
+        models: &[&str],
+    ) -> Result<(), CliError> {
+        let mut command = self.command(home, &["model", "add"]);
+        command.args(models).args(["--cache", ".cache/archives"]);
         command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
         run(command).map(drop)
     }
@@ -139,6 +147,25 @@ impl Programs {
         fs::read_to_string(&report).map_err(|source| CliError::io(report.display().to_string(), source))
     }
 
+    /// `ringfence listen`, approved; somebody speaks while it listens, then `ringfence audio stop`. What was said.
+    pub(crate) fn listen(
+        &self,
+        home: &Home,
+        passphrase: &Path,
+        speak: impl FnOnce() -> Result<(), CliError>,
+    ) -> Result<String, CliError> {
+        let reason = "listen: to write the meeting's note";
+        let mut command = self.command(home, &["listen", "--text-only", "--for", "2m", "--reason", reason]);
+        command.args(["--client", CLIENT]).stdout(Stdio::piped());
+        let run_folder = self.folder_of(passphrase);
+        let meanwhile = || {
+            let capture = running_capture(home)?;
+            speak()?;
+            run(self.command(home, &["audio", "stop", &capture])).map(drop)
+        };
+        self.approved_while(home, command, 1, (&run_folder, passphrase), meanwhile)
+    }
+
     fn folder_of(&self, passphrase: &Path) -> PathBuf {
         passphrase.parent().unwrap_or(Path::new(".")).to_owned()
     }
@@ -153,9 +180,21 @@ impl Programs {
     fn approved(
         &self,
         home: &Home,
+        command: Command,
+        grants: usize,
+        paths: (&Path, &Path),
+    ) -> Result<String, CliError> {
+        self.approved_while(home, command, grants, paths, || Ok(()))
+    }
+
+    /// The same, and does something else once that is done.
+    fn approved_while(
+        &self,
+        home: &Home,
         mut command: Command,
         grants: usize,
         (run, passphrase): (&Path, &Path),
+        meanwhile: impl FnOnce() -> Result<(), CliError>,
     ) -> Result<String, CliError> {
         show(&command);
         let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
@@ -168,6 +207,7 @@ impl Programs {
         let approved = crate::programs::run(approve)?;
         // What was decided on, once; the other questions differ by a line or two.
         println!("{}", approved.split("\n\n").next().unwrap_or_default());
+        meanwhile()?;
         let mut printed = String::new();
         if let Some(stdout) = &mut child.0.stdout {
             stdout.read_to_string(&mut printed).map_err(io)?;
@@ -181,11 +221,19 @@ impl Programs {
     }
 
     /// `ringfence serve`, ready to be asked.
-    pub(crate) fn serve(&self, home: &Home, folder: &Path) -> Result<RunningServer, CliError> {
+    pub(crate) fn serve(
+        &self,
+        home: &Home,
+        folder: &Path,
+        sound_server: Option<&Path>,
+    ) -> Result<RunningServer, CliError> {
         let (ready_file, log) = (home.path().join("ready.json"), folder.join("server.log"));
         let mut command = self.command(home, &["serve", "--listen", "127.0.0.1:0"]);
         command.arg("--ready-file").arg(&ready_file);
         self.as_user(&mut command);
+        if let Some(socket) = sound_server {
+            command.args(["--", "--pulse-server"]).arg(socket);
+        }
         show(&command);
         let file =
             fs::File::create(&log).map_err(|source| CliError::io(log.display().to_string(), source))?;
@@ -226,7 +274,7 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         let ask = Ask::plain(hyper::Method::GET, "/grants");
         let grants = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
         let grants = grants["grants"].as_array().into_iter().flatten();
-        let pending = grants.filter(|grant| grant["state"] == "pending" && !grant["object"].is_null());
+        let pending = grants.filter(|grant| grant["state"] == "pending" && is_put(grant));
         let numbers: Vec<String> = pending.map(|grant| grant["grant"].to_string()).collect();
         if numbers.len() == wanted {
             return Ok(numbers);
@@ -234,6 +282,26 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         thread::sleep(LOOK_EVERY);
     }
     Err(failed("grants", format!("{wanted} questions did not come in time")))
+}
+
+/// Whether a question can be answered: a file is open by then, of sound nothing is.
+fn is_put(grant: &Value) -> bool {
+    grant["kind"] == "audio_capture" || !grant["object"].is_null()
+}
+
+/// The number of the only capture, as soon as it runs.
+fn running_capture(home: &Home) -> Result<String, CliError> {
+    let until = clock::now() + START_WAIT_MAX;
+    while clock::now() < until {
+        let ask = Ask::plain(hyper::Method::GET, "/audio/captures");
+        let captures = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
+        let capture = &captures["captures"][0];
+        if capture["captured"].as_u64() > Some(0) {
+            return Ok(capture["capture"].to_string());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Err(failed("listen", "nothing is captured"))
 }
 
 /// A random passphrase in a file that only we can read.

@@ -75,12 +75,9 @@ pub struct ListenArgs {
 }
 
 fn lifetime(text: &str) -> Result<u64, &'static str> {
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
-    let unit_ms = match unit {
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => return Err("a number and s or m, such as 90s or 5m"),
-    };
+    let seconds = text.strip_suffix('s').map(|number| (number, 1_000));
+    let minutes = || text.strip_suffix('m').map(|number| (number, 60_000));
+    let (number, unit_ms) = seconds.or_else(minutes).ok_or("a number and s or m, such as 90s or 5m")?;
     let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
     ms.filter(|ms| (1..=LIFETIME_MS_MAX).contains(ms)).ok_or("from 1s to 15m")
 }

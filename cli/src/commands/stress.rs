@@ -65,10 +65,10 @@ pub struct StressArgs {
     #[arg(long, requires = "clip", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
     audio: bool,
     /// Speech that is pushed: a WAV file
-    #[arg(long, value_name = "FILE", requires = "audio")]
+    #[arg(long, value_name = "FILE", requires = "audio", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
     clip: Option<PathBuf>,
-    /// Streams at a time: 1 to 32
-    #[arg(long, value_name = "N", requires = "audio", default_value_t = audio::STREAMS, value_parser = clap::value_parser!(u32).range(1..=32))]
+    /// Streams at a time: 1 to 16
+    #[arg(long, value_name = "N", requires = "audio", default_value_t = audio::STREAMS, value_parser = clap::value_parser!(u32).range(1..=16))]
     streams: u32,
     /// Only this, instead of all that is promised about grants
     #[arg(long, value_enum, value_name = "PART", requires = "grants", conflicts_with_all = ["scenarios", "all", "oom"])]
