@@ -4,32 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "one half of a test: what is not as it must be ends it")]
 #![expect(clippy::disallowed_methods, reason = "it measures the start")]
 
+mod support;
+
 use ringfence_protocol::{
-    Architecture, DIGEST, Data, Device, EmbedInput, FromWorker, Item, JobError, LoadError, Start, ToWorker,
-    WorkerLink, connected_pair,
+    Architecture, Data, Device, EmbedInput, FromWorker, Item, JobError, LoadError, ToWorker,
 };
-use ringfence_sandbox::{
-    Child, Environment, Exit, SealedFile, SpawnRequest, StatusPage, drop_to_user, raise_nofile, spawn,
-};
+use ringfence_sandbox::{Exit, SealedFile, drop_to_user, raise_nofile};
 use rustix::fs::{Mode, OFlags, open};
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
-
-const THREADS: u16 = 2;
+use support::Worker;
 
 /// Of a worker on a GPU, for what is not on it.
 const HOST_LEASE_BYTES: u64 = 256 << 20;
 
 const FILES: [&str; 5] =
     ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"];
-
-struct Worker {
-    child: Child,
-    _page: StatusPage,
-    link: WorkerLink,
-}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -62,71 +53,16 @@ fn start(program: &OwnedFd, lease_bytes: u64) -> Worker {
 }
 
 fn start_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
-    let worker = starting_on(program, device, lease_bytes);
-    match worker.hear() {
-        FromWorker::Sealed { layers, landlock_abi, setup_us, warm_up_us } => {
-            println!(
-                "sealed: {layers:?}, Landlock ABI {landlock_abi}, set-up {setup_us} us, warm-up {warm_up_us} us"
-            );
-        }
-        other => panic!("{other:?}"),
-    }
-    worker
+    starting_on(program, device, lease_bytes).sealed()
 }
 
 fn starting_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
-    let arguments: &[&str] = match device {
-        Device::Cpu => &["serve"],
-        Device::Wgpu { .. } => &["serve", "vulkan-software"],
-    };
-    let (ours, theirs) = connected_pair().unwrap();
-    let page = StatusPage::create().unwrap();
-    let child = spawn(SpawnRequest {
-        program: program.as_fd(),
-        arguments,
-        environment: Environment { threads: Some(THREADS) },
-        link: theirs,
-        status_page: &page,
-        cgroup: None,
-        user: None,
-        data_bytes_max: None,
-    });
-    let worker = Worker { child: child.unwrap(), _page: page, link: WorkerLink::new(ours) };
-    assert_eq!(worker.hear(), FromWorker::Hello { digest: DIGEST.to_owned() });
-    let architecture = Architecture::Bert;
-    worker.say(ToWorker::Start(Start {
-        architecture,
-        device,
-        threads: THREADS,
-        lease_bytes,
-        max_tokens: 256,
-        step_tokens: 512,
-        step_us: 50_000,
-        calibrate: false,
-    }));
-    worker
+    Worker::starting(program, Architecture::Bert, device, lease_bytes)
 }
 
 impl Worker {
-    fn say(&self, message: ToWorker) {
-        self.link.send(&message, &[]).unwrap();
-    }
-
-    fn hear(&self) -> FromWorker {
-        let ended = |error| {
-            let exit = self.child.wait();
-            let mut said = String::new();
-            let stderr = self.child.stderr.try_clone().unwrap();
-            std::fs::File::from(stderr).read_to_string(&mut said).unwrap();
-            panic!("{error}: {exit:?}: {said}")
-        };
-        self.link.receive().unwrap_or_else(ended).message
-    }
-
     fn load(&self, files: &[SealedFile]) -> FromWorker {
-        let names = FILES.map(str::to_owned).into();
-        let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        self.link.send(&ToWorker::Load { files: names }, &descriptors).unwrap();
+        self.hand_over(&ToWorker::Load { files: FILES.map(str::to_owned).into() }, files);
         self.hear()
     }
 
@@ -146,11 +82,6 @@ impl Worker {
                 end => return (bytes, end),
             }
         }
-    }
-
-    fn stop(self) {
-        self.say(ToWorker::Stop);
-        assert_eq!(self.child.wait().unwrap(), Exit::Code(0));
     }
 }
 

@@ -29,10 +29,11 @@ use crate::speech::Failed;
 use crate::stopwatch::{Stopwatch, boot_us};
 use attempt::{Attempt, Purpose, Text};
 use held::Held;
+use load::Spent;
 use phrases::{PHRASE_MAX, Phrase, Phrases};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{
-    FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, SEGMENTS_MAX, STREAM_RATE, Segment,
+    AUDIO_MS_MAX, FRAME_SAMPLES, FRAME_US, FromWorker, JobError, LISTENED_MS, Listened, STREAM_RATE, Segment,
     StreamError, StreamEvent, StreamFault, StreamFrame, StreamReader,
 };
 use std::collections::VecDeque;
@@ -53,7 +54,7 @@ const WAITING_SAMPLES_MAX: usize = 10 * STREAM_RATE as usize;
 const PARTIAL_EVERY: u64 = STREAM_RATE as u64;
 /// A partial may take this share of the time since the one before, divided by all streams.
 const PARTIAL_SHARE: u64 = 4;
-/// The last frame of a stream that is counted: two years.
+/// No frame has such a number: a stream ends after [`AUDIO_MS_MAX`].
 const SEQUENCE_MAX: u64 = u32::MAX as u64;
 /// Samples that a phrase and what follows it until it is looked at can have.
 const HELD_SAMPLES: usize = PHRASE_MAX as usize + 4 * CHUNK;
@@ -76,10 +77,14 @@ pub(crate) struct Stream {
     attempt: Option<Attempt>,
     /// What the model has for this job, while no attempt has it.
     state: Option<State>,
+    /// In which turn it last began an attempt.
+    began: u64,
     /// Until where the phrase that is open was heard.
     heard_until: u64,
     /// What the last attempt took.
     attempt_us: u64,
+    /// What phrases have taken, as far as nobody has asked yet.
+    spent: Spent,
     /// Whether a partial stands for which there is no segment.
     is_shown: bool,
     listened: Listened,
@@ -143,8 +148,10 @@ impl Stream {
             waiting: VecDeque::new(),
             attempt: None,
             state: Some(state),
+            began: 0,
             heard_until: 0,
             attempt_us: 0,
+            spent: Spent::default(),
             is_shown: false,
             listened: Listened::default(),
             sequence: 0,
@@ -190,6 +197,11 @@ impl Stream {
         std::mem::take(&mut self.detector_us)
     }
 
+    /// What its phrases have taken since this was last asked.
+    pub(crate) fn take_spent(&mut self) -> Spent {
+        std::mem::take(&mut self.spent)
+    }
+
     /// Takes the frames that have come.
     ///
     /// # Errors
@@ -215,10 +227,21 @@ impl Stream {
     }
 
     fn take(&mut self, mut frame: StreamFrame, silero: &mut Silero) -> Result<(), JobError> {
+        let taken = self.place(&frame, silero);
+        frame.samples.zeroize();
+        taken
+    }
+
+    /// Hears a frame where it belongs.
+    fn place(&mut self, frame: &StreamFrame, silero: &mut Silero) -> Result<(), JobError> {
         if frame.sequence > SEQUENCE_MAX {
             return Err(fault(&StreamError::Malformed("a number that is too large")));
         }
         let place = frame.sequence * FRAME_SAMPLES as u64;
+        if millis(place) >= AUDIO_MS_MAX - FRAME_US / 1_000 {
+            self.end();
+            return Ok(());
+        }
         if frame.gap > GAP_FRAMES_MAX {
             self.end_sound(place);
         }
@@ -226,11 +249,7 @@ impl Stream {
             self.hear(&[0; FRAME_SAMPLES], silero)?;
         }
         self.hear(&frame.samples[..], silero)?;
-        frame.samples.zeroize();
         self.count();
-        if self.sequence >= SEGMENTS_MAX {
-            self.end();
-        }
         Ok(())
     }
 
@@ -265,8 +284,7 @@ impl Stream {
             latency_us: self.listened.latency_us.max(seen.delay_us),
             speech: self.phrases.open().is_some(),
         };
-        let is_due = self.listened.audio_ms.is_multiple_of(LISTENED_MS);
-        if is_due {
+        if self.listened.audio_ms.is_multiple_of(LISTENED_MS) {
             self.tell_listened();
         }
     }
@@ -356,6 +374,12 @@ impl Stream {
         }
     }
 
+    /// Of streams that wish for the same the least goes first: one whose attempt is at work, then the one that began its last
+    /// longest ago.
+    pub(crate) fn precedence(&self) -> (bool, u64) {
+        (self.attempt.is_none(), self.began)
+    }
+
     fn partial_is_due(&self, streams: usize) -> bool {
         let Some((_, start)) = self.phrases.open() else { return false };
         let cost = self.attempt_us.saturating_mul(streams as u64 * PARTIAL_SHARE);
@@ -368,7 +392,7 @@ impl Stream {
     ///
     /// # Errors
     /// The job fails, or the worker.
-    pub(crate) fn piece(&mut self, ears: &mut Ears<'_>, load: &mut Load) -> Result<(), Failed> {
+    pub(crate) fn piece(&mut self, ears: &mut Ears<'_>) -> Result<(), Failed> {
         match &mut self.attempt {
             Some(attempt) => {
                 if !attempt.step(ears)? {
@@ -381,11 +405,8 @@ impl Stream {
         self.state = self.state.take().or(attempt.take_state());
         self.tokens = self.tokens.saturating_add(attempt.tokens());
         self.attempt_us = attempt.busy_us();
-        if !matches!(attempt.purpose, Purpose::Partial) {
-            load.measured(
-                (attempt.sound.end - attempt.sound.start) * 1_000 / u64::from(STREAM_RATE),
-                attempt.busy_us(),
-            );
+        if attempt.purpose != Purpose::Partial {
+            self.spent.busy_us += attempt.busy_us();
         }
         self.conclude();
         Ok(())
@@ -405,6 +426,7 @@ impl Stream {
             }
         };
         let Some(state) = self.state.take() else { return Ok(()) };
+        self.began = ears.turn;
         let attempt = Attempt::begin(sound, purpose, &samples, self.options.clone(), state, ears)?;
         let positions = attempt.positions();
         self.step_tokens = self.step_tokens.saturating_add(positions);
@@ -420,6 +442,7 @@ impl Stream {
         match attempt.purpose.clone() {
             Purpose::Final(speech) => {
                 let (sound, text) = (attempt.sound.start, text.clone());
+                self.spent.sound_ms += millis(attempt.sound.end - sound);
                 self.attempt = None;
                 self.say(sound, speech, text);
             }

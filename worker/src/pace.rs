@@ -22,6 +22,11 @@ impl Pace {
         usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, self.tokens_max)
     }
 
+    /// What so many tokens take, in microseconds, once that is known.
+    pub(crate) fn expected_us(&self, tokens: usize) -> Option<u64> {
+        self.token_ns.map(|token_ns| token_ns.saturating_mul(tokens as u64) / 1_000)
+    }
+
     /// A step has lasted so long.
     pub(crate) fn measured(&mut self, tokens: usize, busy_us: u64) {
         let now = busy_us.saturating_mul(1_000) / tokens.max(1) as u64;
@@ -39,6 +44,7 @@ mod tests {
         assert_eq!(pace.tokens(), 512);
         pace.measured(512, 51_200);
         assert_eq!(pace.tokens(), 200);
+        assert_eq!(pace.expected_us(1_000), Some(100_000));
         (0..50).for_each(|_| pace.measured(200, 10_000));
         assert!((390..=410).contains(&pace.tokens()), "{}", pace.tokens());
         (0..50).for_each(|_| pace.measured(1, 10_000_000));

@@ -120,6 +120,8 @@ struct Server<'a> {
     load: Load,
     /// Whether the last step was a stream's.
     was_live: bool,
+    /// Pieces of work for streams so far.
+    turns: u64,
     lanes: Lanes,
     /// Of the model's workspace.
     owner: Owner,
@@ -153,6 +155,7 @@ pub(crate) fn serve_speech(
         detector: Detector::None,
         load: Load::default(),
         was_live: false,
+        turns: 0,
         lanes: Lanes::default(),
         owner: Owner::default(),
         used: vec![false; SLOTS_MAX as usize],
@@ -365,7 +368,8 @@ impl Server<'_> {
         Transcription::check(self.loaded, &options).map_err(of_start)?;
         let streams = self.streams.len();
         let is_behind = self.streams.iter().any(Stream::is_behind);
-        if streams == STREAMS_MAX || is_behind || !self.load.holds(streams + 1) {
+        let encoder_us = self.pace.expected_us(options.window.rows_min(self.loaded.model.config()));
+        if streams == STREAMS_MAX || is_behind || !self.load.holds(streams + 1, encoder_us) {
             return Err(refused(StreamFault::Busy));
         }
         self.memory.check(STREAM_BYTES).map_err(job_error)?;
@@ -402,6 +406,7 @@ impl Server<'_> {
             send(self.link, FromWorker::Failed { slot, error })?;
             return Ok(false);
         }
+        self.load.measured(stream.take_spent());
         let is_over = stream.is_over();
         if is_over {
             stream.tell_listened();
@@ -493,10 +498,13 @@ impl Server<'_> {
             jobs.iter().any(|job| job.domain == domain) || streams.iter().any(|s| s.share.domain == domain)
         });
         let wishes: Vec<(u64, Wish)> = self.streams.iter().map(|s| (s.share.domain, self.wish(s))).collect();
+        let precedences: Vec<(bool, u64)> = self.streams.iter().map(Stream::precedence).collect();
         let stored: Vec<(u64, bool)> =
             self.jobs.iter().map(|job| (job.domain, self.can_go_on(job))).collect();
         let job = |domain| stored.iter().position(|job| *job == (domain, true));
-        let live = |domain, wish| wishes.iter().position(|stream| *stream == (domain, wish));
+        let live = |domain, wish| {
+            (0..wishes.len()).filter(|at| wishes[*at] == (domain, wish)).min_by_key(|at| precedences[*at])
+        };
         let wants = |domain| job(domain).is_some() || live(domain, Wish::Now).is_some();
         self.lanes.rest(wants);
         if let Some(domain) = self.lanes.next(wants) {
@@ -526,8 +534,10 @@ impl Server<'_> {
         let wish = self.wish(&self.streams[at]);
         let mut error = None;
         while error.is_none() && watch.micros() < self.step_us && self.wish(&self.streams[at]) == wish {
-            let mut ears = Ears { loaded: self.loaded, pace: &mut self.pace, memory: self.memory };
-            match self.streams[at].piece(&mut ears, &mut self.load) {
+            self.turns += 1;
+            let (pace, turn) = (&mut self.pace, self.turns);
+            let mut ears = Ears { loaded: self.loaded, pace, memory: self.memory, turn };
+            match self.streams[at].piece(&mut ears) {
                 Ok(()) => {}
                 Err(Failed::Job(failed)) => error = Some(failed),
                 Err(Failed::Worker(end)) => return Err(end),

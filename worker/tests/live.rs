@@ -8,7 +8,7 @@ mod support;
 #[path = "support/whisper.rs"]
 mod tiny;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use live::{Audio, detector, plain, silence, slot_of, tone};
 use ringfence_protocol::{
     Architecture, Audio as Stored, Data, EmbedInput, FRAME_SAMPLES, FromWorker, JobError, LISTENED_MS,
@@ -21,26 +21,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use support::{Package, START, Worker};
 
-fn whisper() -> Package {
-    let tensor = |(name, (shape, floats)): (String, (Vec<usize>, Vec<f32>))| {
-        (name, Tensor::from_vec(floats, shape, &Device::Cpu).unwrap())
-    };
-    let weights: HashMap<String, Tensor> = tiny::tensors().into_iter().map(tensor).collect();
-    Package(BTreeMap::from([
-        ("config.json".to_owned(), tiny::config().to_string().into_bytes()),
-        ("generation_config.json".to_owned(), tiny::generation(false).to_string().into_bytes()),
-        ("tokenizer.json".to_owned(), tiny::tokenizer().to_string().into_bytes()),
-        ("model.safetensors".to_owned(), safetensors::serialize(&weights, None).unwrap()),
-    ]))
-}
-
 /// Ready, without a detector.
 fn deaf() -> Worker {
     let worker = Worker::new();
     assert!(matches!(worker.hear(), FromWorker::Hello { .. }));
     worker.say(ToWorker::Start(live::start(&START)));
     assert!(matches!(worker.hear(), FromWorker::Sealed { .. }));
-    worker.load(&whisper());
+    worker.load(&Package(tiny::package(false)));
     let ready = worker.hear();
     assert!(matches!(ready, FromWorker::Ready { .. }), "{ready:?}");
     worker
@@ -258,6 +245,12 @@ fn a_stream_that_is_forged_or_cut_off_is_forgotten_at_once() {
     counting.sequence = u64::MAX - 1;
     counting.push(&spoken[..FRAME_SAMPLES]);
     expect_failure(&worker, 0, &refused(StreamFault::Forged));
+
+    // As long as audio may be, and no longer.
+    let mut long = listen(&worker, 0);
+    long.sequence = 2 * 3_600 * 50;
+    long.push(&spoken[..FRAME_SAMPLES]);
+    assert!(matches!(until_ends(&worker, 1)[&0].end, Some(Ok(_))));
     worker.stop();
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Ears<'a> {
     pub(crate) loaded: &'a mut LoadedTranscriber,
     pub(crate) pace: &'a mut Pace,
     pub(crate) memory: &'a dyn Memory,
+    /// Counts turns, so that streams can tell who began before whom.
+    pub(crate) turn: u64,
 }
 
 /// What an attempt is for.
@@ -80,7 +82,11 @@ impl Attempt {
         mel.push(&[0.0; SILENCE], ears.memory).map_err(of_job)?;
         mel.finish(ears.memory).map_err(of_job)?;
         let tokens = samples.len() as u64 * TOKENS_PER_S / u64::from(STREAM_RATE) + TOKENS_MORE;
-        let options = Options { tokens_max: usize::try_from(tokens).ok(), ..options };
+        let mut options = Options { tokens_max: usize::try_from(tokens).ok(), ..options };
+        if purpose == Purpose::Partial {
+            // Another try would come too late.
+            options.temperatures.truncate(1);
+        }
         let work = Transcription::begin(ears.loaded, options, mel, state).map_err(of_start)?;
         Ok(Self {
             sound,

@@ -52,6 +52,9 @@ impl Held {
     /// Lets go what is before a place.
     pub(super) fn forget_until(&mut self, place: u64) {
         let count = place.clamp(self.first, self.end()) - self.first;
+        if count == 0 {
+            return;
+        }
         let count = usize::try_from(count).expect("no more is held than fits in memory");
         let rest = self.samples.len() - count;
         self.samples.copy_within(count.., 0);

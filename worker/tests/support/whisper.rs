@@ -137,6 +137,20 @@ pub(crate) fn tensors() -> Tensors {
     all
 }
 
+/// The files of a package.
+pub(crate) fn package(multilingual: bool) -> BTreeMap<String, Vec<u8>> {
+    let tensor = |(name, (shape, floats)): (String, (Vec<usize>, Vec<f32>))| {
+        (name, candle_core::Tensor::from_vec(floats, shape, &candle_core::Device::Cpu).unwrap())
+    };
+    let weights: BTreeMap<String, candle_core::Tensor> = tensors().into_iter().map(tensor).collect();
+    BTreeMap::from([
+        ("config.json".to_owned(), config().to_string().into_bytes()),
+        ("generation_config.json".to_owned(), generation(multilingual).to_string().into_bytes()),
+        ("tokenizer.json".to_owned(), tokenizer().to_string().into_bytes()),
+        ("model.safetensors".to_owned(), safetensors::serialize(&weights, None).unwrap()),
+    ])
+}
+
 /// A window's spectrogram.
 pub(crate) fn mel() -> Vec<f32> {
     (0..2 * POSITIONS * MELS).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.8).collect()

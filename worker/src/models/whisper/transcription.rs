@@ -15,6 +15,7 @@ use super::{mel, rules};
 use crate::device::DeviceFailure;
 use crate::memory::{Memory, Refusal};
 use crate::models::{LoadedTranscriber, State, Transcriber};
+use crate::package::whisper::WhisperConfig;
 use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
@@ -68,6 +69,12 @@ const FITTED_FRAMES_MIN: usize = 1_000;
 const FITTED_STEP_FRAMES: usize = 100;
 
 impl Window {
+    /// Rows of the encoder's work for a sound so short that its window is the shortest, all parts together.
+    pub(crate) fn rows_min(self, config: &WhisperConfig) -> usize {
+        let frames = self.frames(0, config.frames());
+        frames + frames / 2 * (1 + 2 * config.audio_layers + config.text_layers)
+    }
+
     /// Frames of a window of so many frames of sound, in a model whose windows have `whole`.
     fn frames(self, sound: usize, whole: usize) -> usize {
         match self {
@@ -621,7 +628,6 @@ mod tests {
     use super::*;
     use crate::device::Usage;
     use crate::memory::Lease;
-    use crate::package::whisper::WhisperConfig;
     use std::cell::RefCell;
     use std::rc::Rc;
 
