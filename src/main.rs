@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `api/` | routes, identity, bodies, errors on the wire, listening |
 //! | `audit/` | what has to be in the audit log before it takes effect |
+//! | `capture/` | live sound: the programs that capture, their grants, workers and clients |
 //! | `dispatch/` | the scheduler's rim: jobs, models, workers' entries, canaries, files that change |
 //! | `workers/` | worker processes: spawning, links, legal messages, their ends |
 //!
@@ -13,6 +14,7 @@
 mod alerts;
 mod api;
 mod audit;
+mod capture;
 mod clients;
 mod clock;
 mod dispatch;

@@ -13,6 +13,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// The package by which live sound is cut into phrases. It runs no jobs of its own.
+pub(crate) const DETECTOR: &str = "silero-vad";
+
 /// The longest `root.pub`.
 const ROOT_BYTES_MAX: usize = 4 * 1024;
 
@@ -53,6 +56,9 @@ pub(crate) enum PackagesError {
     /// One package.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// A package of the detector's name.
+    #[error("it is no voice detector")]
+    NoDetector,
     /// A name that no package can have.
     #[error(transparent)]
     Name(#[from] ringfence_models::NameError),
@@ -197,7 +203,8 @@ impl Packages {
             });
             Survey { name: name.to_string(), verdict }
         };
-        Ok(self.store.list()?.into_iter().map(verify).collect())
+        let runs_no_jobs = |name: &PackageName| name.to_string() == DETECTOR;
+        Ok(self.store.list()?.into_iter().filter(|name| !runs_no_jobs(name)).map(verify).collect())
     }
 
     /// The package's profile on a device, if there is one that this build's workers were measured for.
@@ -234,6 +241,20 @@ impl Packages {
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
         let (digest, signer) = (verified.digest.to_string(), verified.signer.to_string());
         Ok(Package { name, digest, signer, stamps, names, files })
+    }
+
+    /// The same for the voice detector, whatever files it has. Blocks.
+    pub(crate) fn load_detector(&self) -> Result<Package, PackagesError> {
+        let name = PackageName::new(DETECTOR)?;
+        let LoadedPackage { verified, files } =
+            self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
+        if verified.manifest.architecture() != ringfence_models::Architecture::SileroVad {
+            return Err(PackagesError::NoDetector);
+        }
+        let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
+        let (digest, signer) = (verified.digest.to_string(), verified.signer.to_string());
+        let stamps = self.store.stamps(&name, &[]);
+        Ok(Package { name, digest, signer, stamps, names: Vec::new(), files })
     }
 
     /// Compares the files of a loaded package with what runs, where their stamps are not the known ones; `None` where

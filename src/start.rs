@@ -2,11 +2,12 @@
 
 use crate::api::{self, App, ListenError, Listeners};
 use crate::audit::{Audit, AuditStartError, Settings};
+use crate::capture::{CaptureService, SoundPlaces, SoundPrograms};
 use crate::clients::{self, ClientsError};
 use crate::clock;
 use crate::dispatch::{Devices, Dispatcher, Machine, ModelsError};
 use crate::gpus::{GpuError, Gpus};
-use crate::grants::GrantService;
+use crate::grants::{GrantService, Programs};
 use crate::home::{Home, HomeError, HomeLock};
 use crate::keys::{self, Keys, KeysError};
 use crate::nvml::Cards;
@@ -69,6 +70,12 @@ pub(crate) struct Options {
     /// Remove audit entries that are older than this, at the start and once a day [default: never]
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=KEEP_DAYS_MAX))]
     audit_keep_days: Option<u64>,
+    /// The socket of the sound server [default: of $PULSE_SERVER, or pulse/native below $XDG_RUNTIME_DIR or /run/user/UID]
+    #[arg(long, value_name = "SOCKET")]
+    pulse_server: Option<PathBuf>,
+    /// The sound server's cookie [default: $PULSE_COOKIE, or .config/pulse/cookie in $HOME]
+    #[arg(long, value_name = "FILE")]
+    pulse_cookie: Option<PathBuf>,
     /// What to log, as in `info` or `ringfence_server=debug`; lines are JSON on standard error.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
@@ -126,6 +133,7 @@ struct Opened {
     home: Home,
     worker: OwnedFd,
     fileguard: OwnedFd,
+    audio: OwnedFd,
     ready_file: Option<(PathBuf, ReadyFile)>,
     identity: Identity,
 }
@@ -154,6 +162,7 @@ fn open_and_drop(options: &Options) -> Result<Opened, StartError> {
     let home = Home::open(&options.home)?;
     let worker = open_program("ringfence-worker")?;
     let fileguard = open_program("ringfence-fileguard")?;
+    let audio = open_program("ringfence-audio")?;
     let prepare = |path: &PathBuf| {
         let failed = |source| StartError::ReadyFile { path: path.clone(), source };
         Ok::<_, StartError>((path.clone(), ReadyFile::prepare(path, as_root).map_err(failed)?))
@@ -163,7 +172,7 @@ fn open_and_drop(options: &Options) -> Result<Opened, StartError> {
         ringfence_sandbox::drop_to_user(options.user.as_deref().unwrap_or("ringfence"))?;
     }
     let identity = if as_root { Identity::Enforced } else { Identity::Advisory };
-    Ok(Opened { home, worker, fileguard, ready_file, identity })
+    Ok(Opened { home, worker, fileguard, audio, ready_file, identity })
 }
 
 /// Programs are found beside the server's own executable, nowhere else.
@@ -184,8 +193,8 @@ struct Running {
 
 async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), StartError> {
     let ready_file = opened.ready_file;
-    let Opened { home, worker, fileguard, identity, .. } = opened;
-    let parts = Parts { home, worker, fileguard, identity };
+    let Opened { home, worker, fileguard, audio, identity, .. } = opened;
+    let parts = Parts { home, worker, fileguard, audio, identity };
     let running = assemble(options, parts, host).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -205,6 +214,7 @@ async fn run(options: &Options, opened: Opened, host: &Host) -> Result<(), Start
     }
     tracing::info!("stopping: no new jobs, running ones may end");
     let stop_sent = stop.send(true).is_ok();
+    app.captures.end_all().await;
     app.dispatcher.drain(DRAIN_MAX).await;
     if stop_sent && serving.await.is_err() {
         tracing::error!("the listening task panicked");
@@ -228,6 +238,7 @@ struct Parts {
     home: Home,
     worker: OwnedFd,
     fileguard: OwnedFd,
+    audio: OwnedFd,
     identity: Identity,
 }
 
@@ -271,10 +282,16 @@ async fn assemble(options: &Options, parts: Parts, host: &Host) -> Result<Runnin
     };
     let fileguards = Spawner::new(parts.fileguard)?;
     let run = *run_id.first_chunk().expect("6 of 8 bytes");
-    let grants = GrantService::new(home.clone(), fileguards, run, facts.run_id.clone(), audit.clone())?;
+    let places = SoundPlaces::find(options.pulse_server.as_deref(), options.pulse_cookie.as_deref());
+    let sound = Arc::new(SoundPrograms::new(Spawner::new(parts.audio)?, places));
+    let programs = Programs { fileguards, sound: sound.clone() };
+    let grants = GrantService::new(home.clone(), programs, run, facts.run_id.clone(), audit.clone())?;
+    let grants = Arc::new(grants);
+    let captures = CaptureService::new(sound, grants.clone(), dispatcher.clone(), audit.clone());
     let app = Arc::new(App {
         audit,
-        grants: Arc::new(grants),
+        captures: Arc::new(captures),
+        grants,
         home,
         keys: Mutex::new(keys),
         clients: Mutex::new(clients),

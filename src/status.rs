@@ -2,6 +2,7 @@
 
 use crate::api::App;
 use crate::audit::AuditView;
+use crate::capture::CaptureView;
 use crate::clock;
 use crate::dispatch::ModelView;
 use crate::nvml::{Card, NvmlView};
@@ -67,6 +68,8 @@ pub(crate) struct Status {
     models: Vec<ModelView>,
     workers: Vec<WorkerView>,
     grants: GrantCounts,
+    /// Live sound: whatever captures now is here.
+    captures: Vec<CaptureView>,
     audit: AuditView,
     sandbox: SandboxView,
 }
@@ -177,6 +180,7 @@ pub(crate) fn status(app: &App) -> Status {
         models: app.dispatcher.models(),
         workers: workers(app),
         grants: app.grants.counts(),
+        captures: app.captures.running(),
         audit: app.audit.view(),
         sandbox: SandboxView {
             probes: [facts.sandbox.probes.clone(), app.dispatcher.gpu_probes()].concat(),

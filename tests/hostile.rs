@@ -18,7 +18,7 @@ fn hostile(mode: &str, quotas: &str) -> Home {
     let mut home = Home::with_tiny();
     let folder = home.folder.path().join("programs");
     std::fs::create_dir(&folder).unwrap();
-    for name in ["ringfence-server", "ringfence-fileguard"] {
+    for name in ["ringfence-server", "ringfence-fileguard", "ringfence-audio"] {
         std::fs::copy(programs().join(name), folder.join(name)).unwrap();
     }
     let worker: PathBuf = folder.join("ringfence-worker");

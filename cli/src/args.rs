@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::commands::alert::AlertArgs;
+use crate::commands::audio::AudioArgs;
 use crate::commands::audit::AuditArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::client::ClientArgs;
@@ -9,6 +10,7 @@ use crate::commands::grant::GrantArgs;
 use crate::commands::index::IndexArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::key::KeyArgs;
+use crate::commands::listen::ListenArgs;
 use crate::commands::logs::LogsArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
@@ -94,7 +96,7 @@ pub enum Command {
     Usage(UsageArgs),
     /// Show what went wrong, and have a command told of it
     Alert(AlertArgs),
-    /// Say who may read or write which files, and until when
+    /// Say who may read or write which files or hear which microphone, and until when
     Grant(GrantArgs),
     /// Make a folder searchable by meaning, through grants
     Index(IndexArgs),
@@ -102,6 +104,10 @@ pub enum Command {
     Search(SearchArgs),
     /// Write down what is said in audio files
     Transcribe(TranscribeArgs),
+    /// Write down what is said into a microphone, as it is said
+    Listen(ListenArgs),
+    /// Show who listens, and end it
+    Audio(AudioArgs),
     /// Check, read, export and prune the log of what was asked, decided and used
     Audit(AuditArgs),
     /// Show what happened to a model's workers and what they wrote

@@ -4,8 +4,10 @@ use crate::error::CliError;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, Uri};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
@@ -257,6 +259,27 @@ impl Connection {
     }
 }
 
+/// A connection that speaks another protocol from its answer on.
+///
+/// # Errors
+/// As [`Connection::send`]; [`CliError::Answer`] where the server goes on with HTTP.
+pub async fn upgrade(
+    address: &Address,
+    path: &str,
+    protocol: &str,
+) -> Result<TokioIo<hyper::upgrade::Upgraded>, CliError> {
+    let mut ask = Ask::plain(Method::GET, path);
+    ask.headers = vec![(CONNECTION, "Upgrade".to_owned()), (UPGRADE, protocol.to_owned())];
+    let unreadable = |source: hyper::Error| CliError::Answer { request: ask.name(), source: source.into() };
+    let mut connection = Connection::open(address).await?;
+    let response = connection.sender.send_request(connection.message(&ask)?).await.map_err(unreadable)?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        read(&ask, response).await?;
+        return Err(CliError::Answer { request: ask.name(), source: "it is no upgrade".into() });
+    }
+    Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(unreadable)?))
+}
+
 /// One request on a connection of its own, for commands that ask once.
 ///
 /// # Errors
@@ -306,7 +329,7 @@ where
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     // What ends the connection also ends the request that waits on it, which reports it.
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     Ok(sender)
 }
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod home;
 pub mod http;
 pub mod index;
+pub mod listen;
 pub mod operator;
 pub mod output;
 pub mod stress;

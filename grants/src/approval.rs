@@ -11,17 +11,17 @@ pub struct Approval<'a> {
     pub grant: u64,
     /// Who asks.
     pub client: &'a str,
-    /// `file_read` or `file_write`.
+    /// `file_read`, `file_write` or `audio_capture`.
     pub kind: &'a str,
-    /// The path as it was asked for.
+    /// The path, or the source of sound, as it was asked for.
     pub path: &'a str,
     /// Where the bytes go, as it is shown.
     pub audience: &'a str,
-    /// Device and inode of the opened object.
+    /// Device and inode of the opened object; 0 and 0 of a source of sound.
     pub object: (u64, u64),
     /// How long it is to live, in milliseconds.
     pub lifetime_ms: u64,
-    /// Bytes in all.
+    /// Bytes in all; 0 of sound.
     pub bytes_max: u64,
     /// Whether copies may be handed over.
     pub snapshot: bool,

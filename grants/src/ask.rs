@@ -1,8 +1,9 @@
 //! What a client asks for, and what an approver is shown of it.
 
 use crate::path::{PathRefusal, RelativePath};
+use crate::source::{Source, SourceRefusal};
 use crate::visible::hides;
-use crate::{LIFETIME_MS_MAX, PATH_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::{AUDIO_LIFETIME_MS_MAX, LIFETIME_MS_MAX, PATH_BYTES_MAX, TEXT_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
 /// What may be done.
@@ -13,6 +14,8 @@ pub enum Kind {
     FileRead,
     /// A file, or all below a folder, may be written.
     FileWrite,
+    /// Sound may be captured.
+    AudioCapture,
 }
 
 /// Where the bytes may go to, or come from.
@@ -34,7 +37,7 @@ pub struct Ask {
     pub uid: Option<u32>,
     /// What for.
     pub kind: Kind,
-    /// The absolute path of a file or folder, without symlinks.
+    /// The absolute path of a file or folder, without symlinks; of sound its [`Source`].
     pub path: String,
     /// Where the bytes go.
     pub audience: Audience,
@@ -46,7 +49,7 @@ pub struct Ask {
     pub lifetime_ms: u64,
     /// How often; none is any number of times.
     pub uses_max: Option<u32>,
-    /// Bytes in all.
+    /// Bytes in all; 0 for sound, whose bound is the time.
     pub bytes_max: u64,
     /// Whether copies may be handed over, which can't be called back.
     pub snapshot: bool,
@@ -61,6 +64,15 @@ pub enum AskRefusal {
     /// The whole disk.
     #[error("`/` is not given: ask for a folder below it")]
     WholeDisk,
+    /// The path names no source of sound.
+    #[error("`path`: {0}")]
+    Source(#[from] SourceRefusal),
+    /// Sound goes to the workers of a model and nowhere else.
+    #[error("sound is for a model: name one in `model`")]
+    SoundWithoutModel,
+    /// It has no meaning for sound.
+    #[error("`{0}` has no meaning for sound: leave it out")]
+    NotOfSound(&'static str),
     /// A text is empty, too long, or holds characters that hide or reorder others.
     #[error(
         "`{0}` must be 1 to {TEXT_BYTES_MAX} bytes of plain text in one line, without control or direction characters"
@@ -89,22 +101,43 @@ pub enum AskRefusal {
 impl Ask {
     /// Whether it can be put as a question at all.
     pub(crate) fn check(&self) -> Result<(), AskRefusal> {
-        check_absolute(&self.path)?;
+        let lifetime_ms_max = match self.kind {
+            Kind::FileRead | Kind::FileWrite => {
+                check_absolute(&self.path)?;
+                if self.bytes_max == 0 {
+                    return Err(AskRefusal::Range("bytes_max", u64::MAX));
+                }
+                LIFETIME_MS_MAX
+            }
+            Kind::AudioCapture => {
+                self.check_sound()?;
+                AUDIO_LIFETIME_MS_MAX
+            }
+        };
         for (name, text) in [("reason", &self.reason), ("results", &self.results)] {
             if !(1..=TEXT_BYTES_MAX).contains(&text.trim().len()) || text.chars().any(hides) {
                 return Err(AskRefusal::Text(name));
             }
         }
-        if !(1..=LIFETIME_MS_MAX).contains(&self.lifetime_ms) {
-            return Err(AskRefusal::Range("lifetime", LIFETIME_MS_MAX));
+        if !(1..=lifetime_ms_max).contains(&self.lifetime_ms) {
+            return Err(AskRefusal::Range("lifetime", lifetime_ms_max));
         }
         if self.uses_max == Some(0) {
             return Err(AskRefusal::Range("uses_max", u64::from(u32::MAX)));
         }
-        if self.bytes_max == 0 {
-            return Err(AskRefusal::Range("bytes_max", u64::MAX));
-        }
         Ok(())
+    }
+
+    fn check_sound(&self) -> Result<(), AskRefusal> {
+        Source::parse(&self.path)?;
+        if self.audience == Audience::Client {
+            return Err(AskRefusal::SoundWithoutModel);
+        }
+        match (self.bytes_max, self.snapshot) {
+            (0, false) => Ok(()),
+            (0, true) => Err(AskRefusal::NotOfSound("snapshot")),
+            (_, _) => Err(AskRefusal::NotOfSound("bytes_max")),
+        }
     }
 }
 
@@ -136,7 +169,14 @@ pub struct Shown {
     pub modified_ms: u64,
 }
 
-/// Which of the two it is.
+impl Shown {
+    /// Of a source of sound nothing is known beforehand but its name.
+    pub fn source() -> Self {
+        Self { kind: ShownKind::Source, device: 0, inode: 0, owner: 0, size: 0, modified_ms: 0 }
+    }
+}
+
+/// Which of them it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShownKind {
@@ -144,6 +184,8 @@ pub enum ShownKind {
     File,
     /// A folder and all below it.
     Folder,
+    /// A source of sound, which is opened only when it is captured: its numbers are 0.
+    Source,
 }
 
 /// Less of a grant: what is not set stays as it is.

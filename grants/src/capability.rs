@@ -2,6 +2,7 @@
 //! [`crate::Grants::spent`].
 
 use crate::path::RelativePath;
+use crate::source::{Source, Transform};
 use crate::table::GrantId;
 
 macro_rules! capability {
@@ -59,4 +60,36 @@ capability! {
 capability! {
     /// One file may be written, once.
     FileWrite
+}
+
+/// Sound may be captured from one source for the workers of one model, once: from its start until its end or the grant's.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "what captures sound holds it until the capture's end"]
+pub struct AudioCapture {
+    pub(crate) grant: GrantId,
+    pub(crate) source: Source,
+    pub(crate) until_boot_ms: u64,
+    pub(crate) transforms: Vec<Transform>,
+}
+
+impl AudioCapture {
+    /// The grant that it comes from.
+    pub fn grant(&self) -> GrantId {
+        self.grant
+    }
+
+    /// Where the sound comes from.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The end of the grant by the boot clock, in milliseconds.
+    pub fn until_boot_ms(&self) -> u64 {
+        self.until_boot_ms
+    }
+
+    /// What the operator's rules want done to the sound, before anything that the client wants.
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
+    }
 }

@@ -10,9 +10,11 @@
 //! | `string` | the text that a client presents |
 //! | `rules` | what is decided without asking anybody |
 //! | `path` | a path below a granted root |
+//! | `source` | a source of sound, and what is done to sound |
 //! | `visible` | texts of strangers as they are shown |
 //!
-//! Whoever touches a file takes a [`FileRead`] or a [`FileWrite`] by value. Nobody else can make one:
+//! Whoever touches a file takes a [`FileRead`] or a [`FileWrite`] by value, and whoever captures sound an [`AudioCapture`].
+//! Nobody else can make one:
 //!
 //! ```compile_fail,E0451
 //! let forged = ringfence_grants::FileRead { grant: ringfence_grants::GrantId(1), ..unreachable!() };
@@ -49,21 +51,42 @@
 //! ```compile_fail,E0277
 //! let forged: ringfence_grants::FileRead = "rfg_".into();
 //! ```
+//!
+//! nor capture sound with what was granted for a file, or a second time with one yes:
+//!
+//! ```compile_fail,E0308
+//! fn capture(_: ringfence_grants::AudioCapture) {}
+//! fn wrong(read: ringfence_grants::FileRead) {
+//!     capture(read);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0599
+//! fn twice(capture: ringfence_grants::AudioCapture) -> [ringfence_grants::AudioCapture; 2] {
+//!     [capture.clone(), capture]
+//! }
+//! ```
+//!
+//! ```compile_fail,E0451
+//! let forged = ringfence_grants::AudioCapture { until_boot_ms: u64::MAX, ..unreachable!() };
+//! ```
 
 mod approval;
 mod ask;
 mod capability;
 mod path;
 mod rules;
+mod source;
 mod string;
 mod table;
 mod visible;
 
 pub use approval::Approval;
 pub use ask::{Ask, AskRefusal, Audience, Kind, Narrower, Shown, ShownKind};
-pub use capability::{FileRead, FileWrite};
+pub use capability::{AudioCapture, FileRead, FileWrite};
 pub use path::{PathRefusal, RelativePath};
 pub use rules::{Rules, RulesError, Verdict};
+pub use source::{Source, SourceRefusal, Transform};
 pub use string::{CapabilityString, SECRET_BYTES, StringRefusal};
 pub use table::{
     Approver, Change, DecideRefusal, Decision, Grant, GrantId, Grants, NarrowRefusal, Presented, Refusal,
@@ -103,10 +126,16 @@ pub const QUESTION_EVERY_MS: u64 = 6_000;
 pub const ANSWER_WAIT_MS: u64 = 60_000;
 /// The longest that a grant can live, in milliseconds.
 pub const LIFETIME_MS_MAX: u64 = 24 * 3_600 * 1_000;
+/// The longest that a grant of sound can live, in milliseconds; a fresh one renews it.
+pub const AUDIO_LIFETIME_MS_MAX: u64 = 15 * 60 * 1_000;
 /// Bytes of a text that a client writes for the approver.
 pub const TEXT_BYTES_MAX: usize = 300;
 /// Bytes of a path.
 pub const PATH_BYTES_MAX: usize = 4_095;
+/// Bytes of a source of sound.
+pub const SOURCE_BYTES_MAX: usize = 200;
+/// Transforms of one rule.
+pub const RULE_TRANSFORMS_MAX: usize = 4;
 /// How often a grant can be narrowed, one from the other.
 pub const DEPTH_MAX: u8 = 8;
 /// How far the wall clock may be before the moment of approval, in milliseconds: it is set by the network now and then.

@@ -1,8 +1,9 @@
 //! What is decided without asking anybody: `grants.toml`. The first rule that fits counts; without one somebody is asked.
 
-use crate::Moment;
 use crate::ask::{Ask, Audience, Kind, check_absolute};
 use crate::path::RelativePath;
+use crate::source::{Source, Transform};
+use crate::{Moment, RULE_TRANSFORMS_MAX};
 use serde::Deserialize;
 
 /// Rules of one file.
@@ -29,6 +30,11 @@ struct Rule {
     decision: Verdict,
     /// The folder that the path must be in, or the path itself; none is anywhere.
     below: Option<String>,
+    /// The source of sound; none is any.
+    source: Option<String>,
+    /// What is done to sound that is captured by a grant that this rule fits, before anything that the client wants.
+    #[serde(default)]
+    transforms: Vec<Transform>,
     /// The model that the bytes go to; none is anybody.
     model: Option<String>,
     /// The last day on which it counts; none is for ever.
@@ -82,14 +88,24 @@ impl Rules {
 
     /// What the rules say to a question.
     pub fn verdict(&self, now: Moment, ask: &Ask) -> Verdict {
+        self.first(now, ask).map_or(Verdict::Ask, |rule| rule.decision)
+    }
+
+    /// What they want done to sound.
+    pub fn transforms(&self, now: Moment, ask: &Ask) -> &[Transform] {
+        self.first(now, ask).map_or(&[], |rule| &rule.transforms)
+    }
+
+    fn first(&self, now: Moment, ask: &Ask) -> Option<&Rule> {
         let fits = |(rule, until): &&(Rule, Option<u64>)| {
             (rule.client == "*" || rule.client == ask.client)
                 && rule.kind == ask.kind
                 && rule.below.as_deref().is_none_or(|below| is_below(below, &ask.path))
+                && rule.source.as_ref().is_none_or(|source| *source == ask.path)
                 && rule.model.as_ref().is_none_or(|model| ask.audience == Audience::Model(model.clone()))
                 && until.is_none_or(|until| now.wall_ms < until)
         };
-        self.0.iter().find(fits).map_or(Verdict::Ask, |(rule, _)| rule.decision)
+        self.0.iter().find(fits).map(|(rule, _)| rule)
     }
 }
 
@@ -98,13 +114,40 @@ fn check(rule: &Rule) -> Result<Option<u64>, &'static str> {
     if rule.client.is_empty() {
         return Err("`client` is empty: a name, or `*` for everybody");
     }
+    match rule.kind {
+        Kind::FileRead | Kind::FileWrite => check_files(rule)?,
+        Kind::AudioCapture => check_sound(rule)?,
+    }
+    rule.until.as_ref().map(end_of).transpose()
+}
+
+fn check_files(rule: &Rule) -> Result<(), &'static str> {
     if rule.below.as_deref().is_some_and(|below| check_absolute(below).is_err()) {
         return Err("`below` must be an absolute path without `.`, `..` or a slash at the end");
+    }
+    if rule.source.is_some() || !rule.transforms.is_empty() {
+        return Err("`source` and `transforms` are of rules for `audio_capture`");
     }
     if rule.decision == Verdict::Allow && (rule.below.is_none() || rule.until.is_none()) {
         return Err("a rule that allows needs `below` and `until`");
     }
-    rule.until.as_ref().map(end_of).transpose()
+    Ok(())
+}
+
+fn check_sound(rule: &Rule) -> Result<(), &'static str> {
+    if rule.below.is_some() {
+        return Err("`below` is of rules for files; sound has a `source`");
+    }
+    if rule.source.as_deref().is_some_and(|source| Source::parse(source).is_err()) {
+        return Err("`source` must be `pulse`, `pulse:SOURCE`, `alsa`, `alsa:DEVICE` or `pushed`");
+    }
+    if rule.transforms.len() > RULE_TRANSFORMS_MAX || !rule.transforms.iter().all(|one| one.is_legal()) {
+        return Err("`transforms` are at most 4; a high-pass is from 20 to 2000 Hz, decimation by 2 or 4");
+    }
+    if rule.decision == Verdict::Allow && (rule.source.is_none() || rule.until.is_none()) {
+        return Err("a rule that allows sound needs `source` and `until`");
+    }
+    Ok(())
 }
 
 fn is_below(folder: &str, path: &str) -> bool {

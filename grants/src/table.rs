@@ -1,9 +1,10 @@
 //! Every grant with its state, and every decision about one.
 
 use crate::ask::{Ask, AskRefusal, Audience, Kind, Narrower, Shown, ShownKind};
-use crate::capability::{FileRead, FileWrite};
+use crate::capability::{AudioCapture, FileRead, FileWrite};
 use crate::path::{PathRefusal, RelativePath};
 use crate::rules::{Rules, Verdict};
+use crate::source::Source;
 use crate::string::{self, CapabilityString, RUN_BYTES, SECRET_BYTES, SecretHash, StringRefusal};
 use crate::{
     ANSWER_WAIT_MS, DEPTH_MAX, ENDED_MAX, GRANTS_MAX, GRANTS_PER_CLIENT_MAX, Moment, PENDING_PER_CLIENT_MAX,
@@ -429,6 +430,44 @@ impl Grants {
         Ok(FileWrite { grant, root, path, until_boot_ms, bytes_max, snapshot })
     }
 
+    /// Decides one capture of sound, from its start to its end; what the rules want done to it comes along.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn capture(
+        &mut self,
+        now: Moment,
+        by: Presented<'_>,
+        rules: &Rules,
+    ) -> Result<AudioCapture, Refusal> {
+        let id = self.usable(now, by)?;
+        let grant = &self.open[&id];
+        if grant.ask.kind != Kind::AudioCapture {
+            return Err(Refusal::OutOfScope);
+        }
+        let source = Source::parse(&grant.ask.path).map_err(|_| Refusal::OutOfScope)?;
+        let transforms = rules.transforms(now, &grant.ask).to_vec();
+        let until_boot_ms = grant.until.map_or(0, |until| until.boot_ms);
+        let chain = self.chain(id);
+        self.count_use(&chain)?;
+        Ok(AudioCapture { grant: id, source, until_boot_ms, transforms })
+    }
+
+    /// Counts one use of a grant and of all that it was narrowed from.
+    fn count_use(&mut self, chain: &[GrantId]) -> Result<(), Refusal> {
+        let used_up = |id: &GrantId| {
+            let grant = &self.open[id];
+            grant.ask.uses_max.is_some_and(|most| grant.uses >= u64::from(most))
+        };
+        if chain.iter().any(used_up) {
+            return Err(Refusal::UsedUp);
+        }
+        for id in chain {
+            self.open.get_mut(id).expect("a chain is of open ones").uses += 1;
+        }
+        Ok(())
+    }
+
     fn take(
         &mut self,
         now: Moment,
@@ -449,22 +488,15 @@ impl Grants {
         let until_boot_ms = grant.until.map_or(0, |until| until.boot_ms);
         // What one that was narrowed uses counts for those that it came from: together they never have more.
         let chain = self.chain(id);
-        let mut bytes_max = bytes;
-        for id in &chain {
-            let grant = &self.open[id];
-            if grant.ask.uses_max.is_some_and(|most| grant.uses >= u64::from(most)) {
-                return Err(Refusal::UsedUp);
-            }
-            bytes_max = bytes_max.min(grant.ask.bytes_max - grant.bytes);
-        }
+        let left = |id: &GrantId| self.open[id].ask.bytes_max - self.open[id].bytes;
+        let bytes_max = chain.iter().map(left).fold(bytes, u64::min);
         if bytes_max == 0 {
             return Err(Refusal::UsedUp);
         }
+        self.count_use(&chain)?;
         for id in &chain {
-            let grant = self.open.get_mut(id).expect("a chain is of open ones");
-            grant.uses += 1;
             // Held until the capability is given back.
-            grant.bytes += bytes_max;
+            self.open.get_mut(id).expect("a chain is of open ones").bytes += bytes_max;
         }
         Ok(Use { grant: id, root, path, until_boot_ms, bytes_max, snapshot })
     }
@@ -535,7 +567,11 @@ impl Grants {
         }
         let left_ms = parent.until.map_or(0, |until| until.boot_ms.saturating_sub(now.boot_ms));
         let lifetime = within("lifetime", narrower.lifetime_ms, left_ms)?;
-        let bytes_max = within("bytes_max", narrower.bytes_max, parent.ask.bytes_max)?;
+        let bytes_max = match (parent.ask.kind, narrower.bytes_max) {
+            // Of sound there is a time, and no bytes.
+            (Kind::AudioCapture, None) => 0,
+            (_, wanted) => within("bytes_max", wanted, parent.ask.bytes_max)?,
+        };
         let uses_max = match (narrower.uses_max, parent.ask.uses_max) {
             (None, most) => most,
             (Some(0), _) => return Err(NarrowRefusal::Wider("uses_max")),
@@ -543,8 +579,8 @@ impl Grants {
             (Some(wanted), _) => Some(wanted),
         };
         let path = parent.path.join(&narrower.path).map_err(Refusal::Path)?;
-        let of_file = parent.shown.as_ref().is_some_and(|shown| shown.kind == ShownKind::File);
-        if of_file && !narrower.path.is_root() {
+        let is_one = parent.shown.as_ref().is_some_and(|shown| shown.kind != ShownKind::Folder);
+        if is_one && !narrower.path.is_root() {
             return Err(NarrowRefusal::Wider("path"));
         }
         let child = self.number();

@@ -3,9 +3,10 @@
 
 use proptest::prelude::*;
 use ringfence_grants::{
-    ANSWER_WAIT_MS, Approver, Ask, AskRefusal, Audience, DecideRefusal, Decision, ENDED_MAX, Grant, GrantId,
-    Grants, Kind, Moment, NarrowRefusal, Narrower, Presented, QUESTION_EVERY_MS, QUESTIONS_BURST, Refusal,
-    RelativePath, Rules, Shown, ShownKind, State, visible,
+    ANSWER_WAIT_MS, AUDIO_LIFETIME_MS_MAX, Approver, Ask, AskRefusal, Audience, AudioCapture, DecideRefusal,
+    Decision, ENDED_MAX, Grant, GrantId, Grants, Kind, Moment, NarrowRefusal, Narrower, Presented,
+    QUESTION_EVERY_MS, QUESTIONS_BURST, Refusal, RelativePath, Rules, Shown, ShownKind, Source, State,
+    Transform, visible,
 };
 
 const START: Moment = Moment { boot_ms: 5_000_000, wall_ms: 1_790_000_000_000 };
@@ -434,5 +435,155 @@ proptest! {
             }
         }
         prop_assert!(moved_in_all <= 1_000, "the first grant was for 1000 bytes, all together moved {moved_in_all}");
+    }
+}
+
+fn sound() -> Ask {
+    Ask {
+        kind: Kind::AudioCapture,
+        path: "pulse:fakemic.monitor".to_owned(),
+        audience: Audience::Model("whisper".to_owned()),
+        bytes_max: 0,
+        ..ask()
+    }
+}
+
+/// A live grant of sound, and its string.
+fn live_sound(grants: &mut Grants, ask: Ask) -> (GrantId, String) {
+    let id = grants.ask(START, ask, &Rules::default()).unwrap();
+    grants.shown(START, id, Shown::source(), &Rules::default()).unwrap();
+    grants.decide(START, id, Decision::Approve { lifetime_ms: None }, OTHER).unwrap();
+    (id, grants.claim(id, "notes", &secret(id.0)).unwrap().reveal().to_owned())
+}
+
+fn capture_at(
+    grants: &mut Grants,
+    now: Moment,
+    string: &str,
+    rules: &Rules,
+) -> Result<AudioCapture, Refusal> {
+    let by = Presented { string, client: "notes", audience: &Audience::Model("whisper".to_owned()) };
+    grants.capture(now, by, rules)
+}
+
+#[test]
+fn sound_is_granted_from_a_source_for_a_model_and_a_quarter_of_an_hour() {
+    let mut grants = Grants::new([1; 6]);
+    let mut refused = |ask| grants.ask(START, ask, &Rules::default()).unwrap_err();
+    for path in ["", "/dev/snd/pcmC0D0c", "microphone", "pulse:", "pushed:x", "pulse:a\nApproved"] {
+        let refusal = refused(Ask { path: path.to_owned(), ..sound() });
+        assert!(matches!(refusal, AskRefusal::Source(_)), "{path:?}");
+    }
+    assert_eq!(refused(Ask { audience: Audience::Client, ..sound() }), AskRefusal::SoundWithoutModel);
+    assert_eq!(refused(Ask { bytes_max: 1, ..sound() }), AskRefusal::NotOfSound("bytes_max"));
+    assert_eq!(refused(Ask { snapshot: true, ..sound() }), AskRefusal::NotOfSound("snapshot"));
+    for lifetime_ms in [0, AUDIO_LIFETIME_MS_MAX + 1] {
+        let refusal = refused(Ask { lifetime_ms, ..sound() });
+        assert_eq!(refusal, AskRefusal::Range("lifetime", AUDIO_LIFETIME_MS_MAX));
+    }
+    let (id, string) = live_sound(&mut grants, Ask { uses_max: Some(1), ..sound() });
+    let capture = capture_at(&mut grants, START, &string, &Rules::default()).unwrap();
+    assert_eq!(capture.source(), &Source::Pulse(Some("fakemic.monitor".to_owned())));
+    assert_eq!((capture.grant(), capture.until_boot_ms()), (id, START.boot_ms + 10 * MINUTE));
+    assert_eq!(capture_at(&mut grants, START, &string, &Rules::default()).unwrap_err(), Refusal::UsedUp);
+    let whisper = Audience::Model("whisper".to_owned());
+    let by = Presented { string: &string, client: "notes", audience: &whisper };
+    assert_eq!(grants.read(START, by, "", 1).unwrap_err(), Refusal::OutOfScope, "sound is no file");
+    let (_, of_file) = live(&mut grants, ask());
+    let by = Presented { string: &of_file, client: "notes", audience: &minilm() };
+    assert_eq!(
+        grants.capture(START, by, &Rules::default()).unwrap_err(),
+        Refusal::OutOfScope,
+        "nor a file sound"
+    );
+}
+
+#[test]
+fn each_wrong_string_for_sound_is_refused_with_its_own_code() {
+    let mut grants = Grants::new([1; 6]);
+    let (id, string) = live_sound(&mut grants, sound());
+    let whisper = Audience::Model("whisper".to_owned());
+    let right = Presented { string: &string, client: "notes", audience: &whisper };
+    let code = |grants: &mut Grants, now, by| grants.capture(now, by, &Rules::default()).unwrap_err().code();
+    assert_eq!(code(&mut grants, START, Presented { string: "rfg_", ..right }), "capability_malformed");
+    assert_eq!(code(&mut grants, START, Presented { client: "mail", ..right }), "capability_wrong_holder");
+    let other = Presented { audience: &Audience::Client, ..right };
+    assert_eq!(code(&mut grants, START, other), "capability_wrong_audience");
+    assert_eq!(code(&mut Grants::new([2; 6]), START, right), "capability_of_another_run");
+    assert_eq!(code(&mut Grants::new([1; 6]), START, right), "capability_unknown");
+    let back = Moment { wall_ms: START.wall_ms - 5_000, ..START };
+    assert_eq!(code(&mut grants, back, right), "clock_turned_back");
+    assert_eq!(code(&mut grants, START.after(10 * MINUTE), right), "grant_expired");
+    grants.revoke(id);
+    assert_eq!(code(&mut grants, START, right), "grant_revoked");
+}
+
+#[test]
+fn rules_of_sound_name_a_source_and_what_is_done_to_it() {
+    let rules = Rules::parse(
+        r#"
+        [[rule]]
+        client = "notes"
+        kind = "audio_capture"
+        decision = "allow"
+        source = "pulse:fakemic.monitor"
+        until = 2027-01-31
+        transforms = [{ high_pass = { hz = 80 } }, "obfuscate"]
+        "#,
+    )
+    .unwrap();
+    let mut grants = Grants::new([1; 6]);
+    let mut state = |path: &str| {
+        let id = grants.ask(START, Ask { path: path.to_owned(), ..sound() }, &rules).unwrap();
+        (id, grants.shown(START, id, Shown::source(), &rules).unwrap())
+    };
+    assert_eq!(state("pulse").1, State::Pending);
+    let (id, live) = state("pulse:fakemic.monitor");
+    assert_eq!(live, State::Live);
+    let string = grants.claim(id, "notes", &secret(id.0)).unwrap().reveal().to_owned();
+    let capture = capture_at(&mut grants, START, &string, &rules).unwrap();
+    assert_eq!(capture.transforms(), [Transform::HighPass { hz: 80 }, Transform::Obfuscate]);
+    let rule = |rest: &str| {
+        Rules::parse(&format!("[[rule]]\nclient = \"*\"\nkind = \"audio_capture\"\n{rest}")).is_ok()
+    };
+    assert!(rule("decision = \"deny\""));
+    for wrong in [
+        "decision = \"allow\"\nuntil = 2027-01-31",
+        "decision = \"allow\"\nsource = \"pulse\"",
+        "decision = \"ask\"\nsource = \"microphone\"",
+        "decision = \"ask\"\nbelow = \"/a\"",
+        "decision = \"ask\"\ntransforms = [{ high_pass = { hz = 1 } }]",
+        "decision = \"ask\"\ntransforms = [\"louder\"]",
+    ] {
+        assert!(!rule(wrong), "{wrong}");
+    }
+    let of_files = "[[rule]]\nclient = \"*\"\nkind = \"file_read\"\ndecision = \"ask\"\nsource = \"pulse\"";
+    assert!(Rules::parse(of_files).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sound_is_narrowed_to_less_time_and_fewer_uses_only(
+        lifetime in prop::option::of(0..900_000u64), uses in prop::option::of(0..9u32), bytes in prop::option::of(0..9u64),
+        path in any::<bool>(), later in 0..700_000u64,
+    ) {
+        let mut grants = Grants::new([1; 6]);
+        let (id, string) = live_sound(&mut grants, Ask { uses_max: Some(5), ..sound() });
+        let path = RelativePath::new(if path { "a" } else { "" }).unwrap();
+        let narrower = Narrower { path: path.clone(), lifetime_ms: lifetime, uses_max: uses, bytes_max: bytes, no_snapshot: false };
+        let whisper = Audience::Model("whisper".to_owned());
+        let by = Presented { string: &string, client: "notes", audience: &whisper };
+        let now = START.after(later);
+        if let Ok(child) = grants.narrow(now, by, &narrower) {
+            prop_assert!(path.is_root() && bytes.is_none());
+            let (less, more) = (grants.grant(child).unwrap().clone(), grants.grant(id).unwrap().clone());
+            prop_assert!(is_within(&less, &more), "{less:?} {more:?}");
+            let string = grants.claim(child, "notes", &secret(99)).unwrap().reveal().to_owned();
+            let capture = capture_at(&mut grants, now, &string, &Rules::default()).unwrap();
+            prop_assert!(capture.until_boot_ms() <= START.boot_ms + 10 * MINUTE);
+            prop_assert_eq!(grants.grant(id).unwrap().uses, 1, "its uses count for the other");
+        }
     }
 }

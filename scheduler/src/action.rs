@@ -132,6 +132,18 @@ pub struct RateLimit {
     pub retry_after: Duration,
 }
 
+impl RateLimit {
+    /// A stable name, for the wire and for metrics.
+    pub fn code(&self) -> &'static str {
+        match self.resource {
+            Resource::Jobs => "rate_jobs",
+            Resource::DeviceTime => "rate_device_time",
+            Resource::Tokens => "rate_tokens",
+            Resource::Audio => "rate_audio",
+        }
+    }
+}
+
 /// Why a job was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -257,6 +269,9 @@ pub enum Failure {
     /// It needs more memory than its worker's lease has.
     #[error("out of memory: the job needs more than the worker's lease")]
     OutOfMemory,
+    /// A live job has heard as much as its client may have heard.
+    #[error("as much was heard as this client may have heard for now")]
+    RateLimited(RateLimit),
     /// The client took it back or left.
     #[error("cancelled")]
     Cancelled,
@@ -322,12 +337,7 @@ impl Refusal {
         match self {
             Refusal::UnknownModel => "model_unknown",
             Refusal::QueueFullClient { .. } => "queue_full_client",
-            Refusal::RateLimited(limit) => match limit.resource {
-                Resource::Jobs => "rate_jobs",
-                Resource::DeviceTime => "rate_device_time",
-                Resource::Tokens => "rate_tokens",
-                Resource::Audio => "rate_audio",
-            },
+            Refusal::RateLimited(limit) => limit.code(),
             Refusal::QueueFullModel { .. } => "queue_full_model",
             Refusal::QueueFullTotal { .. } => "queue_full",
             Refusal::DeadlineUnmeetable { .. } => "deadline_unmeetable",
@@ -370,6 +380,7 @@ impl Failure {
             Failure::TimeoutPassed { .. } => "timeout",
             Failure::WorkerDied { .. } => "worker_died",
             Failure::OutOfMemory => "out_of_memory",
+            Failure::RateLimited(limit) => limit.code(),
             Failure::Cancelled => "cancelled",
             Failure::LoadFailed => "load_failed",
             Failure::ModelBroken { .. } => "model_broken",
@@ -382,6 +393,7 @@ impl Failure {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Failure::ModelBroken { retry_after, .. } => Some(*retry_after),
+            Failure::RateLimited(limit) => Some(limit.retry_after),
             Failure::DeadlinePassed
             | Failure::TimeoutPassed { .. }
             | Failure::WorkerDied { .. }

@@ -63,6 +63,7 @@ impl Scheduler {
             tokens: submit.tokens,
             tokens_bound: submit.tokens_bound,
             canary: submit.canary,
+            live: submit.live,
             submitted: self.now,
             arrival: self.arrive(),
             deaths: 0,

@@ -57,8 +57,9 @@ impl Scheduler {
 }
 
 impl Worker {
-    /// Whether it has a job whose client waits for the device. Canaries come when nobody does.
+    /// Whether it has a job whose client waits for the device. Canaries come when nobody does, and a live job is not waited for:
+    /// it may last for minutes, and works a part of them.
     pub(crate) fn at_work(&self) -> bool {
-        self.slots.values().any(|slot| !slot.canary)
+        self.slots.values().any(|slot| !slot.canary && !slot.live)
     }
 }

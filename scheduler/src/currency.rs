@@ -4,9 +4,10 @@
 //! starts, so that nobody gets ahead by starting much at once, and replaced by what it took. Only what was not used comes
 //! back.
 
-use crate::action::{Outcome, RateLimit, Resource};
+use crate::action::{Failure, Outcome, RateLimit, Resource};
 use crate::config::{Class, ClientValues, Order, Rate};
 use crate::event::Submit;
+use crate::explain::Rule;
 use crate::ids::{ClientId, JobId, ModelId, Time};
 use crate::queue::Standing;
 use crate::rate::Bucket;
@@ -306,6 +307,38 @@ impl Scheduler {
         self.change_client(client, |client| {
             client.usage.audio_ms = client.usage.audio_ms.saturating_add(audio_ms);
         });
+    }
+
+    /// A live job's worker has heard so much of it; what it says beyond what was taken is taken now. Where that is more than
+    /// the client may have, the job ends.
+    pub(crate) fn listened(&mut self, id: JobId, audio_ms: u64) {
+        let now = self.now;
+        if !self.jobs.get(&id).is_some_and(|job| job.live) {
+            return;
+        }
+        let Some(bill) = self.bills.get_mut(&id) else { return };
+        let before = bill.audio_ms.replace(audio_ms.max(bill.audio_ms.unwrap_or(0))).unwrap_or(0);
+        let more = audio_ms.saturating_sub(before);
+        let taken = &mut bill.taken[Resource::Audio as usize];
+        let beyond = audio_ms.saturating_sub(*taken);
+        *taken += beyond;
+        let client = bill.client;
+        let rate = rate_of(self.client_values(client), Resource::Audio);
+        let mut left = 0;
+        self.change_client(client, |client| {
+            client.usage.audio_ms = client.usage.audio_ms.saturating_add(more);
+            if let Some(rate) = rate {
+                let bucket = &mut client.buckets[Resource::Audio as usize];
+                bucket.take(rate, now, beyond);
+                left = bucket.available(rate, now);
+            }
+        });
+        if let Some(rate) = rate.filter(|_| left < 0) {
+            let wanted = left.unsigned_abs();
+            let retry_after = self.clients[&client].buckets[Resource::Audio as usize].wait(rate, now, 1);
+            let limit = RateLimit { resource: Resource::Audio, rate, wanted, available: left, retry_after };
+            self.end(id, Outcome::Failed(Failure::RateLimited(limit)), Rule::Rate);
+        }
     }
 
     /// A client pays for device time that none of its jobs had.

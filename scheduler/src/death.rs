@@ -142,6 +142,10 @@ impl Scheduler {
         if blame == Blame::Memory && alone {
             return Some(Failure::OutOfMemory);
         }
+        if job.live {
+            // What was said is gone.
+            return Some(Failure::WorkerDied { suspect: false });
+        }
         if job.deaths >= SUSPICIONS_MAX && blame == Blame::Limit {
             return Some(Failure::OutOfMemory);
         }

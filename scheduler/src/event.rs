@@ -85,6 +85,13 @@ pub enum Event {
         /// How long the audio is, in milliseconds.
         audio_ms: u64,
     },
+    /// A live job's worker says how much it has heard so far.
+    Listened {
+        /// Which job.
+        job: JobId,
+        /// Since its stream began, in milliseconds. It never falls.
+        audio_ms: u64,
+    },
     /// A job's slot is free again.
     JobEnded {
         /// Where it ran.
@@ -137,6 +144,9 @@ pub struct Submit {
     /// A health probe of the server itself: it starts at once in an idle worker or is refused, counts in no queue,
     /// is not replayed, and is no use of the model that would put off its idle unload.
     pub canary: bool,
+    /// Its sound comes while it runs, for as long as its client wants: no timeout ends it, nobody waits for its end or for
+    /// its cores, and it is not replayed.
+    pub live: bool,
 }
 
 /// How a job ended in its worker.
@@ -193,6 +203,7 @@ impl Event {
             Event::LoadFailed { .. } => "load_failed",
             Event::Used { .. } => "used",
             Event::Heard { .. } => "heard",
+            Event::Listened { .. } => "listened",
             Event::JobEnded { .. } => "job_ended",
             Event::WorkerExited { .. } => "worker_exited",
             Event::Load { .. } => "load",

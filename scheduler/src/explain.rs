@@ -158,6 +158,8 @@ pub enum Rule {
     GrantEnded,
     /// A job's deadline.
     Deadline,
+    /// A client's rate, which a live job uses up while it runs.
+    Rate,
     /// A model's timeout of device time.
     Timeout,
     /// One step may last only so long.

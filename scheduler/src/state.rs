@@ -71,6 +71,7 @@ pub(crate) struct Job {
     /// The same of one step.
     pub(crate) tokens_bound: u64,
     pub(crate) canary: bool,
+    pub(crate) live: bool,
     pub(crate) submitted: Time,
     /// Its place in the order of arrival.
     pub(crate) arrival: u64,
@@ -199,6 +200,8 @@ pub(crate) struct Slot {
     /// No other job may join.
     pub(crate) alone: bool,
     pub(crate) canary: bool,
+    /// Nothing is due from it as long as its stream is silent or paused.
+    pub(crate) live: bool,
 }
 
 /// Promised bytes of a budget.
@@ -318,11 +321,12 @@ impl Scheduler {
             forgotten: None,
             alone: job.deaths > 0,
             canary: job.canary,
+            live: job.live,
         };
         let worker = self.workers.get_mut(&to).expect("jobs start in known workers");
         assert_eq!(worker.phase, Phase::Ready, "jobs start in ready workers");
         assert!(worker.slots.values().all(|other| !other.alone), "a suspect runs alone");
-        if worker.slots.is_empty() {
+        if worker.slots.values().all(|slot| slot.live) {
             worker.heard = now;
         }
         if !slot.canary {

@@ -48,6 +48,7 @@ impl Scheduler {
             Event::LoadFailed { worker } => self.load_failed(worker),
             Event::Used { worker, device_us, tokens } => self.used(worker, device_us, &tokens),
             Event::Heard { job, audio_ms } => self.heard(job, audio_ms),
+            Event::Listened { job, audio_ms } => self.listened(job, audio_ms),
             Event::JobEnded { worker, job, end } => self.job_ended(worker, job, end),
             Event::WorkerExited { worker, exit } => self.worker_exited(worker, exit),
             Event::Load { model } => self.load(model),
@@ -228,7 +229,7 @@ impl Scheduler {
         let part = self.token_part(job);
         let model = self.models.get_mut(&model).expect("a worker's model is known");
         model.forget_deaths();
-        if end == JobEnd::Done && !slot.canary {
+        if end == JobEnd::Done && !slot.canary && !slot.live {
             model.job_time.add(slot.charged_us);
             if let Some(part) = part {
                 model.token_part.add(part);

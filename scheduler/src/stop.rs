@@ -46,6 +46,7 @@ impl Limits {
                 let forget = slot.forgotten.map(|since| (since + FORGET_GRACE, Due::Forget(job)));
                 forget.into_iter().fold((since + self.step, Due::CancelledSlot), Ord::min)
             }
+            None if slot.live => (Time(u64::MAX), Due::Timeout(job)),
             None if slot.charged_us >= self.timeout_us => (now, Due::Timeout(job)),
             None => (slot.started + self.wall, Due::Timeout(job)),
         }
@@ -99,7 +100,10 @@ impl Scheduler {
             Phase::Loading => Some((worker.spawned + model.config.load_limit, Due::Load)),
             Phase::Ready | Phase::Retiring { .. } if !worker.slots.is_empty() => {
                 let slots = worker.slots.iter().map(|(job, slot)| limits.of_slot(*job, slot, self.now));
-                slots.chain([(worker.heard + limits.step, Due::Step)]).min()
+                // Between two phrases of a live job there is no step.
+                let steps = worker.slots.values().any(|slot| !slot.live);
+                let step = steps.then_some((worker.heard + limits.step, Due::Step));
+                slots.chain(step).min().filter(|(time, _)| *time < Time(u64::MAX))
             }
             Phase::Ready => self.idle_due(worker, model),
             Phase::Retiring { .. } => None,

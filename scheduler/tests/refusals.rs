@@ -94,6 +94,7 @@ fn job(id: u64) -> Submit {
         tokens_bound: 1,
         audio_ms: 0,
         canary: false,
+        live: false,
     }
 }
 

@@ -112,6 +112,7 @@ fn job(job: u64, model: u32) -> Submit {
         tokens_bound: 1,
         audio_ms: 0,
         canary: false,
+        live: false,
     }
 }
 
@@ -775,4 +776,47 @@ fn audio_is_guessed_when_a_job_comes_and_corrected_when_its_worker_has_heard_it(
     assert_eq!(left(&script), -15_000);
     script.at(15_000, audio(4, 1_000), "end 4 rate_audio");
     script.at(16_000, audio(5, 1_000), "run 5 in 1");
+}
+
+fn live(id: u64) -> Event {
+    Event::Submit(Submit { live: true, tokens: 1, audio_ms: 1_000, ..job(id, 0) })
+}
+
+#[test]
+fn a_live_job_lasts_as_long_as_its_stream_and_no_timeout_or_silence_ends_it() {
+    let mut script = script(&[values()]);
+    script.at(0, live(1), "spawn 1 for 0").at(0, ready(1), "run 1 in 1");
+    // Its device time and the wait for a step would end any other job, or kill its worker.
+    script.at(100, used(1, 3_600_000), "");
+    script.at(3_600_000, Event::Tick, "");
+    // What it shares a worker with is held to a step's limit from its own start.
+    script.at(3_600_000, submit(2, 0), "run 2 in 1").at(3_600_001, done(1, 2), "end 2 done");
+    script.at(3_600_002, Event::Cancel { job: JobId(1) }, "end 1 cancelled; cancel 1 in 1");
+}
+
+#[test]
+fn what_a_live_job_hears_is_charged_while_it_runs_and_ends_it_where_no_more_may_be_heard() {
+    let mut script = script(&[values()]);
+    let rate = Rate { per_minute: 60_000, burst: 5_000 };
+    let config = ClientConfig::new(ClientValues { audio_ms: Some(rate), ..unnamed(8).values().clone() });
+    script.0.step(Time(0), Event::ClientConfigured { client: ClientId(1), config: Some(config.unwrap()) });
+    let left =
+        |script: &Script| script.0.usage(Some(ClientId(1)))[0].rates[Resource::Audio as usize].unwrap().1;
+    let listened = |audio_ms| Event::Listened { job: JobId(1), audio_ms };
+    script.at(0, live(1), "spawn 1 for 0").at(0, ready(1), "run 1 in 1");
+    assert_eq!(left(&script), 4_000, "the first second is taken when it comes");
+    script.at(0, listened(1_000), "").at(0, listened(3_000), "").at(0, listened(2_000), "");
+    assert_eq!(left(&script), 2_000);
+    assert_eq!(script.0.usage(Some(ClientId(1)))[0].usage.audio_ms, 3_000);
+    script.at(0, listened(5_000), "").at(0, listened(5_001), "end 1 rate_audio; cancel 1 in 1");
+    script.at(1, Event::JobEnded { worker: WorkerId(1), job: JobId(1), end: JobEnd::Cancelled }, "");
+    assert_eq!(left(&script), 0, "what was heard stays charged: a millisecond has been paid since");
+}
+
+#[test]
+fn a_live_job_is_not_replayed() {
+    let mut script = script(&[values()]);
+    script.at(0, live(1), "spawn 1 for 0").at(0, ready(1), "run 1 in 1");
+    let died = Event::WorkerExited { worker: WorkerId(1), exit: Exit::Crashed };
+    script.at(5, died, "end 1 worker_died");
 }

@@ -169,7 +169,7 @@ async fn answer(
     with_fallback((headers, body).into_response(), answered.fallback_from.as_deref())
 }
 
-fn options(
+pub(super) fn options(
     translate: bool,
     language: Option<String>,
     prompt: Option<String>,

@@ -116,6 +116,11 @@ impl ApiError {
         Self { recorded: true, ..self }
     }
 
+    /// What happened and what to do.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The stable code.
     pub(crate) fn code(&self) -> &'static str {
         self.code

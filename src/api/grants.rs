@@ -28,24 +28,27 @@ const SIGNATURE_CHARS_MAX: usize = 256;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AskBody {
-    /// `file_read` or `file_write`.
+    /// `file_read`, `file_write` or `audio_capture`.
     #[schema(value_type = String)]
     kind: Kind,
-    /// The absolute path of a file or folder, without symbolic links.
+    /// The absolute path of a file or folder, without symbolic links; of sound `pulse`, `pulse:SOURCE`, `alsa`, `alsa:DEVICE` or
+    /// `pushed`.
     path: String,
-    /// The model whose workers get the bytes, as input of this client's jobs; without it the client itself.
+    /// The model whose workers get the bytes, as input of this client's jobs; without it the client itself. Sound is always
+    /// for a model.
     #[serde(default)]
     model: Option<String>,
     /// Why: one line of at most 300 bytes.
     reason: String,
     /// Where results go: one line of at most 300 bytes.
     results: String,
-    /// From the approval on, in milliseconds: at most a day.
+    /// From the approval on, in milliseconds: at most a day, of sound a quarter of an hour.
     lifetime_ms: u64,
     /// How often it may be used; without it any number of times.
     #[serde(default)]
     uses_max: Option<u32>,
-    /// Bytes in all.
+    /// Bytes in all, of a file or folder; sound has none.
+    #[serde(default)]
     bytes_max: u64,
     /// Whether copies may be handed over, which can't be called back.
     #[serde(default)]

@@ -8,7 +8,6 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::fs::{AtFlags, Mode, chmodat};
 use std::collections::HashMap;
@@ -218,7 +217,7 @@ pub(crate) async fn serve(
 ) {
     let door = Arc::new(Door {
         router,
-        graceful: GracefulShutdown::new(),
+        stopping: watch::Sender::new(false),
         connections: Arc::new(Semaphore::new(CONNECTIONS_MAX - ADMIN_CONNECTIONS_MAX)),
         admin_connections: Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX)),
     });
@@ -238,7 +237,8 @@ pub(crate) async fn serve(
     }
     loops.shutdown().await;
     let Some(door) = Arc::into_inner(door) else { return };
-    if tokio::time::timeout(DRAIN_MAX, door.graceful.shutdown()).await.is_err() {
+    door.stopping.send_replace(true);
+    if tokio::time::timeout(DRAIN_MAX, door.stopping.closed()).await.is_err() {
         tracing::warn!(seconds = DRAIN_MAX.as_secs(), "connections were still open at the end of the drain");
     }
 }
@@ -246,7 +246,8 @@ pub(crate) async fn serve(
 /// What every accepting loop shares.
 struct Door {
     router: Router,
-    graceful: GracefulShutdown,
+    /// True once no connection is to take another request; each of them listens to it until it ends.
+    stopping: watch::Sender<bool>,
     connections: Arc<Semaphore>,
     admin_connections: Arc<Semaphore>,
 }
@@ -317,15 +318,28 @@ impl Door {
         let service = tower_service(router, peer);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX).max_buf_size(HEAD_BYTES_MAX);
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        let connection = self.graceful.watch(connection);
+        // A stream of sound that a client pushes goes on where its request ends.
+        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut stopping = self.stopping.subscribe();
         tokio::spawn(async move {
-            tokio::select! {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
                 biased;
-                () = presence.ended() => tracing::debug!("a connection of a removed client was closed"),
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended early");
+                () = presence.ended() => {
+                    tracing::debug!("a connection of a removed client was closed");
+                    Ok(())
                 }
+                ended = connection.as_mut() => ended,
+                () = async { drop(stopping.wait_for(|stopping| *stopping).await) } => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        () = presence.ended() => Ok(()),
+                        ended = connection.as_mut() => ended,
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
             }
             drop(place);
         });

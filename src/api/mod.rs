@@ -4,6 +4,7 @@ mod admin;
 mod alerts;
 mod audio;
 mod body;
+mod captures;
 mod error;
 mod files;
 mod grants;
@@ -26,6 +27,7 @@ pub(crate) use listen::bind_tcp;
 pub(crate) use listen::{ListenError, Listeners, NewListeners, serve};
 
 use crate::audit::{Audit, Who};
+use crate::capture::CaptureService;
 use crate::clients::Client;
 use crate::dispatch::Dispatcher;
 use crate::grants::GrantService;
@@ -60,6 +62,8 @@ pub(crate) struct App {
     pub(crate) audit: Audit,
     /// Who may have which files.
     pub(crate) grants: Arc<GrantService>,
+    /// What is captured for whom.
+    pub(crate) captures: Arc<CaptureService>,
     /// What does not change while the server runs.
     pub(crate) facts: Facts,
     /// The text of `/metrics`.
@@ -104,6 +108,13 @@ enum Route {
     GrantFileWrite,
     GrantApprove,
     GrantDeny,
+    CapturesList,
+    CaptureStart,
+    CapturePause,
+    CaptureResume,
+    CaptureStop,
+    CaptureRenew,
+    CapturePush,
     Status,
     Workers,
     WorkerDrill,
@@ -127,7 +138,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 45] = [
+    const ALL: [Self; 52] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -153,6 +164,13 @@ impl Route {
         Self::GrantFileWrite,
         Self::GrantApprove,
         Self::GrantDeny,
+        Self::CapturesList,
+        Self::CaptureStart,
+        Self::CapturePause,
+        Self::CaptureResume,
+        Self::CaptureStop,
+        Self::CaptureRenew,
+        Self::CapturePush,
         Self::Status,
         Self::Workers,
         Self::WorkerDrill,
@@ -204,6 +222,13 @@ impl Route {
             Self::GrantFileWrite => (Method::PUT, "/grants/file", Surface::Public),
             Self::GrantApprove => (Method::POST, "/grants/{grant}/approve", Surface::Admin),
             Self::GrantDeny => (Method::POST, "/grants/{grant}/deny", Surface::Admin),
+            Self::CapturesList => (Method::GET, "/audio/captures", Surface::Own),
+            Self::CaptureStart => (Method::POST, "/audio/captures", Surface::Public),
+            Self::CapturePause => (Method::POST, "/audio/captures/{capture}/pause", Surface::Own),
+            Self::CaptureResume => (Method::POST, "/audio/captures/{capture}/resume", Surface::Own),
+            Self::CaptureStop => (Method::POST, "/audio/captures/{capture}/stop", Surface::Own),
+            Self::CaptureRenew => (Method::POST, "/audio/captures/{capture}/renew", Surface::Public),
+            Self::CapturePush => (Method::GET, "/audio/captures/{capture}/push", Surface::Public),
             Self::Status => (Method::GET, "/status", Surface::Admin),
             Self::Workers => (Method::GET, "/workers", Surface::Admin),
             Self::WorkerDrill => (Method::POST, "/workers/{worker}/drill", Surface::Admin),
@@ -253,6 +278,13 @@ impl Route {
             Self::GrantFileWrite => put(files::write),
             Self::GrantApprove => post(grants::approve),
             Self::GrantDeny => post(grants::deny),
+            Self::CapturesList => get(captures::list),
+            Self::CaptureStart => post(captures::start),
+            Self::CapturePause => post(captures::pause),
+            Self::CaptureResume => post(captures::resume),
+            Self::CaptureStop => post(captures::stop),
+            Self::CaptureRenew => post(captures::renew),
+            Self::CapturePush => get(captures::push),
             Self::Status => get(admin::status),
             Self::Workers => get(admin::workers),
             Self::WorkerDrill => post(admin::drill_worker),
@@ -377,6 +409,7 @@ mod tests {
         let worker = include_str!("../../protocol/src/worker.rs");
         let convert = include_str!("../../protocol/src/convert.rs");
         let fileguard = include_str!("../../protocol/src/fileguard.rs");
+        let audio = include_str!("../../protocol/src/audio.rs");
         for (source, name) in [
             (worker, "ToWorker"),
             (worker, "FromWorker"),
@@ -386,6 +419,8 @@ mod tests {
             (fileguard, "FromFileguard"),
             (fileguard, "FileRequest"),
             (fileguard, "FileReply"),
+            (audio, "ToAudio"),
+            (audio, "FromAudio"),
         ] {
             let row = format!("`{name}`: {}", variants(source, name).join(", "));
             assert_eq!(listed(&row), 1, "{row}");
@@ -419,9 +454,21 @@ mod tests {
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
         assert_eq!(
             of(Surface::Own),
-            ["/jobs/{job}", "/usage", "/grants", "/grants/{grant}", "/grants/{grant}"]
+            [
+                "/jobs/{job}",
+                "/usage",
+                "/grants",
+                "/grants/{grant}",
+                "/grants/{grant}",
+                "/audio/captures",
+                "/audio/captures/{capture}/pause",
+                "/audio/captures/{capture}/resume",
+                "/audio/captures/{capture}/stop"
+            ]
         );
-        let public = |path: &&str| path.contains("/v1/") || path.starts_with("/grants");
+        let begins = ["/grants", "/audio/captures"];
+        let public =
+            |path: &&str| path.contains("/v1/") || begins.iter().any(|begin| path.starts_with(begin));
         assert!(of(Surface::Public).iter().all(public));
         assert!(of(Surface::Admin).iter().all(|path| !path.contains("/v1/")));
     }

@@ -131,7 +131,7 @@ pub(super) async fn embeddings(
     };
     let items = match &input {
         JobInput::Items(input) => input.items.len(),
-        JobInput::Granted { .. } | JobInput::Audio { .. } => 1,
+        JobInput::Granted { .. } | JobInput::Audio { .. } | JobInput::Live(_) => 1,
     };
     let job = JobRequest {
         client: caller.client,

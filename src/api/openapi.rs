@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, alerts, audio, files, grants, health, jobs, openai, quotas, trace};
+use super::{admin, alerts, audio, captures, files, grants, health, jobs, openai, quotas, trace};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -25,6 +25,13 @@ use utoipa::OpenApi;
         grants::entries,
         files::read,
         files::write,
+        captures::list,
+        captures::start,
+        captures::pause,
+        captures::resume,
+        captures::stop,
+        captures::renew,
+        captures::push,
         grants::approve,
         grants::deny,
         admin::status,

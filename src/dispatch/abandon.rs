@@ -24,6 +24,11 @@ impl Waiting {
         Self { dispatcher, job, grant, answered: false }
     }
 
+    /// The job is on another grant from now on.
+    pub(super) fn renew(&mut self, grant: GrantEnd) {
+        self.grant = Some(grant);
+    }
+
     /// The answer is there: no more waiting.
     pub(super) fn answered(mut self) {
         self.answered = true;

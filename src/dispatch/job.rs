@@ -8,19 +8,21 @@ use crate::audit::{Audit, Lane, Masker, Place, Who};
 use crate::clock;
 use crate::grants::GrantedFile;
 use crate::oom::Rung;
-use crate::workers::{End, Expected, Items, Made};
+use crate::packages::Package;
+use crate::workers::{End, Expected, Items, Made, Said};
 use axum::http::StatusCode;
 use ringfence_audit::{Event as Entry, Word};
 use ringfence_protocol::{
-    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, Split, ToWorker, TranscribeOptions,
+    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, LISTENED_MS, Split, StreamPublic,
+    ToWorker, TranscribeOptions,
 };
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Passages that a granted file is expected to have, until it is known.
 const PASSAGES_EXPECTED: u64 = 8;
@@ -76,6 +78,23 @@ pub(crate) enum JobInput {
         /// Where it is.
         source: AudioSource,
     },
+    /// Sound that comes while the job runs, over a stream of which the server has no key.
+    Live(LiveInput),
+}
+
+/// What a live job is given, once: it is never replayed.
+#[derive(Debug, Clone)]
+pub(crate) struct LiveInput {
+    /// How it becomes text.
+    pub(crate) options: TranscribeOptions,
+    /// The key of the program that captures.
+    pub(crate) audio: StreamPublic,
+    /// The reader's end of the stream.
+    pub(crate) socket: Arc<Mutex<Option<OwnedFd>>>,
+    /// Told what the worker says.
+    pub(crate) said: mpsc::Sender<Said>,
+    /// By which its worker cuts the sound into phrases.
+    pub(crate) detector: Arc<Package>,
 }
 
 /// Where audio is.
@@ -97,7 +116,7 @@ impl JobInput {
     fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
-            Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } => None,
+            Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } | Self::Live(_) => None,
         }
     }
 
@@ -110,6 +129,7 @@ impl JobInput {
             Self::Granted { split: Split::Whole { .. }, .. } => Expected::Vectors(Items::Given(1)),
             Self::Granted { split: Split::Passages { .. }, .. } => Expected::Vectors(Items::Awaited),
             Self::Audio { .. } => Expected::Speech,
+            Self::Live(_) => Expected::Live,
         }
     }
 
@@ -117,7 +137,7 @@ impl JobInput {
     fn fits(&self, architecture: Architecture) -> bool {
         match self {
             Self::Items(_) | Self::Granted { .. } => architecture == Architecture::Bert,
-            Self::Audio { .. } => architecture == Architecture::Whisper,
+            Self::Audio { .. } | Self::Live(_) => architecture == Architecture::Whisper,
         }
     }
 }
@@ -351,6 +371,7 @@ fn failed(failure: &Failure) -> ApiError {
     let status = match failure {
         Failure::DeadlinePassed | Failure::TimeoutPassed { .. } => StatusCode::GATEWAY_TIMEOUT,
         Failure::OutOfMemory => StatusCode::INSUFFICIENT_STORAGE,
+        Failure::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
         Failure::ModelRemoved => StatusCode::NOT_FOUND,
         Failure::LoadFailed | Failure::ModelBroken { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Failure::WorkerDied { .. } | Failure::Cancelled | Failure::InWorker => {
@@ -366,6 +387,7 @@ pub(super) enum Input {
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
     Granted { file: Arc<GrantedFile>, split: Split },
     Audio { options: TranscribeOptions, source: AudioSource },
+    Live(LiveInput),
 }
 
 impl Input {
@@ -375,6 +397,7 @@ impl Input {
             JobInput::Items(input) => input,
             JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
             JobInput::Audio { options, source } => return Ok(Self::Audio { options, source }),
+            JobInput::Live(live) => return Ok(Self::Live(live)),
         };
         let encoded = input.encode();
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
@@ -392,7 +415,16 @@ impl Input {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
             Self::Inline(_)
             | Self::Sealed { .. }
-            | Self::Audio { source: AudioSource::Sealed { .. }, .. } => None,
+            | Self::Audio { source: AudioSource::Sealed { .. }, .. }
+            | Self::Live(_) => None,
+        }
+    }
+
+    /// Where it is a live job's.
+    pub(super) fn live(&self) -> Option<&LiveInput> {
+        match self {
+            Self::Live(live) => Some(live),
+            Self::Inline(_) | Self::Sealed { .. } | Self::Granted { .. } | Self::Audio { .. } => None,
         }
     }
 
@@ -419,6 +451,12 @@ impl Input {
                 let options = options.clone();
                 (ToWorker::Transcribe { slot, domain, weight, options, audio }, vec![descriptor])
             }
+            Self::Live(LiveInput { options, audio, socket, .. }) => {
+                let socket = socket.lock().expect("no thread panics with this lock").take();
+                let socket = socket.expect("the scheduler gives a live job to one worker");
+                let (options, audio) = (options.clone(), *audio);
+                (ToWorker::Listen { slot, domain, weight, options, audio }, vec![Arc::new(socket)])
+            }
         }
     }
 }
@@ -440,6 +478,8 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
             return u64::from(max_tokens) * PASSAGES_EXPECTED;
         }
         JobInput::Audio { source, .. } => return audio_tokens(source, max_tokens),
+        // It is part of many steps and of none as long as nobody speaks.
+        JobInput::Live(_) => return 1,
     };
     let of = |item: &Item| match item {
         Item::Text(text) => text.len() as u64 + 2,
@@ -458,6 +498,8 @@ fn audio_tokens(source: &AudioSource, max_tokens: u32) -> u64 {
 fn audio_ms(input: &JobInput) -> u64 {
     match input {
         JobInput::Items(_) | JobInput::Granted { .. } => 0,
+        // The rest is charged as it is heard.
+        JobInput::Live(_) => LISTENED_MS,
         JobInput::Audio { source, .. } => (audio_bytes(source) * WINDOW_MS / WINDOW_BYTES).max(1),
     }
 }
@@ -484,7 +526,7 @@ impl Dispatcher {
         output.unwrap_or_else(|_| Err(ApiError::internal(&"a job ended without an answer")))
     }
 
-    fn submit(
+    pub(super) fn submit(
         self: &Arc<Self>,
         request: JobRequest,
         place: Option<Place>,
@@ -513,12 +555,16 @@ impl Dispatcher {
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.
         let tokens = tokens_bound(&input, max_tokens);
         let audio_ms = audio_ms(&input);
-        let tokens_bound = tokens.min(u64::from(step_tokens.max(max_tokens)));
+        let live = matches!(input, JobInput::Live(_));
+        let of_window = WINDOW_FRAMES + u64::from(max_tokens) / 4;
+        let tokens_bound = if live { of_window } else { tokens }.min(u64::from(step_tokens.max(max_tokens)));
         let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
         let client_numbers = self.client(&mut state, &client)?;
         let asked = deadline;
         let deadline = match purpose {
+            // The longest that a job may take says nothing of how long somebody speaks.
+            Purpose::Client if live => None,
             Purpose::Client => state.quotas.quotas.deadline(&client, deadline),
             Purpose::Canary => deadline,
         };
@@ -536,6 +582,7 @@ impl Dispatcher {
             tokens_bound,
             audio_ms,
             canary: purpose == Purpose::Canary,
+            live,
         };
         let job = Job {
             id,

@@ -9,6 +9,7 @@ mod disk;
 mod explain;
 mod fallback;
 mod job;
+mod live;
 mod models;
 mod quotas;
 mod trace;
@@ -18,6 +19,7 @@ mod worker;
 pub(crate) use explain::{JobView, UsageView};
 pub(crate) use fallback::Answered;
 pub(crate) use job::{AudioSource, JobInput, JobRequest, Output, Purpose, seal};
+pub(crate) use live::{Heard, Listen, Listening};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};
 pub(crate) use quotas::{Devices, Machine, QuotasView, Replaced, Replacement};
@@ -29,7 +31,7 @@ use crate::audit::{Audit, AuditError, Who};
 use crate::clock;
 use crate::gpus::Gpus;
 use crate::nvml::{Cards, NvmlView};
-use crate::packages::{Packages, PackagesError};
+use crate::packages::{Package, Packages, PackagesError};
 use crate::workers::{self, Line, Logs, ProbeError, Spawner};
 use axum::http::StatusCode;
 use job::Job;
@@ -86,6 +88,8 @@ struct State {
     client_names: Vec<String>,
     quotas: Applied,
     audit: Audit,
+    /// The package by which live sound is cut into phrases, once one was wanted.
+    detector: Option<Arc<Package>>,
     last_job: u64,
     draining: bool,
     /// The trace that is being recorded.
@@ -131,6 +135,7 @@ impl Dispatcher {
             client_names: Vec::new(),
             quotas: Applied::new(quotas, &text),
             audit: audit.clone(),
+            detector: None,
             last_job: 0,
             draining: false,
             recording: None,

@@ -207,6 +207,8 @@ impl Dispatcher {
         }
         self.record_trust().await?;
         let mut state = self.lock();
+        // It is verified anew when it is wanted next.
+        state.detector = None;
         let events = state.merge(survey, self.machine);
         if !events.is_empty() {
             state.end_recording(Stop::ModelsChanged);

@@ -92,6 +92,8 @@ pub(super) struct Serving {
     pub(super) slots: Slots,
     /// When the last step ended, or the first job after a pause was sent: no step since then took longer.
     busy_since: Instant,
+    /// Whether it has the voice detector, without which it hears no stream.
+    has_detector: bool,
 }
 
 /// Tells the dispatcher what one worker says.
@@ -245,7 +247,8 @@ impl Dispatcher {
         if entry.phase == Phase::Starting {
             entry.phase = Phase::Ready;
         }
-        entry.serving = Some(Serving { ready, connection, slots, busy_since: clock::instant() });
+        entry.serving =
+            Some(Serving { ready, connection, slots, busy_since: clock::instant(), has_detector: false });
         let model = entry.model;
         state.models.loaded(model);
         self.step(&mut state, event);
@@ -264,6 +267,7 @@ impl Dispatcher {
                 state.models.used(model, device_us);
                 self.step(&mut state, Event::Used { worker, device_us, tokens });
             }
+            Effect::Live { job, said } => self.live_said(&mut state, job, said),
             Effect::Heard { job, audio_ms } => self.step(&mut state, Event::Heard { job, audio_ms }),
             Effect::End { job, end } => {
                 let how = job_end(&end);
@@ -415,6 +419,8 @@ impl State {
         waiting.rung = None;
         waiting.device.clone_from(&entry.device);
         let (message, descriptors) = waiting.input.message(slot, waiting.domain, weight);
+        let detector = waiting.input.live().map(|live| live.detector.clone());
+        let detector = detector.filter(|_| !std::mem::replace(&mut serving.has_detector, true));
         tracing::debug!(
             request = waiting.request_id,
             client = waiting.client,
@@ -423,6 +429,10 @@ impl State {
             slot,
             "run"
         );
+        if let Some(detector) = detector {
+            let (files, descriptors) = detector.files();
+            self.send(worker, ToWorker::LoadDetector { files }, descriptors);
+        }
         self.send(worker, message, descriptors);
     }
 

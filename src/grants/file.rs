@@ -141,9 +141,14 @@ impl GrantedFile {
 }
 
 /// The end of a grant, or the wait for it.
-pub(crate) struct GrantEnd(watch::Receiver<bool>);
+pub(crate) struct GrantEnd(pub(super) watch::Receiver<bool>);
 
 impl GrantEnd {
+    /// The same once more.
+    pub(crate) fn again(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// Whether it has come.
     pub(crate) fn is_over(&self) -> bool {
         *self.0.borrow()

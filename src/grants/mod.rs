@@ -5,6 +5,7 @@ mod file;
 mod guard;
 mod record;
 mod refusals;
+mod sound;
 mod spending;
 mod transfer;
 mod view;
@@ -18,6 +19,7 @@ pub(crate) use view::{GrantView, GrantsView};
 
 use crate::api::ApiError;
 use crate::audit::{Audit, Lane, Who};
+use crate::capture::SoundPrograms;
 use crate::clock;
 use crate::home::Home;
 use crate::start::StartError;
@@ -50,8 +52,18 @@ const RULES_BYTES_MAX: usize = 1024 * 1024;
 const LISTED: &str = "listed";
 /// What the operator has decided beforehand.
 const RULES_FILE: &str = "grants.toml";
+/// How long a capture may take to end with its grant: its program is killed.
+const CAPTURE_END_MAX: Duration = Duration::from_secs(10);
 /// A machine that slept, or whose clock was set, is noticed after so long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is started for grants.
+pub(crate) struct Programs {
+    /// Starts file services.
+    pub(crate) fileguards: Spawner,
+    /// Programs that capture sound.
+    pub(crate) sound: Arc<SoundPrograms>,
+}
 
 /// The grants of this run.
 pub(crate) struct GrantService {
@@ -69,6 +81,8 @@ pub(crate) struct GrantService {
     /// For which accesses the sandbox of file services is proven.
     proven: tokio::sync::Mutex<Vec<FileAccess>>,
     spawner: Spawner,
+    /// The programs that capture sound, by their sandbox.
+    sound: Arc<SoundPrograms>,
     home: Arc<Home>,
     /// The home as the kernel knows it: nothing of it is ever given.
     terms: Terms,
@@ -125,7 +139,7 @@ impl GrantService {
     /// No grants yet; `run` names this run of the server, `run_id` is the same in words.
     pub(crate) fn new(
         home: Arc<Home>,
-        spawner: Spawner,
+        Programs { fileguards: spawner, sound }: Programs,
         run: [u8; 6],
         run_id: String,
         audit: Audit,
@@ -143,6 +157,7 @@ impl GrantService {
             closed: Arc::new(Socket::new().map_err(std::io::Error::from)?.theirs),
             proven: tokio::sync::Mutex::default(),
             spawner,
+            sound,
             terms,
             home,
             home_path,
@@ -182,7 +197,31 @@ impl GrantService {
                 "the server's own home is never given, nor a folder that it is in",
             ));
         }
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+        let access = match ask.kind {
+            Kind::FileRead => Some(FileAccess::Read),
+            Kind::FileWrite => Some(FileAccess::Write),
+            Kind::AudioCapture => None,
+        };
+        let place = match access {
+            Some(access) => Some((access, self.place()?)),
+            None => None,
+        };
+        let id = self.table().ask(clock::moment(), ask.clone(), &rules).map_err(|refusal| asked(&refusal))?;
+        tracing::info!(grant = id.0, client = ask.client, "a grant is asked for");
+        let service = self.clone();
+        // What is in the audit log is done, also where the client does not wait for the answer.
+        let opened = tokio::spawn(async move {
+            match place {
+                Some((access, place)) => service.open(id, &asking, (access, place), &rules).await,
+                None => service.open_source(id, &asking, &rules).await,
+            }
+        });
+        opened.await.map_err(|error| ApiError::internal(&error))?
+    }
+
+    /// A place for one more file service.
+    fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.places.clone().try_acquire_owned().map_err(|_| {
             ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "fileguards_full",
@@ -191,13 +230,30 @@ impl GrantService {
                 ),
             )
             .retry_after(Some(LOOK_EVERY))
-        })?;
-        let id = self.table().ask(clock::moment(), ask.clone(), &rules).map_err(|refusal| asked(&refusal))?;
-        tracing::info!(grant = id.0, client = ask.client, "a grant is asked for");
-        let service = self.clone();
-        // What is in the audit log is done, also where the client does not wait for the answer.
-        let opened = tokio::spawn(async move { service.open(id, &asking, place, &rules).await });
-        opened.await.map_err(|error| ApiError::internal(&error))?
+        })
+    }
+
+    /// Writes a question about sound down. It opens nothing; but the sandbox of what would open it is seen to hold.
+    async fn open_source(
+        self: &Arc<Self>,
+        id: GrantId,
+        asking: &Asking,
+        rules: &Rules,
+    ) -> Result<GrantView, ApiError> {
+        let recorded = self.record_question(id, asking).await.map_err(ApiError::from);
+        let proven = match recorded {
+            Ok(()) => self.sound.prove(&asking.ask.path).await.inspect_err(|error| {
+                self.note_void(id, &asking.who, error.code());
+            }),
+            Err(error) => Err(error),
+        };
+        match proven {
+            Ok(()) => self.show(id, Shown::source(), None, rules, &asking.who).await,
+            Err(error) => {
+                self.table().revoke(id);
+                Err(error.recorded())
+            }
+        }
     }
 
     /// Writes the question down while its root is opened.
@@ -205,19 +261,15 @@ impl GrantService {
         self: &Arc<Self>,
         id: GrantId,
         asking: &Asking,
-        place: OwnedSemaphorePermit,
+        (access, place): (FileAccess, OwnedSemaphorePermit),
         rules: &Rules,
     ) -> Result<GrantView, ApiError> {
-        let access = match asking.ask.kind {
-            Kind::FileRead => FileAccess::Read,
-            Kind::FileWrite => FileAccess::Write,
-        };
         let recorded = self.record_question(id, asking);
         let (recorded, started) = tokio::join!(recorded, self.start(&asking.ask.path, access));
         match (recorded, started) {
             (Ok(()), Ok(Started { guard, shown, gone })) => {
                 let held = Held { guard, _place: place };
-                let view = self.show(id, shown, held, rules, &asking.who).await?;
+                let view = self.show(id, shown, Some(held), rules, &asking.who).await?;
                 let service = self.clone();
                 tokio::spawn(async move {
                     // Whyever it ended: what it gave can't be had any more.
@@ -268,11 +320,13 @@ impl GrantService {
         self: &Arc<Self>,
         id: GrantId,
         shown: Shown,
-        held: Held,
+        held: Option<Held>,
         rules: &Rules,
         who: &Who,
     ) -> Result<GrantView, ApiError> {
-        self.guards.lock().expect("no thread panics with this lock").insert(id, held);
+        if let Some(held) = held {
+            self.guards.lock().expect("no thread panics with this lock").insert(id, held);
+        }
         let now = clock::moment();
         let allowed = self.table().grant(id).map(|grant| grant.ask.clone());
         let allowed = allowed.filter(|ask| rules.verdict(now, ask) == Verdict::Allow);
@@ -490,12 +544,24 @@ impl GrantService {
         let mut written = Vec::new();
         for (change, live) in ended {
             self.let_go(change.grant).await;
+            if let (Why::TakenBack(_), Some(live)) = (why, &live) {
+                self.captures_end(change.grant, live).await;
+            }
             self.changed(change.grant, change.state);
             written.extend(self.put_end(change, why, live.as_ref()).await);
         }
         for written in written {
             // An error was said by the log itself.
             drop(written.await);
+        }
+    }
+
+    /// Waits for the end of what captures sound by a grant: its programs are gone then.
+    async fn captures_end(&self, id: GrantId, live: &Live) {
+        let of_sound = |grant: &Grant| grant.ask.kind == Kind::AudioCapture;
+        let is_of_sound = self.table().grant(id).is_some_and(of_sound);
+        if is_of_sound && tokio::time::timeout(CAPTURE_END_MAX, live.end.closed()).await.is_err() {
+            tracing::error!(grant = id.0, "a capture goes on after the end of its grant");
         }
     }
 

@@ -35,6 +35,7 @@ impl GrantService {
             access: match ask.kind {
                 Kind::FileRead => Access::FileRead,
                 Kind::FileWrite => Access::FileWrite,
+                Kind::AudioCapture => Access::AudioCapture,
             },
             path: masker.mask(&ask.path),
             audience: match &ask.audience {

@@ -20,6 +20,9 @@ pub(super) fn asked(refusal: &AskRefusal) -> ApiError {
     let message = refusal.to_string();
     match refusal {
         AskRefusal::Path(_) | AskRefusal::WholeDisk => ApiError::invalid("path_invalid", "path", message),
+        AskRefusal::Source(_) => ApiError::invalid("source_invalid", "path", message),
+        AskRefusal::SoundWithoutModel => ApiError::invalid("grant_invalid", "model", message),
+        AskRefusal::NotOfSound(field) => ApiError::invalid("grant_invalid", field, message),
         AskRefusal::Text(field) | AskRefusal::Range(field, _) => {
             ApiError::invalid("grant_invalid", field, message)
         }

@@ -1,6 +1,6 @@
 //! Grants as they are shown: to their holder, and to the operator who decides.
 
-use ringfence_grants::{Audience, Grant, Kind, ShownKind, State, visible};
+use ringfence_grants::{Audience, Grant, Kind, Shown, ShownKind, State, visible};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -26,9 +26,9 @@ pub(crate) struct GrantView {
     uid: Option<u32>,
     /// `pending`, `live`, `expired`, `revoked` or `denied`.
     state: &'static str,
-    /// `file_read` or `file_write`.
+    /// `file_read`, `file_write` or `audio_capture`.
     kind: &'static str,
-    /// The granted file or folder.
+    /// The granted file or folder, or the source of sound.
     path: String,
     /// The same with everything written out that would hide or reorder characters: for people.
     shown_path: String,
@@ -44,7 +44,7 @@ pub(crate) struct GrantView {
     uses_max: Option<u32>,
     /// How often it was.
     uses: u64,
-    /// Bytes that may be moved in all.
+    /// Bytes that may be moved in all; 0 for sound, whose bound is the time.
     bytes_max: u64,
     /// Bytes that were moved, or are being moved.
     bytes: u64,
@@ -54,7 +54,7 @@ pub(crate) struct GrantView {
     asked_ms: u64,
     /// Its end, in milliseconds since 1970.
     until_ms: Option<u64>,
-    /// What the path is, from the opened object itself: this is what is granted.
+    /// What the path is, from the opened object itself: this is what is granted. A source of sound is opened by no question.
     object: Option<ObjectView>,
     /// The grant whose root it is below, if it was narrowed from another.
     narrowed_from_root: Option<u64>,
@@ -77,22 +77,24 @@ pub(crate) struct ObjectView {
     modified_ms: u64,
 }
 
+impl ObjectView {
+    fn of(shown: &Shown) -> Option<Self> {
+        let kind = match shown.kind {
+            ShownKind::File => "file",
+            ShownKind::Folder => "folder",
+            ShownKind::Source => return None,
+        };
+        let Shown { device, inode, owner, size, modified_ms, .. } = *shown;
+        Some(Self { kind, device, inode, owner, size, modified_ms })
+    }
+}
+
 impl GrantView {
     pub(super) fn of(grant: &Grant) -> Self {
         let ask = &grant.ask;
         let path =
             if grant.path.is_root() { ask.path.clone() } else { format!("{}/{}", ask.path, grant.path) };
-        let object = grant.shown.as_ref().map(|shown| ObjectView {
-            kind: match shown.kind {
-                ShownKind::File => "file",
-                ShownKind::Folder => "folder",
-            },
-            device: shown.device,
-            inode: shown.inode,
-            owner: shown.owner,
-            size: shown.size,
-            modified_ms: shown.modified_ms,
-        });
+        let object = grant.shown.as_ref().and_then(ObjectView::of);
         Self {
             grant: grant.id.0,
             client: ask.client.clone(),
@@ -127,6 +129,7 @@ pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::FileRead => "file_read",
         Kind::FileWrite => "file_write",
+        Kind::AudioCapture => "audio_capture",
     }
 }
 

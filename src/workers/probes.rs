@@ -4,7 +4,9 @@
 use super::readiness::watch;
 use super::spawner::{Spawner, Start, StartError};
 use crate::status::SandboxView;
-use ringfence_sandbox::{Act, Child, Exit, Host, Policy, ProbeFailure, StatusPage, VulkanDriver, judge};
+use ringfence_sandbox::{
+    Act, AudioKind, Child, Exit, Host, Policy, ProbeFailure, StatusPage, VulkanDriver, judge,
+};
 use rustix::net::{SendFlags, send};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -59,6 +61,11 @@ pub(crate) async fn prove_gpu(spawner: &Spawner, driver: VulkanDriver) -> Result
 /// Proves the sandbox of file services, on a root that one has and with what may be done with it.
 pub(crate) async fn prove_fileguard(spawner: &Spawner, access: &str, path: &str) -> Result<(), ProbeError> {
     probe_all(spawner, &[access], Some(path), &Policy::fileguard()).await.map(drop)
+}
+
+/// Proves the sandbox of programs that capture sound by this interface; none of its devices is opened.
+pub(crate) async fn prove_audio(spawner: &Spawner, kind: AudioKind) -> Result<(), ProbeError> {
+    probe_all(spawner, &[kind.name()], None, &Policy::audio(kind)).await.map(drop)
 }
 
 /// Tries every act under a policy, and names what was tried.

@@ -1,8 +1,8 @@
 //! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
 
 use ringfence_protocol::{
-    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX, Passage,
-    SEGMENTS_MAX, SLOTS_MAX, Segment,
+    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX, Listened, Passage,
+    SEGMENT_TEXT_BYTES_MAX, SEGMENTS_MAX, SLOTS_MAX, Segment, StreamPublic,
 };
 use ringfence_scheduler::JobId;
 use std::collections::BTreeMap;
@@ -50,6 +50,21 @@ enum Growing {
     Vectors(Vectors),
     /// Nothing, until the worker has heard the audio.
     Speech(Option<Speech>),
+    /// Given on as it comes.
+    Live(Live),
+}
+
+/// What has come of a live job.
+#[derive(Debug, Default)]
+struct Live {
+    /// Its worker has made its key.
+    listens: bool,
+    segments: u32,
+    /// Where the last one begins.
+    start_ms: u64,
+    /// That texts and tokens took.
+    bytes: usize,
+    listened: Listened,
 }
 
 #[derive(Debug)]
@@ -66,6 +81,8 @@ pub(crate) enum Expected {
     Vectors(Items),
     /// What is said in its audio.
     Speech,
+    /// What is being said in its stream.
+    Live,
 }
 
 impl Expected {
@@ -73,7 +90,7 @@ impl Expected {
     pub(crate) fn items(&self) -> u32 {
         match self {
             Self::Vectors(items) => items.count().unwrap_or(1),
-            Self::Speech => 1,
+            Self::Speech | Self::Live => 1,
         }
     }
 }
@@ -92,6 +109,8 @@ pub(crate) enum Made {
     },
     /// What is said in its audio.
     Speech(Speech),
+    /// All of it was given on before.
+    Live,
 }
 
 /// What is said in audio.
@@ -148,6 +167,13 @@ pub(crate) enum Effect {
         /// In milliseconds.
         audio_ms: u64,
     },
+    /// What a live job's worker has to say.
+    Live {
+        /// Whose.
+        job: JobId,
+        /// What.
+        said: Said,
+    },
     /// A step ended.
     Step {
         /// As the worker states it; the server bounds it by its own clock.
@@ -162,6 +188,24 @@ pub(crate) enum Effect {
         /// How.
         end: End,
     },
+}
+
+/// What a worker says of a live job until its end.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Said {
+    /// The key that it has made for the stream.
+    Listens(StreamPublic),
+    /// What is being said, instead of what it said before.
+    Partial {
+        /// Where the phrase begins, in milliseconds.
+        start_ms: u64,
+        /// As far as it was heard.
+        text: String,
+    },
+    /// What was said, for good.
+    Final(Segment),
+    /// How far it is.
+    Listened(Listened),
 }
 
 /// How a job ended in a worker.
@@ -230,6 +274,7 @@ impl Slots {
         let output = match expected {
             Expected::Vectors(items) => Growing::Vectors(Vectors { items, data: Vec::new(), next_chunk: 0 }),
             Expected::Speech => Growing::Speech(None),
+            Expected::Live => Growing::Live(Live::default()),
         };
         self.running.insert(slot, Running { job, output });
         slot
@@ -264,6 +309,8 @@ impl Slots {
                 let made = match output {
                     Growing::Vectors(vectors) => vectors.done(truncated, self.shape.dimensions)?,
                     Growing::Speech(speech) => Made::Speech(speech.ok_or(Illegal::State)?),
+                    Growing::Live(Live { listens: true, .. }) => Made::Live,
+                    Growing::Live(Live { listens: false, .. }) => return Err(Illegal::State),
                 };
                 self.usage = Usage { used_bytes, peak_bytes };
                 Ok(Effect::End { job, end: End::Done { made, tokens, compute_us } })
@@ -273,7 +320,7 @@ impl Slots {
                 // While a text is being split, it is the one item.
                 let items = match output {
                     Growing::Vectors(vectors) => vectors.items.count().unwrap_or(1),
-                    Growing::Speech(_) => 1,
+                    Growing::Speech(_) | Growing::Live(_) => 1,
                 };
                 if item_of(&error).is_some_and(|item| item >= items) {
                     return Err(Illegal::Count);
@@ -284,18 +331,36 @@ impl Slots {
             | FromWorker::Sealed { .. }
             | FromWorker::Ready { .. }
             | FromWorker::LoadFailed { .. }
-            | FromWorker::DeviceFailed { .. }
-            | FromWorker::Listens { .. }
-            | FromWorker::Partial { .. }
-            | FromWorker::Listened { .. } => Err(Illegal::State),
+            | FromWorker::DeviceFailed { .. } => Err(Illegal::State),
+            FromWorker::Listens { slot, key } => self.live(slot, |live| {
+                if std::mem::replace(&mut live.listens, true) {
+                    Err(Illegal::State)
+                } else {
+                    Ok(Said::Listens(key))
+                }
+            }),
+            FromWorker::Partial { slot, start_ms, text } => {
+                self.live(slot, |live| live.partial(start_ms, text))
+            }
+            FromWorker::Listened { slot, listened } => self.live(slot, |live| live.listened(listened)),
         }
     }
 
     fn vectors(&mut self, slot: u32) -> Result<&mut Vectors, Illegal> {
         match &mut self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?.output {
             Growing::Vectors(vectors) => Ok(vectors),
-            Growing::Speech(_) => Err(Illegal::State),
+            Growing::Speech(_) | Growing::Live(_) => Err(Illegal::State),
         }
+    }
+
+    fn live(
+        &mut self,
+        slot: u32,
+        take: impl FnOnce(&mut Live) -> Result<Said, Illegal>,
+    ) -> Result<Effect, Illegal> {
+        let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
+        let Growing::Live(live) = &mut running.output else { return Err(Illegal::State) };
+        Ok(Effect::Live { job: running.job, said: take(live)? })
     }
 
     fn heard(&mut self, slot: u32, audio_ms: u64, language: String) -> Result<Effect, Illegal> {
@@ -312,12 +377,20 @@ impl Slots {
     fn segment(&mut self, slot: u32, sequence: u32, segment: Segment) -> Result<Effect, Illegal> {
         let vocabulary = self.shape.vocabulary;
         let running = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
-        let Growing::Speech(Some(speech)) = &mut running.output else { return Err(Illegal::State) };
+        let known = segment.tokens.iter().all(|token| *token < vocabulary);
+        let speech = match &mut running.output {
+            Growing::Speech(Some(speech)) => speech,
+            Growing::Live(live) if known => {
+                let said = Said::Final(live.segment(sequence, segment)?);
+                return Ok(Effect::Live { job: running.job, said });
+            }
+            Growing::Live(_) => return Err(Illegal::Range),
+            Growing::Speech(None) | Growing::Vectors(_) => return Err(Illegal::State),
+        };
         if u32::try_from(speech.segments.len()) != Ok(sequence) || sequence >= SEGMENTS_MAX {
             return Err(Illegal::ChunkOrder);
         }
         let before = speech.segments.last().map_or(0, |last| last.start_ms);
-        let known = segment.tokens.iter().all(|token| *token < vocabulary);
         if !segment.is_legal(speech.audio_ms) || segment.start_ms < before || !known {
             return Err(Illegal::Range);
         }
@@ -353,7 +426,46 @@ impl Slots {
             }
             // Frames are counted as well, and a window may be decoded at several temperatures.
             Growing::Speech(_) => Some(AUDIO_MS_MAX),
+            // A phrase may be heard several times over, for the text as far as it goes.
+            Growing::Live(_) => Some(u64::from(u32::MAX)),
         }
+    }
+}
+
+impl Live {
+    fn partial(&mut self, start_ms: u64, text: String) -> Result<Said, Illegal> {
+        self.has_begun()?;
+        if text.len() > SEGMENT_TEXT_BYTES_MAX || start_ms > AUDIO_MS_MAX {
+            return Err(Illegal::Range);
+        }
+        Ok(Said::Partial { start_ms, text })
+    }
+
+    fn segment(&mut self, sequence: u32, segment: Segment) -> Result<Segment, Illegal> {
+        self.has_begun()?;
+        if sequence != self.segments || sequence >= SEGMENTS_MAX {
+            return Err(Illegal::ChunkOrder);
+        }
+        if !segment.is_legal(AUDIO_MS_MAX) || segment.start_ms < self.start_ms {
+            return Err(Illegal::Range);
+        }
+        self.segments += 1;
+        self.start_ms = segment.start_ms;
+        self.bytes += segment.text.len() + 4 * segment.tokens.len();
+        if self.bytes > SPEECH_BYTES_MAX { Err(Illegal::OutputLength) } else { Ok(segment) }
+    }
+
+    fn listened(&mut self, listened: Listened) -> Result<Said, Illegal> {
+        self.has_begun()?;
+        let before = std::mem::replace(&mut self.listened, listened);
+        if listened.audio_ms < before.audio_ms || listened.audio_ms > AUDIO_MS_MAX {
+            return Err(Illegal::Range);
+        }
+        Ok(Said::Listened(listened))
+    }
+
+    fn has_begun(&self) -> Result<(), Illegal> {
+        if self.listens { Ok(()) } else { Err(Illegal::State) }
     }
 }
 
@@ -586,6 +698,46 @@ mod tests {
             panic!("a legal end");
         };
         assert_eq!((speech.audio_ms, speech.language.as_str(), speech.segments.len()), (5_000, "en", 1));
+    }
+
+    #[test]
+    fn a_live_job_gives_its_key_first_and_what_is_said_in_its_order() {
+        let key = FromWorker::Listens { slot: 0, key: StreamPublic([7; 32]) };
+        let partial = |text: &str| FromWorker::Partial { slot: 0, start_ms: 100, text: text.to_owned() };
+        let listened = |audio_ms| FromWorker::Listened {
+            slot: 0,
+            listened: Listened { audio_ms, ..Listened::default() },
+        };
+        let live = || {
+            let mut slots = Slots::new(Shape { dimensions: 2, max_tokens: 8, vocabulary: 100 }, LOADED);
+            slots.occupy(JOB, Expected::Live);
+            slots
+        };
+        for early in [partial("a"), listened(1), segment(0, 0, 1), done(0), heard(1, "en"), chunk(0, 0, 4)] {
+            assert_eq!(live().take(early), Err(Illegal::State));
+        }
+        let mut slots = live();
+        let said = |said| Ok(Effect::Live { job: JOB, said });
+        assert_eq!(slots.take(key.clone()), said(Said::Listens(StreamPublic([7; 32]))));
+        assert_eq!(
+            slots.take(listened(1_000)),
+            said(Said::Listened(Listened { audio_ms: 1_000, ..Listened::default() }))
+        );
+        assert!(slots.take(partial("he")).is_ok() && slots.take(segment(0, 100, 900)).is_ok());
+        let after = |message| {
+            let mut slots = live();
+            for before in [key.clone(), listened(1_000), segment(0, 100, 900)] {
+                slots.take(before).unwrap();
+            }
+            slots.take(message)
+        };
+        assert_eq!(after(key.clone()), Err(Illegal::State));
+        assert_eq!(after(segment(0, 900, 1_000)), Err(Illegal::ChunkOrder));
+        assert_eq!(after(segment(1, 99, 1_000)), Err(Illegal::Range));
+        assert_eq!(after(listened(999)), Err(Illegal::Range));
+        assert_eq!(after(listened(AUDIO_MS_MAX + 1)), Err(Illegal::Range));
+        assert_eq!(after(partial(&"x".repeat(SEGMENT_TEXT_BYTES_MAX + 1))), Err(Illegal::Range));
+        assert!(matches!(after(done(0)), Ok(Effect::End { end: End::Done { made: Made::Live, .. }, .. })));
     }
 
     #[test]

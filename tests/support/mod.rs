@@ -60,7 +60,9 @@ impl Home {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let programs = folder.path().join("programs");
         fs::create_dir(&programs).unwrap();
-        for name in ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard"] {
+        for name in
+            ["ringfence", "ringfence-server", "ringfence-worker", "ringfence-fileguard", "ringfence-audio"]
+        {
             fs::copy(self::programs().join(name), programs.join(name)).unwrap();
         }
         std::os::unix::fs::chown(folder.path(), Some(ORDINARY_UID), Some(ORDINARY_UID)).unwrap();

@@ -1,12 +1,12 @@
 //! The whole way on real input: keys, a signed model, a sandboxed worker, and answers from this repository itself, which is
-//! read through grants. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
+//! read through grants; then a note that is spoken into a microphone. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
 //! as `make demo DEVICE=wgpu` does, the model runs on Vulkan.
 
-mod note;
+mod meeting;
 mod programs;
 
 use ignore::WalkBuilder;
-use note::Microphone;
+use meeting::Meeting;
 use programs::{Programs, RunningServer};
 use ringfence_cli::clock;
 use ringfence_cli::commands::status;
@@ -28,6 +28,8 @@ const QUESTIONS: [&str; 3] = [
     "How much memory may a model use?",
 ];
 
+/// What the demonstration runs: texts, and speech with what cuts it into phrases.
+const MODELS: [&str; 3] = ["minilm", "whisper-tiny.en", "silero-vad"];
 /// The best passage must be at least this similar, or the demonstration has failed.
 const SCORE_MIN: f64 = 0.35;
 /// What is indexed: on a CPU the documents and the sources of grants and their file service, on a driver in software, which
@@ -76,18 +78,23 @@ fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
 
     programs.init(&home, folder.path(), &passphrase)?;
     stages.ended("make keys and trust file");
-    programs.add_models(&home, folder.path(), &passphrase)?;
+    let meeting = Meeting::prepare(folder.path())?;
+    let models = if meeting.is_some() { &MODELS[..] } else { &MODELS[..1] };
+    programs.add_models(&home, folder.path(), &passphrase, models)?;
     stages.ended("fetch, check and sign the models");
 
-    let microphone = Microphone::start(&folder.path().join("sound"))?;
-    let server = programs.serve(&home, folder.path(), &microphone.socket())?;
+    let sound_server = meeting.as_ref().map(Meeting::socket);
+    let server = programs.serve(&home, folder.path(), sound_server.as_deref())?;
     stages.ended("start the server (sandbox probes included)");
     let repository = copy_repository(&folder.path().join("repository"), &home)?;
     use_server((&programs, device), &home, &server, (&repository, &passphrase), &mut stages, output)
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
-    take_note(&programs, &home, &microphone, &passphrase)
-        .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
-    stages.ended("write down a spoken note, live");
+    if let Some(meeting) = &meeting {
+        meeting
+            .hold(&programs, &home, &passphrase)
+            .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
+        stages.ended("write down a note while it is spoken");
+    }
     server.stop()?;
     stages.ended("stop the server");
     show_accesses(&programs.audit(&home, folder.path())?);
@@ -158,18 +165,6 @@ fn use_server(
     show_status(home, output)?;
     stages.ended("ask for the status");
     Ok(())
-}
-
-/// A note is spoken into the microphone, and written down while it is.
-fn take_note(
-    programs: &Programs,
-    home: &Home,
-    microphone: &Microphone,
-    passphrase: &Path,
-) -> Result<(), CliError> {
-    let heard = programs.listen(home, passphrase, || microphone.speak())?;
-    println!("{}", heard.trim_end());
-    note::check(&heard)
 }
 
 /// The key opens the same routes over TCP.

@@ -6,6 +6,7 @@ use ringfence_cli::home::Home;
 use ringfence_cli::http::{Address, ApiKey, Ask, ask_once};
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
+use serde_json::Value;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -19,10 +20,6 @@ use std::time::Duration;
 /// The client of the demonstration.
 pub(crate) const CLIENT: &str = "demo";
 
-/// What it adds: sentences, speech, and what cuts speech into phrases.
-const MODELS: [&str; 3] = ["minilm", "whisper-tiny.en", "silero-vad"];
-/// How long after what was said the last of it is waited for.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the server may take to start, the probes of its sandbox included.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the server may take to end: longer than it drains.
@@ -78,9 +75,15 @@ impl Programs {
     }
 
     /// `ringfence model add`, with the downloads kept in `.cache/archives`.
-    pub(crate) fn add_models(&self, home: &Home, folder: &Path, passphrase: &Path) -> Result<(), CliError> {
-        let mut command =
-            self.command(home, &[&["model", "add"][..], &MODELS, &["--cache", ".cache/archives"]].concat());
+    pub(crate) fn add_models(
+        &self,
+        home: &Home,
+        folder: &Path,
+        passphrase: &Path,
+        models: &[&str],
+    ) -> Result<(), CliError> {
+        let mut command = self.command(home, &["model", "add"]);
+        command.args(models).args(["--cache", ".cache/archives"]);
         command.arg("--config").arg(folder.join("config")).arg("--passphrase-file").arg(passphrase);
         run(command).map(drop)
     }
@@ -144,6 +147,25 @@ impl Programs {
         fs::read_to_string(&report).map_err(|source| CliError::io(report.display().to_string(), source))
     }
 
+    /// `ringfence listen`, approved; somebody speaks while it listens, then `ringfence audio stop`. What was said.
+    pub(crate) fn listen(
+        &self,
+        home: &Home,
+        passphrase: &Path,
+        speak: impl FnOnce() -> Result<(), CliError>,
+    ) -> Result<String, CliError> {
+        let reason = "listen: to write the meeting's note";
+        let mut command = self.command(home, &["listen", "--text-only", "--for", "2m", "--reason", reason]);
+        command.args(["--client", CLIENT]).stdout(Stdio::piped());
+        let run_folder = self.folder_of(passphrase);
+        let meanwhile = || {
+            let capture = running_capture(home)?;
+            speak()?;
+            run(self.command(home, &["audio", "stop", &capture])).map(drop)
+        };
+        self.approved_while(home, command, 1, (&run_folder, passphrase), meanwhile)
+    }
+
     fn folder_of(&self, passphrase: &Path) -> PathBuf {
         passphrase.parent().unwrap_or(Path::new(".")).to_owned()
     }
@@ -154,45 +176,25 @@ impl Programs {
         command
     }
 
-    /// `ringfence listen`, approved, while something is said; what it wrote down.
-    pub(crate) fn listen(
-        &self,
-        home: &Home,
-        passphrase: &Path,
-        speak: impl FnOnce() -> Result<(), CliError>,
-    ) -> Result<String, CliError> {
-        let mut command = self.command(home, &["listen", "--text-only", "--for", "2m", "--client", CLIENT]);
-        command.stdout(Stdio::piped());
-        let run = self.folder_of(passphrase);
-        self.approved_while(home, command, 1, (&run, passphrase), |child| {
-            captures(home)?;
-            speak()?;
-            thread::sleep(LAST_WORDS);
-            println!("\n$ kill -INT {}", child.id());
-            let pid = Pid::from_child(child);
-            rustix::process::kill_process(pid, Signal::INT).map_err(|source| CliError::io("kill", source))
-        })
-    }
-
     /// Runs a command that asks for so many grants, and says yes to them as its operator.
     fn approved(
         &self,
         home: &Home,
         command: Command,
         grants: usize,
-        approver: (&Path, &Path),
+        paths: (&Path, &Path),
     ) -> Result<String, CliError> {
-        self.approved_while(home, command, grants, approver, |_| Ok(()))
+        self.approved_while(home, command, grants, paths, || Ok(()))
     }
 
-    /// The same, with something to be done between the approval and the command's end.
+    /// The same, and does something else once that is done.
     fn approved_while(
         &self,
         home: &Home,
         mut command: Command,
         grants: usize,
         (run, passphrase): (&Path, &Path),
-        meanwhile: impl FnOnce(&Child) -> Result<(), CliError>,
+        meanwhile: impl FnOnce() -> Result<(), CliError>,
     ) -> Result<String, CliError> {
         show(&command);
         let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
@@ -205,7 +207,7 @@ impl Programs {
         let approved = crate::programs::run(approve)?;
         // What was decided on, once; the other questions differ by a line or two.
         println!("{}", approved.split("\n\n").next().unwrap_or_default());
-        meanwhile(&child.0)?;
+        meanwhile()?;
         let mut printed = String::new();
         if let Some(stdout) = &mut child.0.stdout {
             stdout.read_to_string(&mut printed).map_err(io)?;
@@ -219,11 +221,19 @@ impl Programs {
     }
 
     /// `ringfence serve`, ready to be asked.
-    pub(crate) fn serve(&self, home: &Home, folder: &Path, pulse: &str) -> Result<RunningServer, CliError> {
+    pub(crate) fn serve(
+        &self,
+        home: &Home,
+        folder: &Path,
+        sound_server: Option<&Path>,
+    ) -> Result<RunningServer, CliError> {
         let (ready_file, log) = (home.path().join("ready.json"), folder.join("server.log"));
         let mut command = self.command(home, &["serve", "--listen", "127.0.0.1:0"]);
-        command.arg("--ready-file").arg(&ready_file).args(["--pulse-server", pulse]);
+        command.arg("--ready-file").arg(&ready_file);
         self.as_user(&mut command);
+        if let Some(socket) = sound_server {
+            command.args(["--", "--pulse-server"]).arg(socket);
+        }
         show(&command);
         let file =
             fs::File::create(&log).map_err(|source| CliError::io(log.display().to_string(), source))?;
@@ -264,10 +274,7 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         let ask = Ask::plain(hyper::Method::GET, "/grants");
         let grants = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
         let grants = grants["grants"].as_array().into_iter().flatten();
-        // A file is opened before anybody is asked; of a microphone there is nothing to open yet.
-        let is_there =
-            |grant: &&serde_json::Value| !grant["object"].is_null() || grant["kind"] == "audio_capture";
-        let pending = grants.filter(|grant| grant["state"] == "pending").filter(is_there);
+        let pending = grants.filter(|grant| grant["state"] == "pending" && is_put(grant));
         let numbers: Vec<String> = pending.map(|grant| grant["grant"].to_string()).collect();
         if numbers.len() == wanted {
             return Ok(numbers);
@@ -277,19 +284,24 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
     Err(failed("grants", format!("{wanted} questions did not come in time")))
 }
 
-/// Returns when sound is captured.
-fn captures(home: &Home) -> Result<(), CliError> {
+/// Whether a question can be answered: a file is open by then, of sound nothing is.
+fn is_put(grant: &Value) -> bool {
+    grant["kind"] == "audio_capture" || !grant["object"].is_null()
+}
+
+/// The number of the only capture, as soon as it runs.
+fn running_capture(home: &Home) -> Result<String, CliError> {
     let until = clock::now() + START_WAIT_MAX;
     while clock::now() < until {
         let ask = Ask::plain(hyper::Method::GET, "/audio/captures");
         let captures = ask_once(&Address::Unix(home.admin_socket()), &ask)?;
-        if captures["captures"].as_array().into_iter().flatten().any(|capture| capture["state"] == "running")
-        {
-            return Ok(());
+        let capture = &captures["captures"][0];
+        if capture["captured"].as_u64() > Some(0) {
+            return Ok(capture["capture"].to_string());
         }
         thread::sleep(LOOK_EVERY);
     }
-    Err(failed("captures", "no sound was captured in time"))
+    Err(failed("listen", "nothing is captured"))
 }
 
 /// A random passphrase in a file that only we can read.

@@ -123,8 +123,8 @@ fn last(answer: &Value) -> u64 {
     answer["last"].as_u64().unwrap_or(0)
 }
 
-/// Gives an alert to a command.
-async fn tell(exec: &str, alert: &Value) -> Result<(), String> {
+/// Gives an alert, or what else a command is to hear of, to it.
+pub(super) async fn tell(exec: &str, alert: &Value) -> Result<(), String> {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", exec]).stdin(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| error.to_string())?;

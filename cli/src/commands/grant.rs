@@ -28,7 +28,7 @@ const DECISION_BYTES_MAX: u64 = 1_024;
 /// The longest lifetime that a number of minutes can say: a day.
 const MINUTES_MAX: u64 = 24 * 60;
 
-/// Say who may read or write which files, and until when
+/// Say who may read or write which files or hear which microphone, and until when
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  ringfence grant list\n  ringfence grant approve 7 --minutes 10\n  ringfence grant revoke 7"
@@ -179,7 +179,9 @@ fn until(grant: &Value) -> String {
 fn page(grant: &Value) -> String {
     let number = |field: &str| grant[field].as_u64();
     let object = &grant["object"];
+    let of_sound = grant["kind"] == "audio_capture";
     let object = match object["kind"].as_str() {
+        None if of_sound => "a source of sound, which is opened when it is listened to".to_owned(),
         None => "not opened".to_owned(),
         Some(kind) => format!(
             "{kind} {}:{} of uid {}, {}, changed {}",
@@ -189,6 +191,11 @@ fn page(grant: &Value) -> String {
             object["size"].as_u64().map_or("-".to_owned(), bytes),
             object["modified_ms"].as_u64().map_or("-".to_owned(), |ms| utc(ms / 1_000)),
         ),
+    };
+    let moved = if of_sound {
+        "bounded by the time".to_owned()
+    } else {
+        format!("{} of {}", bytes(number("bytes").unwrap_or(0)), bytes(number("bytes_max").unwrap_or(0)))
     };
     let uses = number("uses_max").map_or("any number of times".to_owned(), |most| format!("{most} times"));
     let copies = if grant["snapshot"] == true {
@@ -206,10 +213,7 @@ fn page(grant: &Value) -> String {
         ("reason", shown(grant, "reason")),
         ("results", shown(grant, "results")),
         ("until", until(grant)),
-        (
-            "bytes",
-            format!("{} of {}", bytes(number("bytes").unwrap_or(0)), bytes(number("bytes_max").unwrap_or(0))),
-        ),
+        ("bytes", moved),
         ("uses", format!("{} of {uses}", number("uses").unwrap_or(0))),
         ("copies", copies.to_owned()),
     ];
@@ -378,6 +382,20 @@ mod tests {
         assert!(page.contains("folder 1:2 of uid 1000") && page.contains("10 min after approval"), "{page}");
         let list = list(&json!({"grants": [grant()]}), Style::plain());
         assert_eq!(list.lines().count(), 2, "{list}");
+    }
+
+    #[test]
+    fn a_question_about_sound_says_from_where_and_for_how_long() {
+        let sound = json!({"grant": 8, "client": "notes", "uid": 1000, "state": "pending", "kind": "audio_capture",
+               "path": "pulse:fakemic.monitor", "audience": "model whisper", "reason": "a note", "results": "a text",
+               "snapshot": false, "uses_max": null, "uses": 0, "bytes_max": 0, "bytes": 0, "lifetime_ms": 300_000,
+               "until_ms": null, "object": null});
+        let page = page(&sound);
+        assert!(
+            page.contains("wants    audio_capture") && page.contains("path     pulse:fakemic.monitor"),
+            "{page}"
+        );
+        assert!(page.contains("5 min after approval") && page.contains("bounded by the time"), "{page}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What each command does.
 
 pub mod alert;
+pub mod audio;
 pub mod audit;
 pub mod bench;
 pub mod client;
@@ -10,6 +11,7 @@ pub mod index;
 pub mod init;
 mod kernel_log;
 pub mod key;
+pub mod listen;
 pub mod logs;
 pub mod model;
 pub mod quota;
@@ -55,6 +57,8 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Index(args) => index::run(args, home, output),
         Command::Search(args) => search::run(args, home, output),
         Command::Transcribe(args) => transcribe::run(args, home, output),
+        Command::Listen(args) => listen::run(args, home, output),
+        Command::Audio(args) => audio::run(args, home, output),
         Command::Grant(args) => grant::run(args, home, output),
         Command::Audit(args) => audit::run(args, home, output),
         Command::Logs(args) => logs::run(&args, home, output),

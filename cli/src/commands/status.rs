@@ -7,6 +7,7 @@ use crate::http::{Address, Ask, ask_once};
 use crate::output::{Output, Style, bytes, table};
 use clap::Args;
 use hyper::Method;
+use ringfence_grants::visible;
 use serde_json::Value;
 
 /// Show the server's health, models, workers, memory leases and sandbox
@@ -32,7 +33,7 @@ pub fn run(_args: StatusArgs, home: &Home, output: &Output) -> Result<(), CliErr
 /// The status for people.
 pub fn page(status: &Value, style: Style) -> String {
     [
-        summary(status, style),
+        [summary(status, style), captures(status, style)].concat(),
         [devices(status, style), cards(&status["nvml"], style)].concat(),
         models(status, style),
         workers(status, style),
@@ -65,6 +66,23 @@ fn summary(status: &Value, style: Style) -> String {
         ),
     ];
     lines.join("\n")
+}
+
+/// Whoever is listened to, in red; nothing where nobody is.
+fn captures(status: &Value, style: Style) -> String {
+    let row = |capture: &Value| {
+        let shown = |field: &str| visible(&text(capture, field));
+        let words = format!(
+            "listening: capture {} is {}: {} for {} to {}",
+            shown("capture"),
+            shown("state"),
+            shown("source"),
+            shown("client"),
+            shown("model")
+        );
+        vec![format!("\n{}", style.red(&words))]
+    };
+    rows(status, "captures", row).concat().concat()
 }
 
 fn health(health: &Value, style: Style) -> String {

@@ -5,6 +5,7 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::http;
 use crate::output::{Output, progress_of};
+use crate::stress::audio::{self, Clip};
 use crate::stress::chart::ChartFile;
 use crate::stress::grants::{self, Part};
 use crate::stress::oom::{self, Device, Path};
@@ -13,6 +14,7 @@ use crate::stress::server::Server;
 use crate::stress::{self, Extent, Scenario};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use std::path::PathBuf;
 
 /// Rounds of scenarios and tries of paths where nobody says a number, and the most.
 const ROUNDS: u32 = 5;
@@ -29,6 +31,7 @@ Examples:
   ringfence stress --oom --device wgpu --rounds 3
   ringfence stress --grants --rounds 1000
   ringfence stress --grants --part revocation --part expiry --json
+  ringfence stress --audio --clip jfk.wav --model whisper-tiny.en
 
 It adds the clients stress-*, and sets quotas for the time of a scenario; the text from before is then put back, also
 after ctrl-c. It has to reach admin.sock and the clients' sockets; hung-worker and crash-loop also signal the worker,
@@ -47,7 +50,7 @@ JSON of --oom --json: {\"model\",\"device\",\"rounds\",
 RUNG is refused-by-profile, refused-by-worker, killed-by-kernel or killed-by-reconcile.")]
 pub struct StressArgs {
     /// What to do to the server
-    #[arg(value_enum, value_name = "SCENARIO", required_unless_present_any = ["all", "oom", "grants"])]
+    #[arg(value_enum, value_name = "SCENARIO", required_unless_present_any = ["all", "oom", "grants", "audio"])]
     scenarios: Vec<Scenario>,
     /// Every scenario
     #[arg(long, conflicts_with_all = ["scenarios", "oom"])]
@@ -58,6 +61,15 @@ pub struct StressArgs {
     /// What is promised about grants: refusals, revocation and expiry in mid-job, many grants, escapes, floods of questions
     #[arg(long, conflicts_with_all = ["scenarios", "all", "oom"])]
     grants: bool,
+    /// What is promised about live sound: streams at a time, how soon texts come, revocation, and that no sound is kept
+    #[arg(long, requires = "clip", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
+    audio: bool,
+    /// Speech that is pushed: a WAV file
+    #[arg(long, value_name = "FILE", requires = "audio", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
+    clip: Option<PathBuf>,
+    /// Streams at a time: 1 to 16
+    #[arg(long, value_name = "N", requires = "audio", default_value_t = audio::STREAMS, value_parser = clap::value_parser!(u32).range(1..=16))]
+    streams: u32,
     /// Only this, instead of all that is promised about grants
     #[arg(long, value_enum, value_name = "PART", requires = "grants", conflicts_with_all = ["scenarios", "all", "oom"])]
     part: Vec<Part>,
@@ -96,6 +108,9 @@ pub fn run(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliErro
     if args.grants {
         return run_grants(args, home, output);
     }
+    if args.audio {
+        return run_audio(args, home, output);
+    }
     let server = Server::new(home, &args.model, args.tokens);
     let extent = args.extent()?;
     let runtime = http::runtime()?;
@@ -133,6 +148,20 @@ fn run_grants(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliE
         output.note("grants ..");
     }
     let found = runtime.block_on(grants::run(&server, (&args.part, extent), &bar));
+    bar.finish_and_clear();
+    reported(args, extent, &found?, output)
+}
+
+fn run_audio(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let clip = Clip::read(args.clip.as_deref().unwrap_or(std::path::Path::new("")))?;
+    let server = Server::new(home, &args.model, args.tokens);
+    let extent = args.extent()?;
+    let runtime = http::runtime()?;
+    let bar = progress_of(output, u64::from(args.streams), "audio");
+    if bar.is_hidden() {
+        output.note("audio ..");
+    }
+    let found = runtime.block_on(audio::run(&server, &clip, (args.streams, extent), &bar));
     bar.finish_and_clear();
     reported(args, extent, &found?, output)
 }
@@ -263,6 +292,9 @@ mod tests {
             &["--oom", "flood"],
             &["--grants", "flood"],
             &["--grants", "--oom"],
+            &["--audio"],
+            &["--audio", "--clip", "a.wav", "--grants"],
+            &["--clip", "a.wav", "--all"],
             &["--all", "--part", "expiry"],
             &["--grants", "--part", "everything"],
             &["flood", "--device", "wgpu"],

@@ -5,6 +5,7 @@
 //! | `kernel` | the floors of the sandbox, and what backs memory leases |
 //! | `devices` | processors and graphics cards, with their drivers, as the system names them |
 //! | `adapters` | the same as sandboxed workers see them |
+//! | `sound` | sound servers and microphones |
 //! | `sharing` | what can divide a card between processes, and cap what each takes |
 //! | `home` | keys, trust, quotas and the server of this home |
 
@@ -13,6 +14,7 @@ mod devices;
 mod home;
 mod kernel;
 mod sharing;
+mod sound;
 
 use crate::home::Home;
 use crate::operator::Config;
@@ -33,7 +35,7 @@ pub enum Answer {
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is about: `kernel`, `caps`, `devices`, `home` or `server`.
+    /// What it is about: `kernel`, `caps`, `devices`, `sound`, `home` or `server`.
     pub area: &'static str,
     /// Stable name, for scripts.
     pub name: String,
@@ -67,6 +69,7 @@ pub fn examine(home: &Home, config: &Config, now: u64) -> Vec<Finding> {
     findings.extend(sharing::all());
     findings.extend(devices::all());
     findings.extend(adapters::all(home));
+    findings.extend(sound::all());
     findings.extend(home::files(home, config, now));
     findings.extend(home::server(home));
     findings

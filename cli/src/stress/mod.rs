@@ -1,5 +1,6 @@
 //! Scenarios against a running server that hold its promises against what it does.
 
+pub mod audio;
 pub mod chart;
 pub mod load;
 pub mod promise;

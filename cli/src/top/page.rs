@@ -76,8 +76,9 @@ fn lines(view: &View, width: usize, height: usize, look: Look) -> Vec<Line<'stat
     let sections =
         [workers(&view.workers, look), models(&view.models), clients(view, look), refusals(view, look)];
     let wanted: Vec<usize> = sections.iter().map(|section| section.rows.max(1)).collect();
-    let (rows, blanks) = heights(&wanted, height.saturating_sub(1));
     let mut lines = vec![summary(&view.summary, look)];
+    lines.extend(listening(view, look));
+    let (rows, blanks) = heights(&wanted, height.saturating_sub(lines.len()));
     for (section, rows) in sections.iter().zip(rows) {
         if rows == 0 {
             continue;
@@ -220,6 +221,12 @@ fn summary(summary: &Summary, look: Look) -> Line<'static> {
         spans.push(Span::raw(format!("  card {} {used} of {total}, {busy}%", count(card.index))));
     }
     Line::from(spans)
+}
+
+/// Nobody is to be listened to without its being seen.
+fn listening(view: &View, look: Look) -> Option<Line<'static>> {
+    let words = format!("LISTENING  {}", view.captures.join("; "));
+    (!view.captures.is_empty()).then(|| Line::styled(words, look.of(Color::Red)))
 }
 
 fn workers(rows: &[WorkerRow], look: Look) -> Section {
@@ -442,6 +449,14 @@ rate_jobs              6         3.0";
             let plain = content.iter().all(|cell| cell.fg == Color::Reset && cell.modifier.is_empty());
             assert_eq!(plain, !colours);
         }
+    }
+
+    #[test]
+    fn whoever_is_listened_to_is_seen() {
+        let captures = vec!["running pulse for notes to whisper".to_owned()];
+        let page = plain(&View { captures, ..View::default() });
+        assert!(page.contains("LISTENING  running pulse for notes to whisper"), "{page}");
+        assert!(!plain(&View::default()).contains("LISTENING"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is shown, worked out from the server's answers and those of the last seconds. Pure.
 
 use super::sample::Sample;
+use ringfence_grants::visible;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
@@ -34,6 +35,8 @@ struct Reading {
 pub struct View {
     /// The line above all.
     pub summary: Summary,
+    /// What captures sound, each in words.
+    pub captures: Vec<String>,
     /// The workers.
     pub workers: Vec<WorkerRow>,
     /// The models.
@@ -190,6 +193,7 @@ pub fn view(sample: &Sample, window: &Window) -> View {
     let ends = window.ends();
     View {
         summary: summary(status),
+        captures: list(status, "captures").take(ROWS_MAX).map(capture).collect(),
         workers: list(status, "workers").map(worker).collect(),
         models: list(status, "models").map(model).collect(),
         clients: sample.usage.as_ref().map(|usage| clients(usage, ends)),
@@ -213,6 +217,11 @@ fn summary(status: &Value) -> Summary {
         devices: list(status, "devices").map(device).collect(),
         cards: list(&status["nvml"], "cards").map(card).collect(),
     }
+}
+
+fn capture(capture: &Value) -> String {
+    let shown = |field: &str| visible(&text(capture, field).unwrap_or_else(|| "-".to_owned()));
+    format!("{} {} for {} to {}", shown("state"), shown("source"), shown("client"), shown("model"))
 }
 
 fn card(card: &Value) -> CardRow {

@@ -160,6 +160,7 @@ impl<'a> World<'a> {
                 tokens_bound: 0,
                 audio_ms: 0,
                 canary: false,
+                live: false,
             };
             self.tell(Event::Submit(submit));
             self.run_until(u64::MAX, |world| world.open == 0)?;
@@ -204,6 +205,7 @@ impl<'a> World<'a> {
             tokens_bound: *tokens_bound,
             audio_ms: *audio_ms,
             canary: false,
+            live: false,
         }));
     }
 

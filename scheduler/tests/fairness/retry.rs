@@ -64,6 +64,7 @@ fn submit(scheduler: &mut Scheduler, now: u64, job: u64, tokens: u64) -> Option<
         tokens_bound: 0,
         audio_ms: 0,
         canary: false,
+        live: false,
     };
     scheduler.step(Time(now), Event::Submit(submit)).into_iter().find_map(|action| match action {
         Action::End { outcome, .. } => Some(outcome),

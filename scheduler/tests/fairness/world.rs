@@ -227,6 +227,7 @@ impl World {
             tokens_bound: 0,
             audio_ms: 0,
             canary: false,
+            live: false,
         }));
     }
 

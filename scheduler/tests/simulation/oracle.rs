@@ -152,6 +152,7 @@ impl Oracle {
             Event::Drain => self.draining = true,
             Event::Forget { job } => self.forgotten(*job),
             Event::Heard { .. }
+            | Event::Listened { .. }
             | Event::Cancel { .. }
             | Event::Load { .. }
             | Event::Unload { .. }

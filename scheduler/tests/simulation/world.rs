@@ -396,6 +396,7 @@ impl World {
             tokens_bound: self.random.within(1, 12),
             audio_ms: 0,
             canary: self.random.permille(60),
+            live: false,
         })
     }
 

@@ -7,7 +7,7 @@ mod holder;
 mod many;
 mod questions;
 mod refusals;
-mod rules;
+pub(in crate::stress) mod rules;
 
 use super::promise::Findings;
 use super::server::Server;

@@ -19,7 +19,7 @@ const MODE: u32 = 0o644;
 
 /// The rules as they were.
 #[derive(Debug)]
-pub(super) struct Original {
+pub(in crate::stress) struct Original {
     path: PathBuf,
     /// None where there was no file.
     text: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct Original {
 
 impl Original {
     /// Puts rules before those that are there.
-    pub(super) fn precede(path: PathBuf, rules: &str) -> Result<Self, CliError> {
+    pub(in crate::stress) fn precede(path: PathBuf, rules: &str) -> Result<Self, CliError> {
         let failed = |source| CliError::io(path.display().to_string(), source);
         let text = read(&path).map_err(failed)?;
         let facts = match text {
@@ -47,7 +47,7 @@ impl Original {
     }
 
     /// Puts the file back. One that somebody has changed meanwhile is left alone, and is an error.
-    pub(super) fn restore(&self) -> Result<(), CliError> {
+    pub(in crate::stress) fn restore(&self) -> Result<(), CliError> {
         let io = |source| CliError::io(self.path.display().to_string(), source);
         if read(&self.path).map_err(io)?.as_deref() != Some(&self.ours) {
             return Err(failed(
@@ -65,14 +65,18 @@ impl Original {
 /// One rule of `grants.toml` for files to read, until tomorrow.
 pub(super) fn rule(client: &str, decision: &str, below: &Path) -> String {
     let quoted = |text: &str| toml_edit::Value::from(text).to_string();
-    let tomorrow = utc(clock::unix_seconds() + DAY_SECONDS);
-    let day = tomorrow.split(' ').next().unwrap_or_default();
+    let day = until_tomorrow();
     let below = quoted(&below.display().to_string());
     format!(
         "[[rule]]\nclient = {}\nkind = \"file_read\"\ndecision = {}\nbelow = {below}\nuntil = {day}\n",
         quoted(client),
         quoted(decision)
     )
+}
+
+/// The day until which our rules count.
+pub(in crate::stress) fn until_tomorrow() -> String {
+    utc(clock::unix_seconds() + DAY_SECONDS).split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn read(path: &Path) -> io::Result<Option<String>> {
