@@ -89,7 +89,9 @@ mod tests {
             let domain = lanes.next(|domain| domain != 2).unwrap();
             lanes.charge(domain, 10);
         }
-        assert_eq!(take(&mut lanes, 500), [0, 300, 900, 200]);
+        let near = |had: [u64; 4]| had.iter().zip([0, 300, 900, 200]).all(|(a, b)| a.abs_diff(b) <= 2);
+        let had = take(&mut lanes, 500);
+        assert!(near(had), "{had:?}");
         assert_eq!(lanes.next(|domain| domain == 2), Some(2));
         lanes.retain(|domain| domain == 2);
         assert_eq!(lanes.next(|domain| domain == 1), None);

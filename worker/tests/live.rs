@@ -147,6 +147,22 @@ fn each_phrase_becomes_one_segment_with_its_times_in_the_stream() {
     worker.stop();
 }
 
+/// In real time, so that there is a while in which nothing else is to be done.
+#[test]
+fn what_is_being_said_is_shown_before_it_is_final() {
+    let worker = ready();
+    let mut audio = listen(&worker, 0);
+    let player = std::thread::spawn(move || {
+        audio.play(&[tone(3_000), silence(600)].concat());
+        audio.end();
+    });
+    let heard = &until_ends(&worker, 1)[&0];
+    expect_times(heard, &[(0, 3_000)]);
+    assert!(!heard.partials.is_empty() && heard.partials.iter().all(|text| !text.is_empty()), "{heard:?}");
+    player.join().unwrap();
+    worker.stop();
+}
+
 #[test]
 fn silence_and_noises_say_nothing() {
     let worker = ready();

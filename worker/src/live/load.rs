@@ -4,7 +4,7 @@
 const CAPACITY_PERCENT: u64 = 80;
 /// What was measured before counts so much less with each phrase: in eighths.
 const KEPT: u64 = 7;
-/// What a phrase takes before one was measured: it is as long as this, and its text takes half as long as the encoder.
+/// What a phrase takes before one was measured: it is as long as this, and its text takes as long as the encoder.
 const PHRASE_S: u64 = 3;
 
 /// What phrases have taken, and how long they were.
@@ -34,7 +34,7 @@ impl Load {
     /// Whether so many streams are heard in real time, if somebody speaks in all of them all the time; by what the encoder
     /// takes for a phrase where no phrase was heard yet, and yes where that is unknown too.
     pub(crate) fn holds(&self, streams: usize, encoder_us: Option<u64>) -> bool {
-        let guessed = encoder_us.map(|encoder_us| encoder_us.saturating_mul(3) / 2 / PHRASE_S);
+        let guessed = encoder_us.map(|encoder_us| encoder_us.saturating_mul(2) / PHRASE_S);
         let Self(Spent { busy_us, sound_ms }) = *self;
         let measured = busy_us.saturating_mul(1_000).checked_div(sound_ms);
         let second_us = measured.or(guessed).unwrap_or(0);
@@ -50,7 +50,7 @@ mod tests {
     fn a_worker_takes_as_many_streams_as_its_speed_allows() {
         let mut load = Load::default();
         assert!(load.holds(1_000, None));
-        assert!(load.holds(16, Some(100_000)) && !load.holds(17, Some(100_000)));
+        assert!(load.holds(12, Some(100_000)) && !load.holds(13, Some(100_000)));
         // A tenth of real time.
         load.measured(Spent { busy_us: 100_000, sound_ms: 0 });
         load.measured(Spent { busy_us: 400_000, sound_ms: 5_000 });
