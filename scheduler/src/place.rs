@@ -120,6 +120,8 @@ impl Scheduler {
         }
         match self.config.values().order {
             Order::Arrival => true,
+            // Its steps come when somebody speaks: how many streams it hears, a worker says itself.
+            Order::Fair if job.live => true,
             Order::Fair => self.fits_step(worker, model, job) || self.may_join(worker, model, job),
         }
     }
@@ -297,9 +299,9 @@ impl Model {
     }
 }
 
-/// How much of a step the jobs in these slots take, in tokens.
+/// How much of a step the jobs in these slots take, in tokens. Nobody waits for a live one's end.
 fn held<'a>(slots: impl Iterator<Item = &'a Slot>, budget: u64) -> u64 {
-    slots.map(|slot| slot.left.min(budget)).fold(0, u64::saturating_add)
+    slots.filter(|slot| !slot.live).map(|slot| slot.left.min(budget)).fold(0, u64::saturating_add)
 }
 
 fn new_worker(

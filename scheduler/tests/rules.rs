@@ -814,6 +814,17 @@ fn what_a_live_job_hears_is_charged_while_it_runs_and_ends_it_where_no_more_may_
 }
 
 #[test]
+fn live_jobs_share_a_worker_whose_steps_hold_one_token_with_each_other_and_with_other_jobs() {
+    let mut script = script(&[values()]);
+    script.at(0, live(1), "spawn 1 for 0").at(0, ready(1), "run 1 in 1");
+    let slow = Event::Used { worker: WorkerId(1), device_us: 1_000 * MS, tokens: vec![(JobId(1), 1)] };
+    script.at(10, slow, "").at(20, live(2), "run 2 in 1").at(30, submit(3, 0), "run 3 in 1");
+    // Of other jobs it still holds one step's worth.
+    script.at(40, submit(4, 0), "").at(50, live(5), "");
+    script.at(60, done(1, 3), "end 3 done; run 4 in 1; run 5 in 1");
+}
+
+#[test]
 fn a_live_job_is_not_replayed() {
     let mut script = script(&[values()]);
     script.at(0, live(1), "spawn 1 for 0").at(0, ready(1), "run 1 in 1");
