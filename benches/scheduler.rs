@@ -89,6 +89,7 @@ impl Loaded {
             tokens_bound: 128,
             audio_ms: 0,
             canary: false,
+            live: false,
         }))
     }
 
