@@ -506,11 +506,11 @@ fn a_worker_that_does_not_forget_is_killed_at_once_on_its_clients_account_and_no
         assert!((5..15).contains(&killed.len()), "{client}: {killed:?}");
         // Each took the device for the grace, and a load.
         let charged = ground.device_us(client);
-        assert!(charged > 50_000 * killed.len() as u64, "{client} was charged {charged} us");
+        assert!(charged > 40_000 * killed.len() as u64, "{client} was charged {charged} us");
         times.extend(killed);
     }
     println!("workers gone after {times:?}");
-    assert!(times.iter().all(|time| *time >= Duration::from_millis(50)), "sooner than may be: {times:?}");
+    assert!(times.iter().all(|time| *time >= Duration::from_millis(40)), "sooner than may be: {times:?}");
     // The model was never broken, and whoever asks is told.
     assert_eq!(ground.plain().status, 200);
     let told = (1..200).map(|job| ground.server.admin().get(&format!("/jobs/{job}")).json()).find(|job| {

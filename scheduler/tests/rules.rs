@@ -245,7 +245,7 @@ fn a_worker_that_gives_the_slot_back_in_time_lives_on_after_the_end_of_a_grant()
         .at(10, forget(2), "end 2 cancelled")
         .at(10, ready(1), "run 1 in 1")
         .at(20, forget(1), "end 1 cancelled; cancel 1 in 1")
-        .at(69, ended(1, 1, JobEnd::Cancelled), "")
+        .at(59, ended(1, 1, JobEnd::Cancelled), "")
         .at(70, forget(1), "")
         .at(9_000, Event::Tick, "");
 }
@@ -260,14 +260,14 @@ fn a_worker_that_does_not_forget_is_killed_on_its_clients_account_and_others_los
         .at(20, used(1, 0), "")
         .at(30, forget(1), "end 1 cancelled; cancel 1 in 1")
         .at(31, of(2, 3), "run 3 in 1")
-        .wakes(80, "kill 1 forget_ignored");
-    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (50, 0), "the step that was cut off");
+        .wakes(70, "kill 1 forget_ignored");
+    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (40, 0), "the step that was cut off");
     script.at(85, exit(1, Exit::Crashed), "spawn 2 for 0").at(86, of(2, 4), "").at(
         115,
         ready(2),
         "run 2 in 2; run 3 in 2; run 4 in 2",
     );
-    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (80, 0), "and the load");
+    assert_eq!((device_ms(&script, 1), device_ms(&script, 2)), (70, 0), "and the load");
     let Explanation { replays, decisions, .. } = script.0.explain(JobId(2)).unwrap();
     assert_eq!((replays, decisions.last().unwrap().rule), (1, Rule::Replay));
     let decisions = script.0.explain(JobId(1)).unwrap().decisions;
@@ -293,9 +293,9 @@ fn a_step_that_was_reported_is_not_charged_twice_and_a_slot_whose_job_ended_befo
         .at(60, forget(1), "")
         .at(80, used(1, 5), "")
         .at(90, forget(1), "")
-        .wakes(110, "kill 1 forget_ignored")
+        .wakes(100, "kill 1 forget_ignored")
         .at(120, exit(1, Exit::Crashed), "");
-    assert_eq!(device_ms(&script, 1), 5 + 30);
+    assert_eq!(device_ms(&script, 1), 5 + 20);
 }
 
 /// Client 1 has a worker killed, or would, while client 2 has a job in it. The worker after it is ready at the end.
@@ -307,7 +307,7 @@ fn round(script: &mut Script, ms: u64, worker: u64, killed: bool) {
     );
     if killed {
         script
-            .wakes(ms + 50, &format!("kill {worker} forget_ignored"))
+            .wakes(ms + 40, &format!("kill {worker} forget_ignored"))
             .at(ms + 60, exit(worker, Exit::Crashed), &format!("spawn {} for 0", worker + 1))
             .at(ms + 70, ready(worker + 1), &format!("run 2 in {}", worker + 1));
     }
@@ -351,7 +351,7 @@ fn a_canary_in_a_worker_that_did_not_forget_says_nothing_of_its_health() {
         .at(20, canary(1), "run 1 in 1")
         .at(20, submit(2, 0), "run 2 in 1")
         .at(20, forget(2), "end 2 cancelled; cancel 2 in 1")
-        .wakes(70, "kill 1 forget_ignored")
+        .wakes(60, "kill 1 forget_ignored")
         .at(80, exit(1, Exit::Crashed), "end 1 cancelled");
 }
 

@@ -31,7 +31,8 @@ Examples:
   ringfence stress --oom --device wgpu --rounds 3
   ringfence stress --grants --rounds 1000
   ringfence stress --grants --part revocation --part expiry --json
-  ringfence stress --audio --clip jfk.wav --model whisper-tiny.en
+  ringfence stress --audio
+  ringfence stress --audio --clip jfk.wav --streams 16
 
 It adds the clients stress-*, and sets quotas for the time of a scenario; the text from before is then put back, also
 after ctrl-c. It has to reach admin.sock and the clients' sockets; hung-worker and crash-loop also signal the worker,
@@ -62,9 +63,9 @@ pub struct StressArgs {
     #[arg(long, conflicts_with_all = ["scenarios", "all", "oom"])]
     grants: bool,
     /// What is promised about live sound: streams at a time, how soon texts come, revocation, and that no sound is kept
-    #[arg(long, requires = "clip", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
+    #[arg(long, conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
     audio: bool,
-    /// Speech that is pushed: a WAV file
+    /// Speech that is pushed: a WAV file; else two sentences that espeak-ng speaks
     #[arg(long, value_name = "FILE", requires = "audio", conflicts_with_all = ["scenarios", "all", "oom", "grants"])]
     clip: Option<PathBuf>,
     /// Streams at a time: 1 to 16
@@ -80,7 +81,7 @@ pub struct StressArgs {
     #[arg(long, value_enum, value_name = "PATH", requires = "oom", conflicts_with_all = ["scenarios", "all"])]
     path: Vec<Path>,
     /// The model to ask
-    #[arg(long, default_value = "minilm", value_parser = client_name)]
+    #[arg(long, default_value = "minilm", default_value_if("audio", "true", "whisper-tiny.en"), value_parser = client_name)]
     model: String,
     /// Tokens in a text, special ones included
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(3..=512))]
@@ -153,7 +154,7 @@ fn run_grants(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliE
 }
 
 fn run_audio(args: StressArgs, home: &Home, output: &Output) -> Result<(), CliError> {
-    let clip = Clip::read(args.clip.as_deref().unwrap_or(std::path::Path::new("")))?;
+    let clip = args.clip.as_deref().map_or_else(Clip::spoken, Clip::read)?;
     let server = Server::new(home, &args.model, args.tokens);
     let extent = args.extent()?;
     let runtime = http::runtime()?;
@@ -292,7 +293,6 @@ mod tests {
             &["--oom", "flood"],
             &["--grants", "flood"],
             &["--grants", "--oom"],
-            &["--audio"],
             &["--audio", "--clip", "a.wav", "--grants"],
             &["--clip", "a.wav", "--all"],
             &["--all", "--part", "expiry"],

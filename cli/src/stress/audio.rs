@@ -20,6 +20,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -47,6 +48,11 @@ const WINDOW: usize = 64;
 /// Codes with which one stream too many is refused.
 const REFUSALS: [&str; 3] = ["listeners_full", "captures_full", "queue_full_client"];
 
+/// Speaks where nobody has a clip, and what it says: phrases with a pause between them.
+const SYNTHESISER: &str = "espeak-ng";
+const SENTENCES: &str = "The meeting has moved to Thursday at ten. Anna brings the numbers of the last quarter. \
+                         Peter writes the summary for the whole team.";
+
 /// A clip of speech.
 pub struct Clip {
     bytes: Vec<u8>,
@@ -59,13 +65,33 @@ impl Clip {
     /// # Errors
     /// [`CliError::Failed`] where it can't be read, [`CliError::Usage`] where it is none.
     pub fn read(path: &Path) -> Result<Self, CliError> {
-        let mut bytes = fs::read(path).map_err(|source| CliError::io(path.display().to_string(), source))?;
-        let (range, format) = samples(&bytes).ok_or_else(|| CliError::Usage {
+        let bytes = fs::read(path).map_err(|source| CliError::io(path.display().to_string(), source))?;
+        Self::from_wav(bytes).ok_or_else(|| CliError::Usage {
             what: format!("{}: no WAV file of 16-bit numbers or floats", path.display()),
             advice: String::new(),
-        })?;
+        })
+    }
+
+    /// From the synthesiser, where nobody has a clip.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where it is not installed or fails.
+    pub fn spoken() -> Result<Self, CliError> {
+        let failed = |what: String| CliError::Failed {
+            subject: SYNTHESISER.to_owned(),
+            code: "no_clip",
+            source: what.into(),
+            advice: "install it, or name a WAV file of speech with --clip".to_owned(),
+        };
+        let spoken = Command::new(SYNTHESISER).args(["-s", "150", "--stdout", SENTENCES]).output();
+        let spoken = spoken.map_err(|error| failed(error.to_string()))?;
+        Self::from_wav(spoken.stdout).ok_or_else(|| failed(format!("ended with {}", spoken.status)))
+    }
+
+    fn from_wav(mut bytes: Vec<u8>) -> Option<Self> {
+        let (range, format) = samples(&bytes)?;
         bytes.truncate(range.end);
-        Ok(Self { bytes: bytes.split_off(range.start), format })
+        Some(Self { bytes: bytes.split_off(range.start), format })
     }
 }
 
