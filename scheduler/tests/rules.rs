@@ -332,7 +332,7 @@ fn such_kills_break_no_model_use_up_no_replay_and_are_few() {
     // No eleventh: the slot has as long as any that is cancelled.
     round(&mut script, 61_000, worker, false);
     script
-        .wakes(61_050, "")
+        .wakes(61_040, "")
         .at(61_100, used(worker, 1), "")
         .at(62_000, used(worker, 1), "")
         .wakes(62_100, &format!("kill {worker} cancel_ignored"));
