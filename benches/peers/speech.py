@@ -54,7 +54,7 @@ def faster_whisper(size, kind):
 def whisper_cpp(size):
     path = os.path.join(folder, f"{size}.ggml.bin")
     model = Model(path, n_threads=THREADS, print_progress=False, print_realtime=False)
-    return lambda: "".join(segment.text for segment in model.transcribe(samples))
+    return lambda: " ".join(segment.text.strip() for segment in model.transcribe(samples))
 
 
 MAKERS = {"faster-whisper": faster_whisper, "whisper.cpp": whisper_cpp}

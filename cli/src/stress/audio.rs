@@ -46,7 +46,7 @@ const REVOCATIONS_MAX: u32 = 20;
 /// Samples of a window of the marker that is searched for.
 const WINDOW: usize = 64;
 /// Codes with which one stream too many is refused.
-const REFUSALS: [&str; 3] = ["listeners_full", "captures_full", "queue_full_client"];
+const REFUSALS: [&str; 4] = ["listeners_full", "captures_full", "queue_full_client", "out_of_memory"];
 
 /// Speaks where nobody has a clip, and what it says: phrases with a pause between them.
 const SYNTHESISER: &str = "espeak-ng";
