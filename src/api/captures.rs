@@ -6,7 +6,7 @@ use super::audio::options;
 use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use super::identity::{Caller, Viewer};
-use super::query::query;
+use super::query::{query, wait};
 use crate::capture::{CaptureEvent, CaptureRequest, CaptureView, CapturesView, PushSocket};
 use axum::Json;
 use axum::body::Body;
@@ -20,13 +20,10 @@ use ringfence_protocol::{
 };
 use serde::Deserialize;
 use std::sync::Arc;
-use std::time::Duration;
 use utoipa::ToSchema;
 
 /// The longest silence that can be asked about, in milliseconds.
 const SILENCE_MS_MAX: u32 = 15 * 60 * 1_000;
-/// The longest wait for a change, in milliseconds.
-const WAIT_MS_MAX: u64 = 60_000;
 
 /// Body of `POST /audio/captures`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -168,11 +165,7 @@ pub(super) async fn list(
     uri: Uri,
 ) -> Result<Json<CapturesView>, ApiError> {
     let [after, wait_ms] = query(&uri, ["after", "wait_ms"])?;
-    let wait_ms = wait_ms.unwrap_or(0);
-    if wait_ms > WAIT_MS_MAX {
-        return Err(ApiError::invalid("wait_invalid", "wait_ms", "wait_ms is at most 60000"));
-    }
-    Ok(Json(app.captures.list(viewer.as_deref(), after, Duration::from_millis(wait_ms)).await))
+    Ok(Json(app.captures.list(viewer.as_deref(), after, wait(wait_ms)?).await))
 }
 
 /// `POST /audio/captures/{capture}/pause`: after the answer no sample is taken until it is resumed.

@@ -4,7 +4,7 @@ use super::App;
 use super::body::{JsonBody, NoBody};
 use super::error::ApiError;
 use super::identity::{Caller, PeerUid, Viewer};
-use super::query::query;
+use super::query::{query, wait};
 use crate::audit::Who;
 use crate::grants::{Asking, GrantView, GrantsView, Holder, unknown};
 use axum::Json;
@@ -16,11 +16,8 @@ use ringfence_grants::{Approver, Ask, Audience, Decision, GrantId, Kind, Narrowe
 use ringfence_protocol::{EntryKind, LIST_ENTRIES_MAX};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Duration;
 use utoipa::ToSchema;
 
-/// The longest wait for a change, in milliseconds.
-const WAIT_MS_MAX: u64 = 60_000;
 /// The longest signature in base64.
 const SIGNATURE_CHARS_MAX: usize = 256;
 
@@ -327,11 +324,4 @@ pub(super) async fn deny(
 
 fn number(grant: &str) -> Result<GrantId, ApiError> {
     grant.parse().map(GrantId).map_err(|_| unknown())
-}
-
-fn wait(ms: Option<u64>) -> Result<Duration, ApiError> {
-    match ms.unwrap_or(0) {
-        ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(ms)),
-        _ => Err(ApiError::invalid("wait_invalid", "wait_ms", "wait_ms is at most 60000")),
-    }
 }

@@ -2,6 +2,10 @@
 
 use super::error::ApiError;
 use axum::http::Uri;
+use std::time::Duration;
+
+/// The longest wait for a change, in milliseconds.
+const WAIT_MS_MAX: u64 = 60_000;
 
 /// Whole numbers of a query, each at most once, and nothing else.
 pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<u64>; N], ApiError> {
@@ -20,4 +24,12 @@ pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Opti
         }
     }
     Ok(values)
+}
+
+/// How long a request waits for a change; without a number not at all.
+pub(super) fn wait(ms: Option<u64>) -> Result<Duration, ApiError> {
+    match ms.unwrap_or(0) {
+        ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(ms)),
+        _ => Err(ApiError::invalid("wait_invalid", "wait_ms", "wait_ms is at most 60000")),
+    }
 }

@@ -115,6 +115,8 @@ impl Dispatcher {
 
     /// The voice detector, verified as every package is.
     async fn detector(self: &Arc<Self>) -> Result<Arc<Package>, ApiError> {
+        // As any reading of packages: what a change of trust has let go is not put back by a verification from before it.
+        let _reading = self.reading.lock().await;
         if let Some(detector) = &self.lock().detector {
             return Ok(detector.clone());
         }

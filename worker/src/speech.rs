@@ -46,7 +46,7 @@ const TOKENS_STATED: u64 = 448;
 /// What the text of a live phrase is tried at: few, since somebody waits for it.
 const LIVE_TEMPERATURES: [f32; 3] = [0.0, 0.4, 0.8];
 /// Positions of the encoder for a second of sound: what is counted as tokens, beside those of the text.
-const POSITIONS_PER_S: u64 = 50;
+pub(crate) const POSITIONS_PER_S: u64 = 50;
 
 /// A job from its `Transcribe` to its end.
 struct Job {

@@ -6,6 +6,8 @@
 #[path = "support/live.rs"]
 mod live;
 mod support;
+#[path = "support/words.rs"]
+mod words;
 
 use live::{Audio, plain, silence, slot_of};
 use ringfence_protocol::{
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{Package, START, Worker};
+use words::{distance, words};
 
 fn folder() -> PathBuf {
     PathBuf::from(
@@ -72,26 +75,6 @@ fn clip(name: &str) -> Vec<i16> {
 
 const KENNEDY: &str = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country";
 const AUSTEN: &str = "librivox/sense_and_sensibility_01_austen_64kb-0870.wav";
-
-fn words(text: &str) -> Vec<String> {
-    let plain = text.to_lowercase().replace("mr.", "mister").replace('-', " ");
-    let letters: String = plain.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace()).collect();
-    letters.split_whitespace().map(str::to_owned).collect()
-}
-
-/// How many words have to be put in, left out or changed.
-fn distance(said: &[String], heard: &[String]) -> usize {
-    let mut row: Vec<usize> = (0..=heard.len()).collect();
-    for (i, word) in said.iter().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, other) in heard.iter().enumerate() {
-            let changed = corner + usize::from(word != other);
-            corner = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[heard.len()]
-}
 
 /// What is said in a clip.
 fn said_in(name: &str) -> Vec<String> {

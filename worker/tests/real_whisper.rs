@@ -16,6 +16,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
+#[path = "support/words.rs"]
+mod words;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
@@ -38,6 +40,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
+use words::{distance, words};
 
 fn folder() -> PathBuf {
     PathBuf::from(
@@ -295,26 +298,6 @@ fn hear(loaded: &mut LoadedTranscriber, samples: &[f32], options: Options) -> He
         }
     }
     Heard { segments, language: job.language().map(str::to_owned) }
-}
-
-fn words(text: &str) -> Vec<String> {
-    let plain = text.to_lowercase().replace("mr.", "mister").replace('-', " ");
-    let letters: String = plain.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace()).collect();
-    letters.split_whitespace().map(str::to_owned).collect()
-}
-
-/// How many words have to be put in, left out or changed.
-fn distance(said: &[String], heard: &[String]) -> usize {
-    let mut row: Vec<usize> = (0..=heard.len()).collect();
-    for (i, word) in said.iter().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, other) in heard.iter().enumerate() {
-            let changed = corner + usize::from(word != other);
-            corner = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[heard.len()]
 }
 
 fn expected() -> Value {

@@ -5,7 +5,7 @@ use crate::models::whisper::mel::Mel;
 use crate::models::whisper::transcription::{Options, Segment, Step, Transcription};
 use crate::models::{LoadedTranscriber, State};
 use crate::pace::Pace;
-use crate::speech::{Failed, of_job, of_start, transcribe};
+use crate::speech::{Failed, POSITIONS_PER_S, of_job, of_start, transcribe};
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{SEGMENT_TEXT_BYTES_MAX, SEGMENT_TOKENS_MAX, STREAM_RATE};
 use std::ops::Range;
@@ -13,8 +13,6 @@ use zeroize::Zeroizing;
 
 use super::phrases::Phrase;
 
-/// Positions of the encoder for a second of sound: what is counted as tokens.
-const POSITIONS_PER_S: u64 = 50;
 /// Tokens of a text: nobody says more in a second than this, and some more. A model that does hears nothing.
 const TOKENS_PER_S: u64 = 12;
 const TOKENS_MORE: u64 = 16;
