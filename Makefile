@@ -35,7 +35,7 @@ test: check $(VENV)/ready $(CACHE)/sources/ready
 	scripts/fuzz --blind 5
 
 # Full counts and long runs.
-soak: system-packages nextest
+soak: system-packages nextest $(CACHE)/sources/ready
 	$(CARGO) build --release --bins --examples
 	RINGFENCE_HISTORIES=100000 $(CARGO) nextest run --profile soak --release -p ringfence-scheduler
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
@@ -48,6 +48,7 @@ soak: system-packages nextest
 	RINGFENCE_GRANT_STRESS_ROUNDS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(grants)'
 	RINGFENCE_OOM_ROUNDS=100 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(stress) and test(memory)'
 	RINGFENCE_FAULT_ROUNDS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(faults) or binary(hostile)'
+	RINGFENCE_LIVE_S=600 RINGFENCE_MARKER_S=60 $(CARGO) nextest run --profile soak --release -E 'package(ringfence-server) and binary(real_listen)'
 	scripts/fuzz 600
 
 bench: system-packages $(CACHE)/sources/ready

@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ringfence-fuzz",
         &[
+            "ringfence-audio",
             "ringfence-audit",
             "ringfence-kernels",
             "ringfence-models",

@@ -10,9 +10,9 @@ use support::{Home, Server};
 fn home() -> Home {
     let folder = std::env::var("RINGFENCE_MINILM").expect("set by `make test`: the folder of MiniLM's files");
     let cache = std::path::Path::new(&folder).with_file_name("archives");
-    let home = Home::new();
-    home.cli_ok(&["model", "add", "minilm", "--cache", cache.to_str().unwrap()]);
-    home
+    Home::made("minilm", |home| {
+        home.cli_ok(&["model", "add", "minilm", "--cache", cache.to_str().unwrap()]);
+    })
 }
 
 fn embed(server: &Server, input: &Value) -> support::Answer {

@@ -6,9 +6,10 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use support::{Answer, Home, Server, Target};
 
 const MODEL: &str = "whisper-tiny.en";
@@ -21,10 +22,11 @@ fn speech(file: &str) -> PathBuf {
 }
 
 fn home() -> Home {
-    let home = Home::with_tiny();
-    let cache = speech("").with_file_name("archives");
-    home.cli_ok(&["model", "add", MODEL, "--cache", cache.to_str().unwrap()]);
-    home
+    Home::made("transcribes", |home| {
+        let cache = speech("").with_file_name("archives");
+        home.add_tiny("tiny-bert");
+        home.cli_ok(&["model", "add", MODEL, "--cache", cache.to_str().unwrap()]);
+    })
 }
 
 /// Small letters and spaces: how word errors are counted.
@@ -98,7 +100,8 @@ fn what_can_t_be_transcribed_is_refused_with_its_code() {
         (&[("temperature", "1.5")], &jfk, "option_invalid"),
         (&[("response_format", "xml")], &jfk, "option_invalid"),
         (&[("timestamp_granularities[]", "word")], &jfk, "option_invalid"),
-        (&[("stream", "true")], &jfk, "stream_unsupported"),
+        (&[("stream", "maybe")], &jfk, "option_invalid"),
+        (&[("stream", "true")], &jfk[..jfk.len() / 2], "audio_truncated"),
         (&[("ringfence_deadline_ms", "soon")], &jfk, "option_invalid"),
     ] {
         let answer = transcribe(&server, fields, file);
@@ -166,18 +169,25 @@ fn audio_has_a_rate_of_its_own() {
     server.api().embed(&json!({"model": "tiny-bert", "input": "a"})).ok();
 }
 
+/// Eleven seconds, so many times.
+fn many_times_over(jfk: &[u8], times: usize) -> Vec<u8> {
+    let data = jfk.windows(4).position(|window| window == b"data").unwrap() + 8;
+    let (head, samples) = jfk.split_at(data);
+    let mut long = head.to_vec();
+    long.extend_from_slice(&samples.repeat(times));
+    let bytes = |count: usize| u32::try_from(count).unwrap().to_le_bytes();
+    let (all, data_bytes) = (bytes(long.len() - 8), bytes(long.len() - data));
+    long[4..8].copy_from_slice(&all);
+    long[data - 4..data].copy_from_slice(&data_bytes);
+    long
+}
+
 #[test]
 fn a_text_job_is_answered_while_audio_is_heard_and_a_cancelled_one_ends() {
     let home = home();
     let server = home.start();
     let jfk = fs::read(speech("jfk.wav")).unwrap();
-    // Eleven seconds, many times over.
-    let (head, samples) = jfk.split_at(44);
-    let mut long = head.to_vec();
-    long.extend_from_slice(&samples.repeat(20));
-    let data = u32::try_from(long.len() - 44).unwrap();
-    long[4..8].copy_from_slice(&(data + 36).to_le_bytes());
-    long[40..44].copy_from_slice(&data.to_le_bytes());
+    let long = many_times_over(&jfk, 20);
     let late = transcribe(&server, &[("ringfence_deadline_ms", "1500")], &long);
     assert_eq!((late.status, late.code().as_str()), (504, "deadline_passed"));
     assert_eq!(plain(transcribe(&server, &[], &jfk).ok()["text"].as_str().unwrap()), WORDS);
@@ -197,6 +207,9 @@ with open(path, "rb") as audio:
     result["verbose"] = [answer.text, answer.duration, len(answer.segments), answer.segments[0].start]
 with open(path, "rb") as audio:
     result["srt"] = client.audio.transcriptions.create(model=model, file=audio, response_format="srt")
+with open(path, "rb") as audio:
+    events = list(client.audio.transcriptions.create(model=model, file=audio, stream=True))
+result["stream"] = ["".join(event.delta for event in events[:-1]), events[-1].text, events[-1].type]
 try:
     client.audio.transcriptions.create(model=model, file=("a.wav", b"nothing of the kind"))
     result["error"] = None
@@ -224,10 +237,52 @@ fn the_openai_package_and_the_command_line_transcribe() {
         (WORDS.to_owned(), &11.0.into())
     );
     assert!(result["srt"].as_str().unwrap().starts_with("1\n00:00:00,000"));
+    let pieces = &result["stream"];
+    assert_eq!((&pieces[0], &pieces[2]), (&pieces[1], &"transcript.text.done".into()));
+    assert_eq!(plain(pieces[0].as_str().unwrap()), WORDS);
     assert_eq!(result["error"], "audio_unsupported");
 
     assert_eq!(plain(&home.cli_ok(&["transcribe", jfk])), WORDS);
     let json: Value = serde_json::from_str(&home.cli_ok(&["--json", "transcribe", jfk])).unwrap();
     assert_eq!(plain(json["files"][0]["text"].as_str().unwrap()), WORDS);
     assert_eq!(json["files"][0]["segments"][0]["start"], 0.0);
+}
+
+const INTERRUPTED: &str = r#"
+import sys
+import openai
+
+url, key, model, path = sys.argv[1:5]
+client = openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0)
+with open(path, "rb") as audio:
+    events = iter(client.audio.transcriptions.create(model=model, file=audio, stream=True))
+print(next(events).delta, flush=True)
+sys.stdin.readline()
+try:
+    print([event.type for event in events])
+except openai.APIError as error:
+    print(error.code)
+"#;
+
+#[test]
+fn pieces_come_before_the_end_and_are_not_repeated_where_a_worker_dies() {
+    let home = home();
+    let server = home.start();
+    let key = home.cli_ok(&["key", "add", "python"]);
+    let url = server.facts["url"].as_str().unwrap().trim_end_matches('/').to_owned();
+    let long = home.folder.path().join("long.wav");
+    fs::write(&long, many_times_over(&fs::read(speech("jfk.wav")).unwrap(), 8)).unwrap();
+    let python = std::env::var("RINGFENCE_PYTHON").unwrap();
+    let mut client = Command::new(python);
+    client.args(["-c", INTERRUPTED, &url, key.trim(), MODEL, long.to_str().unwrap()]);
+    let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(plain(&first).contains("fellow americans"), "{first}");
+    let worker = server.status()["workers"][0]["pid"].as_i64().unwrap();
+    let worker = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    client.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "interrupted");
+    client.wait().unwrap();
 }

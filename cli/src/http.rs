@@ -132,7 +132,8 @@ impl Ask {
         Self { body: Bytes::from(body.to_string()), ..Self::plain(Method::POST, path) }
     }
 
-    fn name(&self) -> String {
+    /// Method and path, as errors name them.
+    pub fn name(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 }
@@ -346,13 +347,23 @@ async fn read(ask: &Ask, response: Response<Incoming>) -> Result<Answer, CliErro
 /// Reads `{"error":{"message","code"}}`; whatever else the body is, the status still says something.
 fn refusal(ask: &Ask, status: u16, headers: &HeaderMap, body: &[u8]) -> CliError {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    refused(ask.name(), status, &body, retry_after_ms(headers))
+}
+
+/// An error that ends an answer's events: the same body, with the status that the answer would have had.
+pub fn refusal_in_event(request: &str, event: &Value) -> CliError {
+    let status = event["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+    refused(request.to_owned(), status.unwrap_or(500), event, None)
+}
+
+fn refused(request: String, status: u16, body: &Value, retry_after_ms: Option<u64>) -> CliError {
     let field = |name: &str| body["error"][name].as_str().map(str::to_owned);
     CliError::Refused {
-        request: ask.name(),
+        request,
         status,
         code: field("code").unwrap_or_else(|| format!("http_{status}")),
         message: field("message").unwrap_or_else(|| "it gave no reason".to_owned()),
-        retry_after_ms: retry_after_ms(headers),
+        retry_after_ms,
         rung: field("rung"),
     }
 }

@@ -4,6 +4,7 @@ use crate::error::CliError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
+use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal, Write};
 
@@ -192,7 +193,12 @@ pub fn progress_of(output: &Output, total: u64, what: &'static str) -> ProgressB
     bar(output, total, what, "{msg:>10} [{bar:32}] {pos}/{len}")
 }
 
-fn bar(output: &Output, total: u64, what: &'static str, template: &str) -> ProgressBar {
+/// A bar over a recording, in seconds; how many there are is known later.
+pub fn seconds_of(output: &Output, what: &str) -> ProgressBar {
+    bar(output, 0, what.to_owned(), "{msg:>10} [{bar:32}] {pos}/{len} s")
+}
+
+fn bar(output: &Output, total: u64, what: impl Into<Cow<'static, str>>, template: &str) -> ProgressBar {
     if !output.shows_progress() {
         return ProgressBar::hidden();
     }

@@ -257,7 +257,7 @@ pub enum Failure {
     /// It took the device for longer than its model allows.
     #[error("the job took more than {limit:?} of device time")]
     TimeoutPassed {
-        /// The model's timeout.
+        /// The model's timeout, and how long the job's audio is.
         limit: Duration,
     },
     /// Its worker died.

@@ -307,6 +307,16 @@ impl Scheduler {
         self.change_client(client, |client| {
             client.usage.audio_ms = client.usage.audio_ms.saturating_add(audio_ms);
         });
+        let worker = self.jobs.get(&id).and_then(|job| job.worker);
+        let slot = worker.and_then(|worker| self.workers.get_mut(&worker)?.slots.get_mut(&id));
+        if let Some(slot) = slot {
+            slot.audio = Duration::from_millis(audio_ms);
+        }
+    }
+
+    /// How long a job's audio is, as far as a worker has heard it.
+    pub(crate) fn audio_of(&self, id: JobId) -> Duration {
+        Duration::from_millis(self.bills.get(&id).and_then(|bill| bill.audio_ms).unwrap_or(0))
     }
 
     /// A live job's worker has heard so much of it; what it says beyond what was taken is taken now. Where that is more than

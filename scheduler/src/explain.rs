@@ -284,7 +284,7 @@ impl Scheduler {
                 worker,
                 started: slot.started,
                 device_time: Duration::from_micros(slot.charged_us),
-                timeout: model.config.timeout,
+                timeout: model.config.timeout + slot.audio,
             };
         }
         let behind = self.jobs_before(&model.queue, id, job, model.job_time.micros());

@@ -191,6 +191,8 @@ pub(crate) struct Slot {
     pub(crate) client: ClientId,
     pub(crate) started: Time,
     pub(crate) charged_us: u64,
+    /// How long its audio is, once that is known.
+    pub(crate) audio: Duration,
     /// Tokens that it has left, as far as that is known.
     pub(crate) left: u64,
     /// When its job was ended while it ran; the slot is stale since then.
@@ -308,6 +310,7 @@ impl Scheduler {
         let now = self.now;
         let waiting = &self.jobs[&id];
         let left = expected_tokens(&self.models[&waiting.model], waiting.tokens);
+        let audio = self.audio_of(id);
         let job = self.jobs.get_mut(&id).expect("only known jobs start");
         job.worker = Some(to);
         job.started = Some(now);
@@ -316,6 +319,7 @@ impl Scheduler {
             client,
             started: now,
             charged_us: 0,
+            audio,
             left,
             cancelled: None,
             forgotten: None,

@@ -26,18 +26,27 @@ enum Due {
 /// A model's limits, computed once for all slots of a worker.
 struct Limits {
     step: Duration,
-    timeout_us: u64,
-    /// Of a job's time in its worker: each of its neighbours may have had the device for as long as it.
-    wall: Duration,
+    timeout: Duration,
+    concurrency: u32,
 }
 
 impl Limits {
     fn new(values: &ModelValues) -> Self {
         Self {
             step: values.step_limit + GRACE,
-            timeout_us: micros(values.timeout),
-            wall: values.timeout.saturating_mul(u32::from(values.concurrency)),
+            timeout: values.timeout,
+            concurrency: u32::from(values.concurrency),
         }
+    }
+
+    /// A job's device time: the model's timeout, and of audio as much again as it lasts.
+    fn device_time(&self, slot: &Slot) -> Duration {
+        self.timeout.saturating_add(slot.audio)
+    }
+
+    /// A job's time in its worker: each of its neighbours may have had the device for as long as it.
+    fn wall(&self, slot: &Slot) -> Duration {
+        self.device_time(slot).saturating_mul(self.concurrency)
     }
 
     fn of_slot(&self, job: JobId, slot: &Slot, now: Time) -> (Time, Due) {
@@ -47,8 +56,8 @@ impl Limits {
                 forget.into_iter().fold((since + self.step, Due::CancelledSlot), Ord::min)
             }
             None if slot.live => (Time(u64::MAX), Due::Timeout(job)),
-            None if slot.charged_us >= self.timeout_us => (now, Due::Timeout(job)),
-            None => (slot.started + self.wall, Due::Timeout(job)),
+            None if slot.charged_us >= micros(self.device_time(slot)) => (now, Due::Timeout(job)),
+            None => (slot.started + self.wall(slot), Due::Timeout(job)),
         }
     }
 }
@@ -84,7 +93,8 @@ impl Scheduler {
             Due::CancelledSlot => self.kill(id, KillReason::CancelIgnored, Rule::CancelGrace),
             Due::Exit => self.kill(id, KillReason::StopIgnored, Rule::StopGrace),
             Due::Timeout(job) => {
-                let limit = self.models[&worker.model].config.timeout;
+                let slot = &worker.slots[&job];
+                let limit = Limits::new(&self.models[&worker.model].config).device_time(slot);
                 self.end(job, Outcome::Failed(Failure::TimeoutPassed { limit }), Rule::Timeout);
             }
             Due::Idle => self.retire(id, Rule::IdleUnload),

@@ -380,6 +380,22 @@ fn a_timeout_counts_device_time_and_not_waiting() {
 }
 
 #[test]
+fn a_timeout_of_audio_is_longer_by_what_the_audio_lasts() {
+    let mut script = script(&[values()]);
+    script
+        .at(0, Event::Submit(Submit { audio_ms: 10_000, ..job(1, 0) }), "spawn 1 for 0")
+        .at(900, ready(1), "run 1 in 1")
+        .at(950, Event::Heard { job: JobId(1), audio_ms: 2_000 }, "")
+        .at(1_450, used(1, 500), "")
+        .at(3_300, used(1, 1_850), "")
+        .at(3_350, exit(1, Exit::Crashed), "spawn 2 for 0")
+        // It is known when the next worker begins.
+        .at(3_900, ready(2), "run 1 in 2")
+        .at(6_300, used(2, 2_499), "")
+        .at(6_310, used(2, 1), "end 1 timeout; cancel 1 in 2");
+}
+
+#[test]
 fn a_job_that_would_wait_past_its_deadline_is_refused() {
     let mut script = script(&[ModelValues { concurrency: 1, ..values() }]);
     script

@@ -5,8 +5,9 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::identity::Caller;
 use super::openai::{answer_granted, deadline, with_fallback};
+use super::pieces::TranscriptEvent;
 use super::transcript::{self, ResponseFormat, Transcription};
-use super::{App, timing};
+use super::{App, pieces, timing};
 use crate::clock;
 use crate::dispatch::{AudioSource, JobInput, JobRequest, Purpose, seal};
 use crate::grants::{GrantedFile, Holder};
@@ -73,7 +74,7 @@ pub(super) struct AudioRequest {
     /// From 0 to 1; without it as low as gives a good text.
     #[serde(default)]
     temperature: Option<f32>,
-    /// Whether pieces come as they are found; not yet.
+    /// Whether pieces come as they are found, as server-sent events.
     #[serde(default)]
     stream: bool,
     /// As the header `Ringfence-Deadline`, which wins. Not in OpenAI's interface.
@@ -85,7 +86,8 @@ pub(super) struct AudioRequest {
 #[utoipa::path(post, path = "/v1/audio/transcriptions",
     request_body(content((AudioRequest = "application/json"), (AudioRequest = "multipart/form-data"))),
     params(("Ringfence-Deadline" = Option<u64>, Header, description = "milliseconds from receipt until the answer is worthless")),
-    responses((status = 200, body = Transcription), (status = "4XX", body = super::error::ErrorBody),
+    responses((status = 200, content((Transcription = "application/json"), (TranscriptEvent = "text/event-stream"))),
+              (status = "4XX", body = super::error::ErrorBody),
               (status = "5XX", body = super::error::ErrorBody)))]
 pub(super) async fn transcriptions(
     State(app): State<Arc<App>>,
@@ -100,7 +102,8 @@ pub(super) async fn transcriptions(
 #[utoipa::path(post, path = "/v1/audio/translations",
     request_body(content((AudioRequest = "application/json"), (AudioRequest = "multipart/form-data"))),
     params(("Ringfence-Deadline" = Option<u64>, Header, description = "milliseconds from receipt until the answer is worthless")),
-    responses((status = 200, body = Transcription), (status = "4XX", body = super::error::ErrorBody),
+    responses((status = 200, content((Transcription = "application/json"), (TranscriptEvent = "text/event-stream"))),
+              (status = "4XX", body = super::error::ErrorBody),
               (status = "5XX", body = super::error::ErrorBody)))]
 pub(super) async fn translations(
     State(app): State<Arc<App>>,
@@ -123,10 +126,6 @@ async fn answer(
     if model.len() > MODEL_NAME_BYTES_MAX {
         return Err(ApiError::model_unknown(&model));
     }
-    if stream {
-        let message = "an answer comes whole: leave `stream` out";
-        return Err(ApiError::invalid("stream_unsupported", "stream", message));
-    }
     let language = language.filter(|_| !translate);
     let options = options(translate, language, prompt, temperature)?;
     let (source, granted, _place) = match audio {
@@ -144,12 +143,15 @@ async fn answer(
         request_id: caller.who.request.clone().unwrap_or_default(),
         who: caller.who,
         model,
-        input: JobInput::Audio { options, source },
+        input: JobInput::Audio { options, source, pieces: None },
         received,
         deadline,
         dimensions: None,
         purpose: Purpose::Client,
     };
+    if stream {
+        return pieces::answer(app, job, granted, (format, translate)).await;
+    }
     let answered = match granted {
         None => app.dispatcher.answer(job).await?,
         Some(file) => answer_granted(app, job, &file).await?,

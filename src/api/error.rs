@@ -4,6 +4,7 @@ use crate::oom::Rung;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::body::Bytes;
 use ringfence_protocol::{AudioFault, JobError, StreamFault};
 use serde::Serialize;
 use std::time::Duration;
@@ -135,21 +136,32 @@ impl ApiError {
             _ => "server_error",
         }
     }
+
+    /// The body, which is counted.
+    fn counted(&self) -> ErrorBody {
+        metrics::counter!("ringfence_errors_total", "code" => self.code).increment(1);
+        ErrorBody {
+            error: ErrorDetail {
+                family: self.family(),
+                message: self.message.clone(),
+                code: self.code,
+                param: self.param.clone(),
+                rung: self.rung,
+            },
+        }
+    }
+
+    /// As the last of an answer's server-sent events, with the status that the answer would have had.
+    pub(super) fn into_event(self) -> Bytes {
+        let ErrorBody { error } = self.counted();
+        let data = serde_json::json!({ "error": error, "status": self.status.as_u16() });
+        format!("event: error\ndata: {data}\n\n").into()
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorBody {
-            error: ErrorDetail {
-                family: self.family(),
-                message: self.message,
-                code: self.code,
-                param: self.param,
-                rung: self.rung,
-            },
-        };
-        metrics::counter!("ringfence_errors_total", "code" => self.code).increment(1);
-        let mut response = (self.status, Json(body)).into_response();
+        let mut response = (self.status, Json(self.counted())).into_response();
         if !self.recorded {
             response.extensions_mut().insert(RefusedWith(self.code));
         }

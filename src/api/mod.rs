@@ -14,6 +14,7 @@ mod jobs;
 mod listen;
 mod openai;
 mod openapi;
+mod pieces;
 mod query;
 mod quotas;
 mod timing;

@@ -56,6 +56,12 @@ pub(super) struct DurationUsage {
     seconds: u64,
 }
 
+impl DurationUsage {
+    pub(super) fn of(speech: &Speech) -> Self {
+        Self { kind: "duration", seconds: speech.audio_ms.div_ceil(1_000) }
+    }
+}
+
 /// Answer in the form `verbose_json`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VerboseTranscription<'a> {
@@ -100,7 +106,7 @@ struct VerboseSegment<'a> {
 
 /// The body of an answer.
 pub(super) fn body(speech: &Speech, format: ResponseFormat, translated: bool) -> serde_json::Result<Vec<u8>> {
-    let usage = DurationUsage { kind: "duration", seconds: speech.audio_ms.div_ceil(1_000) };
+    let usage = DurationUsage::of(speech);
     match format {
         ResponseFormat::Json => serde_json::to_vec(&Transcription { text: text(speech), usage }),
         ResponseFormat::Text => Ok((text(speech) + "\n").into_bytes()),
@@ -117,7 +123,8 @@ pub(super) fn body(speech: &Speech, format: ResponseFormat, translated: bool) ->
     }
 }
 
-fn text(speech: &Speech) -> String {
+/// All that was said.
+pub(super) fn text(speech: &Speech) -> String {
     let text: String = speech.segments.iter().map(|segment| segment.text.as_str()).collect();
     text.trim().to_owned()
 }

@@ -89,7 +89,7 @@ impl Dispatcher {
                         prompt: None,
                         temperature: Some(0.0),
                     };
-                    Some(JobInput::Audio { options, source })
+                    Some(JobInput::Audio { options, source, pieces: None })
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no memory for a canary");

@@ -13,8 +13,8 @@ use crate::workers::{End, Expected, Items, Made, Said};
 use axum::http::StatusCode;
 use ringfence_audit::{Event as Entry, Word};
 use ringfence_protocol::{
-    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, LISTENED_MS, Split, StreamPublic,
-    ToWorker, TranscribeOptions,
+    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, LISTENED_MS, Segment, Split,
+    StreamPublic, ToWorker, TranscribeOptions,
 };
 use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -77,9 +77,25 @@ pub(crate) enum JobInput {
         options: TranscribeOptions,
         /// Where it is.
         source: AudioSource,
+        /// Told what comes of it before its end, where somebody wants to know.
+        pieces: Option<mpsc::Sender<Piece>>,
     },
     /// Sound that comes while the job runs, over a stream of which the server has no key.
     Live(LiveInput),
+}
+
+/// What comes of a job before its end.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Piece {
+    /// A worker has it. Where this comes again, what came before is void: its worker has died, or another model has it.
+    Begun,
+    /// Its audio was read to its end.
+    Heard {
+        /// How long it is, in milliseconds.
+        audio_ms: u64,
+    },
+    /// The next of what is said.
+    Segment(Segment),
 }
 
 /// What a live job is given, once: it is never replayed.
@@ -386,7 +402,7 @@ pub(super) enum Input {
     Inline(EmbedInput),
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
     Granted { file: Arc<GrantedFile>, split: Split },
-    Audio { options: TranscribeOptions, source: AudioSource },
+    Audio { options: TranscribeOptions, source: AudioSource, pieces: Option<mpsc::Sender<Piece>> },
     Live(LiveInput),
 }
 
@@ -396,7 +412,9 @@ impl Input {
         let input = match input {
             JobInput::Items(input) => input,
             JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
-            JobInput::Audio { options, source } => return Ok(Self::Audio { options, source }),
+            JobInput::Audio { options, source, pieces } => {
+                return Ok(Self::Audio { options, source, pieces });
+            }
             JobInput::Live(live) => return Ok(Self::Live(live)),
         };
         let encoded = input.encode();
@@ -428,6 +446,14 @@ impl Input {
         }
     }
 
+    /// Whom to tell what comes of it before its end.
+    pub(super) fn pieces(&self) -> Option<&mpsc::Sender<Piece>> {
+        match self {
+            Self::Audio { pieces, .. } => pieces.as_ref(),
+            Self::Inline(_) | Self::Sealed { .. } | Self::Granted { .. } | Self::Live(_) => None,
+        }
+    }
+
     /// What the worker is told.
     pub(super) fn message(&self, slot: u32, domain: u64, weight: u16) -> (ToWorker, Vec<Arc<OwnedFd>>) {
         let run = |input| ToWorker::Run { slot, domain, weight, input };
@@ -442,7 +468,7 @@ impl Input {
                 };
                 (run(data), vec![descriptor])
             }
-            Self::Audio { options, source } => {
+            Self::Audio { options, source, .. } => {
                 let (bytes, descriptor) = match source {
                     AudioSource::Sealed { memfd, bytes } => (Some(*bytes), memfd.clone()),
                     AudioSource::Granted(file) => file.hand_over(),

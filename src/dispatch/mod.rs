@@ -18,7 +18,7 @@ mod worker;
 
 pub(crate) use explain::{JobView, UsageView};
 pub(crate) use fallback::Answered;
-pub(crate) use job::{AudioSource, JobInput, JobRequest, Output, Purpose, seal};
+pub(crate) use job::{AudioSource, JobInput, JobRequest, Output, Piece, Purpose, seal};
 pub(crate) use live::{Heard, Listen, Listening};
 pub(crate) use models::ModelsError;
 pub(crate) use models::{ModelView, SYSTEM};

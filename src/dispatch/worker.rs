@@ -1,6 +1,6 @@
 //! A worker's entry in the tables: what is sent to it, and what its messages do.
 
-use super::job::Job;
+use super::job::{Job, Piece};
 use super::models::{note_refused, package_of_twin};
 use super::{Dispatcher, State};
 use crate::alerts::News;
@@ -268,7 +268,11 @@ impl Dispatcher {
                 self.step(&mut state, Event::Used { worker, device_us, tokens });
             }
             Effect::Live { job, said } => self.live_said(&mut state, job, said),
-            Effect::Heard { job, audio_ms } => self.step(&mut state, Event::Heard { job, audio_ms }),
+            Effect::Heard { job, audio_ms } => {
+                self.step(&mut state, Event::Heard { job, audio_ms });
+                self.tell(&mut state, job, Piece::Heard { audio_ms });
+            }
+            Effect::Segment { job, segment } => self.tell(&mut state, job, Piece::Segment(segment)),
             Effect::End { job, end } => {
                 let how = job_end(&end);
                 if let Some(waiting) = state.jobs.get_mut(&job) {
@@ -278,6 +282,14 @@ impl Dispatcher {
             }
         }
         Ok(())
+    }
+
+    /// Tells whoever wants a job's answer in pieces. One that has let too many of them wait gets no answer.
+    fn tell(self: &Arc<Self>, state: &mut State, job: JobId, piece: Piece) {
+        let pieces = state.jobs.get(&job).and_then(|job| job.input.pieces());
+        if pieces.is_some_and(|pieces| pieces.try_send(piece).is_err()) {
+            self.step(state, Event::Cancel { job });
+        }
     }
 
     fn worker_ended(self: &Arc<Self>, worker: WorkerId, ending: &Ending, log: &Log) {
@@ -418,6 +430,10 @@ impl State {
         waiting.result = None;
         waiting.rung = None;
         waiting.device.clone_from(&entry.device);
+        if let Some(pieces) = waiting.input.pieces() {
+            // One that finds no room is a client's that reads nothing, which the next piece says as well.
+            drop(pieces.try_send(Piece::Begun));
+        }
         let (message, descriptors) = waiting.input.message(slot, waiting.domain, weight);
         let detector = waiting.input.live().map(|live| live.detector.clone());
         let detector = detector.filter(|_| !std::mem::replace(&mut serving.has_detector, true));

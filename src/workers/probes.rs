@@ -12,9 +12,13 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// How long one probe may take.
 const PROBE_MAX: Duration = Duration::from_secs(10);
+
+/// Probes that run at the same time.
+const PROBES_AT_A_TIME: usize = 4;
 
 /// How much of a probe's words is repeated to the operator.
 const WORDS_BYTES_MAX: u64 = 2_000;
@@ -68,19 +72,32 @@ pub(crate) async fn prove_audio(spawner: &Spawner, kind: AudioKind) -> Result<()
     probe_all(spawner, &[kind.name()], None, &Policy::audio(kind)).await.map(drop)
 }
 
-/// Tries every act under a policy, and names what was tried.
+/// Tries every act under a policy, and names what was tried. Each is alone in a process of its own, most of whose time goes
+/// by while the kernel makes and removes its namespaces.
 async fn probe_all(
     spawner: &Spawner,
     words: &[&str],
     first: Option<&str>,
     policy: &Policy,
 ) -> Result<Vec<String>, ProbeError> {
-    let mut probes = Vec::new();
-    for &act in Act::ALL {
-        let (exit, said) = probe(spawner, words, first, act).await?;
+    let mut trying = JoinSet::new();
+    let mut left = Act::ALL.iter().copied();
+    loop {
+        while trying.len() < PROBES_AT_A_TIME
+            && let Some(act) = left.next()
+        {
+            let (spawner, first) = (spawner.clone(), first.map(str::to_owned));
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            trying.spawn(async move { (act, probe(&spawner, &words, first.as_deref(), act).await) });
+        }
+        let Some(tried) = trying.join_next().await else { break };
+        let (act, tried) =
+            tried.map_err(|error| ProbeError::NotRun { act: "next", reason: error.to_string() })?;
+        let (exit, said) = tried?;
         judge(policy, act, exit).map_err(|failure| ProbeError::Failure { failure, said })?;
-        probes.push([words, &[act.name()]].concat().join(" "));
     }
+    let name = |act: &Act| [words, &[act.name()]].concat().join(" ");
+    let probes: Vec<String> = Act::ALL.iter().map(name).collect();
     tracing::info!(policy = words.join(" "), probes = probes.len(), "sandbox proven");
     Ok(probes)
 }
@@ -88,7 +105,7 @@ async fn probe_all(
 /// `first` is what the program is told over its link before anything.
 async fn probe(
     spawner: &Spawner,
-    policy: &[&str],
+    words: &[String],
     first: Option<&str>,
     act: Act,
 ) -> Result<(Exit, String), ProbeError> {
@@ -99,7 +116,7 @@ async fn probe(
         send(&ours, first.as_bytes(), SendFlags::NOSIGNAL).map_err(|error| failed(error.to_string()))?;
     }
     let start = Start {
-        arguments: [&["probe"], policy, &[act.name()]].concat().into_iter().map(str::to_owned).collect(),
+        arguments: [&["probe".to_owned()], words, &[act.name().to_owned()]].concat(),
         threads: None,
         link: theirs,
         status_page: Arc::new(page),
@@ -107,7 +124,7 @@ async fn probe(
     };
     let child = spawner.start(start).await.map_err(|error: StartError| failed(error.to_string()))?;
     let exit = exited(&child).await.map_err(|error| failed(error.to_string()))?;
-    Ok((exit, words(&child)))
+    Ok((exit, said(&child)))
 }
 
 async fn exited(child: &Child) -> std::io::Result<Exit> {
@@ -125,7 +142,7 @@ async fn exited(child: &Child) -> std::io::Result<Exit> {
     tokio::time::timeout(PROBE_MAX, ended).await.map_err(late)?
 }
 
-fn words(child: &Child) -> String {
+fn said(child: &Child) -> String {
     let Ok(pipe) = child.stderr.try_clone() else { return String::new() };
     if rustix::io::ioctl_fionbio(&pipe, true).is_err() {
         return String::new();

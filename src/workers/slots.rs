@@ -167,6 +167,13 @@ pub(crate) enum Effect {
         /// In milliseconds.
         audio_ms: u64,
     },
+    /// More of what is said in a job's audio.
+    Segment {
+        /// Whose.
+        job: JobId,
+        /// What.
+        segment: Segment,
+    },
     /// What a live job's worker has to say.
     Live {
         /// Whose.
@@ -399,8 +406,8 @@ impl Slots {
         if speech.bytes > SPEECH_BYTES_MAX {
             return Err(Illegal::OutputLength);
         }
-        speech.segments.push(segment);
-        Ok(Effect::Progress)
+        speech.segments.push(segment.clone());
+        Ok(Effect::Segment { job: running.job, segment })
     }
 
     fn step(&self, busy_us: u64, tokens: &[(u32, u32)]) -> Result<Effect, Illegal> {
@@ -671,6 +678,11 @@ mod tests {
         slots
     }
 
+    fn said(slots: &mut Slots, message: FromWorker) {
+        let FromWorker::Segment { segment, .. } = message.clone() else { panic!("a segment") };
+        assert_eq!(slots.take(message), Ok(Effect::Segment { job: JOB, segment }));
+    }
+
     #[test]
     fn what_is_said_comes_after_how_long_the_audio_is_and_in_its_order() {
         let mut slots = listening();
@@ -684,15 +696,15 @@ mod tests {
         let after = |message| {
             let mut slots = listening();
             assert_eq!(slots.take(heard(5_000, "en")), Ok(Effect::Heard { job: JOB, audio_ms: 5_000 }));
-            assert_eq!(slots.take(segment(0, 100, 900)), Ok(Effect::Progress));
+            said(&mut slots, segment(0, 100, 900));
             slots.take(message)
         };
         assert_eq!(after(heard(5_000, "en")), Err(Illegal::State));
         assert_eq!(after(segment(2, 900, 1_000)), Err(Illegal::ChunkOrder));
         assert_eq!(after(segment(1, 99, 1_000)), Err(Illegal::Range));
         assert_eq!(after(segment(1, 900, 40_000)), Err(Illegal::Range));
-        assert_eq!(after(segment(1, 900, 1_000)), Ok(Effect::Progress));
-        assert_eq!(slots.take(segment(0, 100, 900)), Ok(Effect::Progress));
+        assert!(matches!(after(segment(1, 900, 1_000)), Ok(Effect::Segment { job: JOB, .. })));
+        said(&mut slots, segment(0, 100, 900));
         let Ok(Effect::End { end: End::Done { made: Made::Speech(speech), .. }, .. }) = slots.take(done(0))
         else {
             panic!("a legal end");

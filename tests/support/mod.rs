@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -47,9 +48,37 @@ pub(crate) struct Home {
 impl Home {
     /// An initialised home, for the user `nobody` where the test runs as root.
     pub(crate) fn new() -> Self {
+        Self::made("new", |_| {})
+    }
+
+    /// One with what `make` puts into it: a copy of the one that the first test to want this name has made, since keys and
+    /// packages take seconds.
+    pub(crate) fn made(name: &str, make: impl FnOnce(&Self)) -> Self {
+        let home = Self::empty();
+        let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", build()));
+        if !made.is_dir() {
+            let first = Self::empty().init();
+            make(&first);
+            let own = made.with_extension(std::process::id().to_string());
+            copy_all(first.folder.path(), &own);
+            fs::write(own.join("was"), first.folder.path().to_str().unwrap()).unwrap();
+            // Another test may have made it meanwhile.
+            if fs::rename(&own, &made).is_err() {
+                fs::remove_dir_all(&own).unwrap();
+            }
+        }
+        copy_all(&made, home.folder.path());
+        let copy = home.config().join("trust.copy");
+        let was = fs::read_to_string(home.folder.path().join("was")).unwrap();
+        let text = fs::read_to_string(&copy).unwrap();
+        fs::write(&copy, text.replace(&was, home.folder.path().to_str().unwrap())).unwrap();
+        home
+    }
+
+    fn empty() -> Self {
         let folder = tempfile::Builder::new().prefix("ringfence-test").tempdir().unwrap();
         let user = rustix::process::getuid().is_root().then(|| "nobody".to_owned());
-        Self { folder, programs: programs(), user, as_uid: None, environment: vec![], options: vec![] }.init()
+        Self { folder, programs: programs(), user, as_uid: None, environment: vec![], options: vec![] }
     }
 
     /// A home of an ordinary user, whatever user the test runs as, with the tiny package.
@@ -93,9 +122,7 @@ impl Home {
 
     /// One with the tiny package under the name `tiny`.
     pub(crate) fn with_tiny() -> Self {
-        let home = Self::new();
-        home.add_tiny("tiny-bert");
-        home
+        Self::made("tiny", |home| home.add_tiny("tiny-bert"))
     }
 
     pub(crate) fn add_tiny(&self, name: &str) {
@@ -221,6 +248,22 @@ impl Home {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The programs that were built last.
+fn build() -> String {
+    let of = |name: &str| {
+        let facts = fs::metadata(programs().join(name)).unwrap();
+        format!("{}-{}", facts.mtime(), facts.size())
+    };
+    let all = ["ringfence", "ringfence-server", "ringfence-worker"].map(of).join("-");
+    format!("{}-{all}", rustix::process::getuid().as_raw())
+}
+
+/// With owners, rights and times.
+fn copy_all(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-aT").args([from, to]).status().unwrap();
+    assert!(status.success(), "cp -aT {} {}", from.display(), to.display());
 }
 
 fn copy(from: &Path, to: &Path) {

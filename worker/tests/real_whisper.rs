@@ -19,9 +19,7 @@ mod support;
 #[path = "support/words.rs"]
 mod words;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::whisper::{Config, audio, model::Whisper};
+use candle_core::{DType, Device, Tensor};
 use ringfence_protocol::{Architecture, Facts, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
@@ -88,67 +86,7 @@ fn tensors(output: &InMemory) -> HashMap<String, Tensor> {
     candle_core::safetensors::load_buffer(&output.files["model.safetensors"], &Device::Cpu).unwrap()
 }
 
-/// Samples of a mono WAV of 16 bits, whose header has 44 bytes or a few chunks more.
-fn samples() -> Vec<f32> {
-    let wav = std::fs::read(folder().join("jfk.wav")).unwrap();
-    let data = wav.windows(4).position(|four| four == b"data").unwrap() + 8;
-    wav[data..].chunks_exact(2).map(|two| f32::from(i16::from_le_bytes([two[0], two[1]])) / 32768.0).collect()
-}
-
-/// The mel filters for 80 bands, which the ggml form carries.
-fn filters() -> Vec<f32> {
-    let ggml = std::fs::read(folder().join("tiny.ggml.bin")).unwrap();
-    ggml[56..][..80 * 201 * 4]
-        .chunks_exact(4)
-        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
-        .collect()
-}
-
-fn transcribe(output: &InMemory, prompt: &[&str]) -> String {
-    let config: Config = serde_json::from_slice(&output.files["config.json"]).unwrap();
-    let tokenizer = Tokenizer::from_bytes(&output.files["tokenizer.json"]).unwrap();
-    let id = |text: &str| tokenizer.token_to_id(text).unwrap_or_else(|| panic!("no token {text}"));
-    let mut mel = audio::pcm_to_mel(&config, &samples(), &filters());
-    let frames = mel.len() / config.num_mel_bins;
-    mel = mel.chunks(frames).flat_map(|band| band[..3000].to_vec()).collect();
-    let mel = Tensor::from_vec(mel, (1, config.num_mel_bins, 3000), &Device::Cpu).unwrap();
-    let weights = VarBuilder::from_buffered_safetensors(
-        output.files["model.safetensors"].clone(),
-        DType::F32,
-        &Device::Cpu,
-    );
-    let suppressed = config.suppress_tokens.clone();
-    let mut model = Whisper::load(&weights.unwrap(), config).unwrap();
-    let audio = model.encoder.forward(&mel, true).unwrap();
-    let mut ids: Vec<u32> = prompt.iter().map(|text| id(text)).collect();
-    let begin = ids.len();
-    while ids.len() < begin + 40 {
-        let tokens = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        let hidden = model.decoder.forward(&tokens, &audio, true).unwrap();
-        let last = hidden.i((.., ids.len() - 1..)).unwrap();
-        let logits: Vec<f32> =
-            model.decoder.final_linear(&last).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let allowed = logits.iter().zip(0_u32..).filter(|(_, id)| !suppressed.contains(id));
-        let best = allowed.max_by(|a, b| a.0.total_cmp(b.0)).unwrap().1;
-        if best == id("<|endoftext|>") {
-            break;
-        }
-        ids.push(best);
-    }
-    tokenizer.decode(&ids[begin..], false).unwrap()
-}
-
 const SPOKEN: &str = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country";
-
-#[track_caller]
-fn says(output: &InMemory, prompt: &[&str]) {
-    let said = transcribe(output, prompt);
-    let words = |text: &str| text.to_lowercase().replace([',', '.', '!', '?'], "").trim().to_owned();
-    assert_eq!(words(&said), words(SPOKEN), "{said}");
-}
-
-const ENGLISH: [&str; 2] = ["<|startoftranscript|>", "<|notimestamps|>"];
-const MULTILINGUAL: [&str; 4] = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"];
 
 #[test]
 fn packages_are_folders_that_are_taken_unchanged() {
@@ -169,32 +107,6 @@ fn packages_are_folders_that_are_taken_unchanged() {
 fn the_strict_parser_takes_the_published_tokenizer() {
     let folder = folder();
     parse_bpe(&std::fs::read(folder.join("base.tokenizer.json")).unwrap(), 51_865).unwrap();
-}
-
-#[test]
-fn tiny_en_of_openai_transcribes() {
-    says(&english_pt(), &ENGLISH);
-}
-
-#[test]
-fn tiny_of_ggml_transcribes() {
-    says(&multilingual_ggml(), &MULTILINGUAL);
-}
-
-#[test]
-fn base_of_ctranslate2_transcribes() {
-    let output = base_ctranslate2();
-    says(&output, &MULTILINGUAL);
-    // What its own configuration suppresses is what the vocabulary alone gives.
-    let bytes = std::fs::read(folder().join("base.config.json")).unwrap();
-    let theirs: Value = serde_json::from_slice(&bytes).unwrap();
-    let (config, generation) = (json(&output, "config.json"), json(&output, "generation_config.json"));
-    assert_eq!(config["suppress_tokens"], theirs["suppress_ids"]);
-    assert_eq!(config["begin_suppress_tokens"], theirs["suppress_ids_begin"]);
-    let mut languages: Vec<_> =
-        generation["lang_to_id"].as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
-    languages.sort_unstable();
-    assert_eq!(Value::from(languages), theirs["lang_ids"]);
 }
 
 #[test]
@@ -409,12 +321,25 @@ fn the_language_is_found_and_times_can_be_left_out() {
     let heard = hear(&mut loaded, &clip("jfk.wav"), options);
     assert_eq!(heard.language.as_deref(), Some("en"));
     assert!(distance(&words(SPOKEN), &words(&heard.text())) <= 1, "{}", heard.text());
+    let heard = hear(&mut loaded, &clip("jfk.wav"), Options::default());
+    assert_eq!(distance(&words(SPOKEN), &words(&heard.text())), 0, "{}", heard.text());
 }
 
 #[test]
-fn base_hears_what_kennedy_said() {
-    let heard = hear(&mut transcriber(&base_ctranslate2()), &clip("jfk.wav"), Options::default());
+fn base_of_ctranslate2_hears_what_kennedy_said() {
+    let output = base_ctranslate2();
+    let heard = hear(&mut transcriber(&output), &clip("jfk.wav"), Options::default());
     assert!(distance(&words(SPOKEN), &words(&heard.text())) <= 1, "{}", heard.text());
+    // What its own configuration suppresses is what the vocabulary alone gives.
+    let bytes = std::fs::read(folder().join("base.config.json")).unwrap();
+    let theirs: Value = serde_json::from_slice(&bytes).unwrap();
+    let (config, generation) = (json(&output, "config.json"), json(&output, "generation_config.json"));
+    assert_eq!(config["suppress_tokens"], theirs["suppress_ids"]);
+    assert_eq!(config["begin_suppress_tokens"], theirs["suppress_ids_begin"]);
+    let mut languages: Vec<_> =
+        generation["lang_to_id"].as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
+    languages.sort_unstable();
+    assert_eq!(Value::from(languages), theirs["lang_ids"]);
 }
 
 /// `tests/data/silero.expected.json` has what onnxruntime 1.32 says of `silero.onnx`, for each 512 samples from the first

@@ -5,10 +5,12 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::http::{self, Address, Ask, Connection};
 use crate::index::grants::{HeldGrants, Wanted};
-use crate::output::{Output, progress_of};
+use crate::listen::events::Events;
+use crate::output::{Output, seconds_of};
 use clap::{Args, ValueEnum};
 use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -155,23 +157,49 @@ async fn each(
     output: &Output,
     mut ask: impl FnMut(&Path) -> Result<Ask, CliError>,
 ) -> Result<Vec<String>, CliError> {
-    let bar = progress_of(output, args.files.len() as u64, "transcribe");
     let mut connection = Connection::open(address).await?;
     let mut texts = Vec::new();
     for file in &args.files {
         let ask = ask(file)?;
-        let mut text = Vec::new();
-        let mut take = |bytes: &[u8]| {
-            bar.tick();
-            text.extend_from_slice(bytes);
-            Ok(())
-        };
-        connection.stream(&ask, LASTS_MAX, &mut take).await?;
-        texts.push(String::from_utf8_lossy(&text).into_owned());
-        bar.inc(1);
+        let bar = seconds_of(output, &file.display().to_string());
+        let mut answer = Pieces { request: ask.name(), events: Events::default(), bar, whole: None };
+        connection.stream(&ask, LASTS_MAX, &mut |bytes: &[u8]| answer.take(bytes)).await?;
+        answer.bar.finish_and_clear();
+        let cut_off = || CliError::Answer { request: ask.name(), source: "it has no end".into() };
+        texts.push(answer.whole.ok_or_else(cut_off)?);
     }
-    bar.finish_and_clear();
     Ok(texts)
+}
+
+/// An answer that comes in pieces.
+struct Pieces {
+    request: String,
+    events: Events,
+    bar: ProgressBar,
+    /// The last one has it.
+    whole: Option<String>,
+}
+
+impl Pieces {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        self.bar.tick();
+        for event in self.events.take(bytes) {
+            let seconds = |name: &str| event[name].as_f64().unwrap_or_default() as u64;
+            match event["type"].as_str() {
+                Some("transcript.text.delta") => {
+                    self.bar.set_length(seconds("duration"));
+                    self.bar.set_position(seconds("end"));
+                }
+                Some("transcript.text.done") => {
+                    let whole = event["body"].as_str().or_else(|| event["text"].as_str());
+                    self.whole = Some(whole.unwrap_or_default().to_owned());
+                }
+                _ if event["error"].is_object() => return Err(http::refusal_in_event(&self.request, &event)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 fn path(args: &TranscribeArgs) -> &'static str {
@@ -179,8 +207,12 @@ fn path(args: &TranscribeArgs) -> &'static str {
 }
 
 fn granted(args: &TranscribeArgs, format: Format, capability: &str) -> Ask {
-    let mut body =
-        json!({"model": args.model, "file": {"grant": capability}, "response_format": format.name()});
+    let mut body = json!({
+        "model": args.model,
+        "file": {"grant": capability},
+        "response_format": format.name(),
+        "stream": true,
+    });
     if let Some(language) = &args.language {
         body["language"] = language.as_str().into();
     }
@@ -206,6 +238,7 @@ fn uploaded(args: &TranscribeArgs, format: Format, file: &Path) -> Result<Ask, C
     let fields = [
         ("model", Some(args.model.as_str())),
         ("response_format", Some(format.name())),
+        ("stream", Some("true")),
         ("language", args.language.as_deref()),
         ("prompt", args.prompt.as_deref()),
     ];

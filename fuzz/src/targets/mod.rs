@@ -12,6 +12,7 @@ mod header;
 mod link;
 mod onnx;
 mod pt;
+mod pushed;
 mod serving;
 mod sound;
 mod tokenizer;
@@ -22,7 +23,7 @@ mod trust;
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 17] = [
+pub(crate) const TARGETS: [Target; 18] = [
     ("archive", archive::run),
     ("audit", audit::run),
     ("bundle", bundle::run),
@@ -35,6 +36,7 @@ pub(crate) const TARGETS: [Target; 17] = [
     ("link", link::run),
     ("onnx", onnx::run),
     ("pt", pt::run),
+    ("pushed", pushed::run),
     ("serving", serving::run),
     ("sound", sound::run),
     ("tokenizer", tokenizer::run),

@@ -88,7 +88,7 @@ section! {
         concurrency: u16 = number(64, 1, CONCURRENCY_MAX as u64, "jobs");
         /// Jobs that wait for this model.
         queue: u32 = number(1_024, 1, JOBS_MAX, "jobs");
-        /// Device time of one job; what takes longer is stopped.
+        /// Device time of one job, beside the length of its audio if it has any; what takes longer is stopped.
         timeout_ms: u64 = number(60_000, 1, DAY_MS, "ms");
         /// The most tokens in one step of a worker.
         step_tokens: u32 = number(512, 16, 65_536, "tokens");
