@@ -102,6 +102,33 @@ impl Compute {
         });
     }
 
+    /// to[i] = row `rows.start + i` of x, divided by the root of its mean square plus `epsilon`, times `weight`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn rms_norm(&self, x: &Matrix, rows: Range<usize>, weight: &[f32], epsilon: f32, to: &mut Matrix) {
+        let columns = to.columns();
+        assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
+        assert!(x.columns() == columns && weight.len() == columns, "one row's length");
+        let routine = self.isa.routines().rms_norm;
+        self.on_rows(to, 0..rows.len(), |row, place| {
+            // SAFETY: an `Isa` is only made for a CPU that has its level.
+            unsafe { routine(x.row(rows.start + row), weight, epsilon, place) };
+        });
+    }
+
+    /// For the first `rows` rows: to = silu(gate) * up, where a row of x has the gates and then as many others.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn gate(&self, x: &Matrix, rows: usize, to: &mut Matrix) {
+        assert!(rows <= x.rows(), "{rows} rows");
+        assert_eq!(x.columns(), 2 * to.columns(), "gates and as many others");
+        let routine = self.isa.routines().gate;
+        // SAFETY: an `Isa` is only made for a CPU that has its level.
+        self.on_rows(to, 0..rows, |row, place| unsafe { routine(x.row(row), place) });
+    }
+
     /// Row `rows.start + i` of x += added[i].
     ///
     /// # Panics
@@ -151,7 +178,12 @@ impl Compute {
     }
 
     /// Calls `work(i, row rows.start + i)` for each of these rows, on whichever threads come first.
-    fn on_rows(&self, x: &mut Matrix, rows: Range<usize>, work: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(crate) fn on_rows(
+        &self,
+        x: &mut Matrix,
+        rows: Range<usize>,
+        work: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
         let (columns, stride, to) = (x.columns(), x.stride(), Shared(x.as_mut_ptr()));
         self.pool.run(rows.len().div_ceil(ROWS_EACH), &|_, item| {

@@ -64,37 +64,33 @@ pub(crate) struct Routines {
     pub(crate) softmax: unsafe fn(&mut [f32], f32),
     pub(crate) add_norm: unsafe fn(&mut [f32], &[f32], rows::Norm<'_>),
     pub(crate) norm: unsafe fn(&mut [f32], rows::Norm<'_>),
+    /// Input, weight, epsilon, result.
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// Gates and then as many other values; result.
+    pub(crate) gate: unsafe fn(&[f32], &mut [f32]),
+    /// Heads; a head's cosines and sines.
+    pub(crate) rotate: unsafe fn(&mut [f32], &[f32]),
 }
 
-static SCALAR: Routines = Routines {
-    panel: tile::scalar::PANEL,
-    tile_rows: tile::scalar::ROWS,
-    tile: tile::scalar::tile,
-    half_tile: tile::scalar::half_tile,
-    gelu: rows::scalar::gelu,
-    softmax: rows::scalar::softmax,
-    add_norm: rows::scalar::add_norm,
-    norm: rows::scalar::norm,
-};
+/// The table of one level, given its modules.
+macro_rules! routines {
+    ($tile:ident, $rows:ident) => {
+        Routines {
+            panel: tile::$tile::PANEL,
+            tile_rows: tile::$tile::ROWS,
+            tile: tile::$tile::tile,
+            half_tile: tile::$tile::half_tile,
+            gelu: rows::$rows::gelu,
+            softmax: rows::$rows::softmax,
+            add_norm: rows::$rows::add_norm,
+            norm: rows::$rows::norm,
+            rms_norm: rows::$rows::rms_norm,
+            gate: rows::$rows::gate,
+            rotate: rows::$rows::rotate,
+        }
+    };
+}
 
-static AVX2: Routines = Routines {
-    panel: tile::avx2::PANEL,
-    tile_rows: tile::avx2::ROWS,
-    tile: tile::avx2::tile,
-    half_tile: tile::avx2::half_tile,
-    gelu: rows::avx2::gelu,
-    softmax: rows::avx2::softmax,
-    add_norm: rows::avx2::add_norm,
-    norm: rows::avx2::norm,
-};
-
-static AVX512: Routines = Routines {
-    panel: tile::avx512::PANEL,
-    tile_rows: tile::avx512::ROWS,
-    tile: tile::avx512::tile,
-    half_tile: tile::avx512::half_tile,
-    gelu: rows::avx512::gelu,
-    softmax: rows::avx512::softmax,
-    add_norm: rows::avx512::add_norm,
-    norm: rows::avx512::norm,
-};
+static SCALAR: Routines = routines!(scalar, scalar);
+static AVX2: Routines = routines!(avx2, avx2);
+static AVX512: Routines = routines!(avx512, avx512);

@@ -12,6 +12,7 @@ mod half;
 mod isa;
 mod linear;
 mod pool;
+mod rotary;
 mod rows;
 mod tile;
 
@@ -23,3 +24,4 @@ pub use half::widen as widen_half;
 pub use isa::{Isa, Level};
 pub use linear::{Activation, Numbers, PackedLinear, Part};
 pub use pool::{Pool, THREADS_MAX};
+pub use rotary::Turns;

@@ -1,4 +1,4 @@
-//! Element-wise work on rows: exp, erf, GELU, softmax, layer normalisation. One body, compiled for each level, in a form
+//! Element-wise work on rows: exp, erf, GELU, softmax, normalisation, rotation. One body, compiled for each level, in a form
 //! that the compiler turns into vector instructions: branch-free elements, and sums over [`LANES`] independent lanes.
 
 /// Sums and maxima run in this many lanes, so that they vectorise without reordering.
@@ -121,6 +121,41 @@ fn norm_row<const FUSED: bool>(row: &mut [f32], norm: Norm<'_>) {
     }
 }
 
+/// to = row * weight / the root of the row's mean square.
+#[inline(always)]
+fn rms_norm_row<const FUSED: bool>(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
+    let mean = sum_of_squares::<FUSED>(row) / row.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    for ((to, x), w) in to.iter_mut().zip(row).zip(weight) {
+        *to = x * scale * w;
+    }
+}
+
+/// to = silu(first half of the row) * second half.
+#[inline(always)]
+fn gate_row<const FUSED: bool>(row: &[f32], to: &mut [f32]) {
+    let (gates, others) = row.split_at(to.len());
+    for ((to, gate), other) in to.iter_mut().zip(gates).zip(others) {
+        *to = gate / (1.0 + exp::<FUSED>(-gate)) * other;
+    }
+}
+
+/// Turns each pair of a head's first and second half by its angle. `turns` has the cosines of a head's pairs, then the
+/// sines.
+#[inline(always)]
+fn rotate_heads<const FUSED: bool>(heads: &mut [f32], turns: &[f32]) {
+    let half = turns.len() / 2;
+    let (cosines, sines) = turns.split_at(half);
+    for head in heads.chunks_exact_mut(turns.len()) {
+        let (first, second) = head.split_at_mut(half);
+        for (((x, y), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+            let (a, b) = (*x, *y);
+            *x = multiply_add::<FUSED>(a, *cosine, -b * sine);
+            *y = multiply_add::<FUSED>(b, *cosine, a * sine);
+        }
+    }
+}
+
 #[inline(always)]
 fn reduce(row: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [start; LANES];
@@ -178,6 +213,27 @@ macro_rules! level {
             $(#[target_feature(enable = $features)])?
             pub(crate) unsafe fn norm(row: &mut [f32], norm: Norm<'_>) {
                 super::norm_row::<$fused>(row, norm);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn rms_norm(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
+                super::rms_norm_row::<$fused>(row, weight, epsilon, to);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn gate(row: &[f32], to: &mut [f32]) {
+                super::gate_row::<$fused>(row, to);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn rotate(heads: &mut [f32], turns: &[f32]) {
+                super::rotate_heads::<$fused>(heads, turns);
             }
         }
     };
