@@ -16,20 +16,20 @@ pub struct Compute {
 
 /// A pointer that several threads write through, to places that don't overlap.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) *mut f32);
+pub(crate) struct Shared<N = f32>(pub(crate) *mut N);
 // SAFETY: who makes one sees to it that threads write to different places.
-unsafe impl Send for Shared {}
+unsafe impl<N> Send for Shared<N> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<N> Sync for Shared<N> {}
 
-impl Shared {
-    /// The pointer, moved by some floats. A method, so that closures capture the whole.
+impl<N: Copy> Shared<N> {
+    /// The pointer, moved by some numbers. A method, so that closures capture the whole.
     ///
     /// # Safety
     /// The place is within the allocation.
-    pub(crate) unsafe fn at(self, floats: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, numbers: usize) -> *mut N {
         // SAFETY: the caller's promise.
-        unsafe { self.0.add(floats) }
+        unsafe { self.0.add(numbers) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which instructions the kernels use: what this CPU has, or less.
 
+use crate::half;
 use crate::rows;
 use crate::tile::{self, Tile};
 
@@ -70,11 +71,15 @@ pub(crate) struct Routines {
     pub(crate) gate: unsafe fn(&[f32], &mut [f32]),
     /// Heads; a head's cosines and sines.
     pub(crate) rotate: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) softmax_part: unsafe fn(&mut [f32]) -> rows::Weight,
+    pub(crate) join: unsafe fn(&mut [f32], rows::Weight, &[f32], rows::Weight) -> rows::Weight,
+    /// Singles to as many halves.
+    pub(crate) narrow: unsafe fn(&[f32], &mut [u16]),
 }
 
 /// The table of one level, given its modules.
 macro_rules! routines {
-    ($tile:ident, $rows:ident) => {
+    ($tile:ident, $rows:ident, $half:ident) => {
         Routines {
             panel: tile::$tile::PANEL,
             tile_rows: tile::$tile::ROWS,
@@ -87,10 +92,13 @@ macro_rules! routines {
             rms_norm: rows::$rows::rms_norm,
             gate: rows::$rows::gate,
             rotate: rows::$rows::rotate,
+            softmax_part: rows::$rows::softmax_part,
+            join: rows::$rows::join,
+            narrow: half::$half::narrow,
         }
     };
 }
 
-static SCALAR: Routines = routines!(scalar, scalar);
-static AVX2: Routines = routines!(avx2, avx2);
-static AVX512: Routines = routines!(avx512, avx512);
+static SCALAR: Routines = routines!(scalar, scalar, scalar);
+static AVX2: Routines = routines!(avx2, avx2, f16c);
+static AVX512: Routines = routines!(avx512, avx512, f16c);

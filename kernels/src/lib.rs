@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "vector instructions and the pool's shared job; each use under SAFETY")]
 
 mod attention;
+mod blocks;
 mod buffer;
 mod cache;
 mod compute;
@@ -17,6 +18,7 @@ mod rows;
 mod tile;
 
 pub use attention::AttentionScratch;
+pub use blocks::{BLOCK_TOKENS, BlockCache, BlockScores, Sequence};
 pub use buffer::{Matrix, OutOfMemory};
 pub use cache::{KeyValues, Scores, Seen};
 pub use compute::{Compute, Window};

@@ -12,6 +12,20 @@ pub(crate) struct Norm<'a> {
     pub(crate) epsilon: f32,
 }
 
+/// What a softmax over a part of a row is to be weighed with when parts are joined.
+#[derive(Clone, Copy)]
+pub(crate) struct Weight {
+    /// The largest score.
+    pub(crate) max: f32,
+    /// Sum of exp(score - max).
+    pub(crate) sum: f32,
+}
+
+impl Weight {
+    /// That of no scores.
+    pub(crate) const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
 /// a * b + c; fused where the CPU can, which is never slower there and far slower elsewhere.
 #[inline(always)]
 fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -92,6 +106,27 @@ fn softmax_row<const FUSED: bool>(row: &mut [f32], scale: f32) {
     for x in row {
         *x *= share;
     }
+}
+
+/// row[i] = exp(row[i] - max).
+#[inline(always)]
+fn softmax_part_row<const FUSED: bool>(row: &mut [f32]) -> Weight {
+    let max = reduce(row, f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
+    for x in &mut *row {
+        *x = exp::<FUSED>(*x - max);
+    }
+    Weight { max, sum: reduce(row, 0.0, |a, b| a + b) }
+}
+
+/// to = `to` and `from`, both brought to the larger of their maxima. Returns the weight of both.
+#[inline(always)]
+fn join_rows<const FUSED: bool>(to: &mut [f32], own: Weight, from: &[f32], other: Weight) -> Weight {
+    let max = own.max.max(other.max);
+    let scales = [exp::<FUSED>(own.max - max), exp::<FUSED>(other.max - max)];
+    for (x, y) in to.iter_mut().zip(from) {
+        *x = multiply_add::<FUSED>(*y, scales[1], *x * scales[0]);
+    }
+    Weight { max, sum: multiply_add::<FUSED>(other.sum, scales[1], own.sum * scales[0]) }
 }
 
 /// row = norm(row + added), the variance over all of the row's elements.
@@ -185,7 +220,7 @@ fn sum_of_squares<const FUSED: bool>(row: &[f32]) -> f32 {
 macro_rules! level {
     ($name:ident, $fused:literal $(, $features:literal)?) => {
         pub(crate) mod $name {
-            use super::Norm;
+            use super::{Norm, Weight};
 
             /// # Safety
             /// The CPU has this level's features.
@@ -234,6 +269,20 @@ macro_rules! level {
             $(#[target_feature(enable = $features)])?
             pub(crate) unsafe fn rotate(heads: &mut [f32], turns: &[f32]) {
                 super::rotate_heads::<$fused>(heads, turns);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn softmax_part(row: &mut [f32]) -> Weight {
+                super::softmax_part_row::<$fused>(row)
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn join(to: &mut [f32], own: Weight, from: &[f32], other: Weight) -> Weight {
+                super::join_rows::<$fused>(to, own, from, other)
             }
         }
     };
