@@ -53,6 +53,24 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE * 2) }
     }
 
+    /// The same as bytes, four for each float.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: a float is four initialised bytes.
+        unsafe {
+            std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * size_of::<Line>())
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed mutably; any bits are a float.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.lines.as_mut_ptr().cast(),
+                self.lines.len() * size_of::<Line>(),
+            )
+        }
+    }
+
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `floats`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }

@@ -1,6 +1,7 @@
 //! Which instructions the kernels use: what this CPU has, or less.
 
 use crate::half;
+use crate::quant::{self, tile::QuantRoutines};
 use crate::rows;
 use crate::tile::{self, Tile};
 
@@ -17,6 +18,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 Foundation.
     Avx512,
+    /// AVX-512 Foundation with its instructions for products of bytes (VNNI).
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -31,9 +34,11 @@ impl Isa {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let mut levels = vec![Self(Level::Scalar)];
         levels.extend(avx2.then_some(Self(Level::Avx2)));
         levels.extend(avx512.then_some(Self(Level::Avx512)));
+        levels.extend(vnni.then_some(Self(Level::Avx512Vnni)));
         levels
     }
 
@@ -46,7 +51,16 @@ impl Isa {
         match self.0 {
             Level::Scalar => &SCALAR,
             Level::Avx2 => &AVX2,
-            Level::Avx512 => &AVX512,
+            Level::Avx512 | Level::Avx512Vnni => &AVX512,
+        }
+    }
+
+    pub(crate) fn quant_routines(self) -> &'static QuantRoutines {
+        match self.0 {
+            Level::Scalar => &quant::tile::scalar::ROUTINES,
+            // Products of bytes in 64-byte registers need more than the foundation.
+            Level::Avx2 | Level::Avx512 => &quant::tile::avx2::ROUTINES,
+            Level::Avx512Vnni => &quant::tile::avx512vnni::ROUTINES,
         }
     }
 }

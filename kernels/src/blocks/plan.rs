@@ -79,5 +79,6 @@ impl BlockScores {
                 }
             }
         }
+        assert!(slots * self.layout.state(SPLIT_QUERIES) <= self.slots.floats().len(), "{slots} slots");
     }
 }
