@@ -1,4 +1,4 @@
-//! 4 rows by 16 columns, of which 8 at a time are sums of integers.
+//! 4 rows by 16 columns: 8 sums of integers in the 16 registers; those of floats are touched once for a block.
 
 use super::super::activations::{Group, avx2::quantise};
 use super::{GROUPS, QuantRoutines, QuantTile};
@@ -54,23 +54,27 @@ tiles!(q4_k, q4_k_of, 148, GROUPS, add_q4_k);
 unsafe fn add_q8_0<const R: usize>(sums: &mut Sums<R>, input: *const Group, stride: usize, bytes: *const u8) {
     // SAFETY: the caller has a block there, and a group of each row.
     unsafe {
-        let scales = [halves(bytes), halves(bytes.add(2 * LANES))];
-        for (part, scale) in scales.into_iter().enumerate() {
-            let quants = bytes.add(2 * PANEL + part * 8 * REGISTER);
-            let mut products = [_mm256_setzero_si256(); R];
-            for step in 0..8 {
-                let weights = _mm256_loadu_si256(quants.add(step * REGISTER).cast());
-                // The first factor has no sign: it goes over to the second.
-                let sizes = _mm256_abs_epi8(weights);
-                for (r, product) in products.iter_mut().enumerate() {
-                    let four = _mm256_sign_epi8(four(input.add(r * stride), step), weights);
-                    let pairs = _mm256_maddubs_epi16(sizes, four);
-                    *product = _mm256_add_epi32(*product, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        let quants = bytes.add(2 * PANEL);
+        let mut products = [[_mm256_setzero_si256(); 2]; R];
+        for step in 0..rolled::<R>(8) {
+            let weights = [register(quants, step), register(quants, step + 8)];
+            // The first factor has no sign: it goes over to the second.
+            let sizes = weights.map(|weights| _mm256_abs_epi8(weights));
+            for (r, product) in products.iter_mut().enumerate() {
+                let four = four(input.add(r * stride), step);
+                for part in 0..2 {
+                    let pairs = _mm256_maddubs_epi16(sizes[part], _mm256_sign_epi8(four, weights[part]));
+                    let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                    product[part] = _mm256_add_epi32(product[part], fours);
                 }
             }
-            for (r, product) in products.iter().enumerate() {
-                let scale = _mm256_mul_ps(scale, _mm256_set1_ps((*input.add(r * stride)).scale));
-                sums[r][part] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(*product), scale, sums[r][part]);
+        }
+        let scales = [halves(bytes), halves(bytes.add(2 * LANES))];
+        for (r, product) in products.iter().enumerate() {
+            let own = _mm256_set1_ps((*input.add(r * stride)).scale);
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(scales[part], own);
+                sums[r][part] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product[part]), scale, sums[r][part]);
             }
         }
     }
@@ -130,29 +134,45 @@ unsafe fn add_nibbles<const R: usize>(
 ) {
     // SAFETY: the caller has a group's nibbles there, and a group of each row.
     unsafe {
-        for part in 0..2 {
-            let quants = quants.add(part * 4 * REGISTER);
-            // A sum of sixteen products stays below 16 * 15 * 127 < 2^15.
-            let mut pairs = [_mm256_setzero_si256(); R];
-            for step in 0..4 {
-                let both = _mm256_loadu_si256(quants.add(step * REGISTER).cast());
-                let low = _mm256_and_si256(both, _mm256_set1_epi8(15));
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), _mm256_set1_epi8(15));
-                for (r, sum) in pairs.iter_mut().enumerate() {
-                    let input = input.add(r * stride);
-                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(low, four(input, step)));
-                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(high, four(input, step + 4)));
+        // A sum of sixteen products stays below 16 * 15 * 127 < 2^15.
+        let mut pairs = [[_mm256_setzero_si256(); 2]; R];
+        for step in 0..rolled::<R>(4) {
+            let both = [register(quants, step), register(quants, step + 4)];
+            let low = both.map(|both| _mm256_and_si256(both, _mm256_set1_epi8(15)));
+            let high = both.map(|both| _mm256_and_si256(_mm256_srli_epi16::<4>(both), _mm256_set1_epi8(15)));
+            for (r, pairs) in pairs.iter_mut().enumerate() {
+                let inputs = [four(input.add(r * stride), step), four(input.add(r * stride), step + 4)];
+                for part in 0..2 {
+                    pairs[part] = _mm256_add_epi16(pairs[part], _mm256_maddubs_epi16(low[part], inputs[0]));
+                    pairs[part] = _mm256_add_epi16(pairs[part], _mm256_maddubs_epi16(high[part], inputs[1]));
                 }
             }
-            for (r, pairs) in pairs.iter().enumerate() {
-                let input = &*input.add(r * stride);
-                let product = _mm256_cvtepi32_ps(_mm256_madd_epi16(*pairs, _mm256_set1_epi16(1)));
+        }
+        for (r, pairs) in pairs.iter().enumerate() {
+            let input = &*input.add(r * stride);
+            for part in 0..2 {
+                let product = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[part], _mm256_set1_epi16(1)));
                 let scale = _mm256_mul_ps(scales[part], _mm256_set1_ps(input.scale));
                 let sum = _mm256_fmadd_ps(product, scale, sums[r][part]);
                 sums[r][part] = _mm256_fmadd_ps(minimums[part], _mm256_set1_ps(input.sum), sum);
             }
         }
     }
+}
+
+/// The same number, which the compiler doesn't know if there are several rows: it would unroll the steps, do them row by
+/// row, and keep on the stack what rows share.
+#[inline]
+fn rolled<const R: usize>(steps: usize) -> usize {
+    if R == 1 { steps } else { std::hint::black_box(steps) }
+}
+
+/// One of several registers of weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn register(quants: *const u8, index: usize) -> __m256i {
+    // SAFETY: the caller has it there.
+    unsafe { _mm256_loadu_si256(quants.add(index * REGISTER).cast()) }
 }
 
 /// Four inputs in every lane.
