@@ -4,8 +4,10 @@ use crate::rows::Norm;
 use crate::{Isa, Matrix, Pool};
 use std::ops::Range;
 
-/// Rows that a thread works on at a time.
+/// The most rows that a thread works on at a time.
 const ROWS_EACH: usize = 16;
+/// Fewer rows if they have more floats than these: a few wide rows are for several threads too.
+const FLOATS_EACH: usize = 8192;
 
 /// What the kernels run on. The operations are its methods, grouped by file.
 #[derive(Debug)]
@@ -186,8 +188,9 @@ impl Compute {
     ) {
         assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
         let (columns, stride, to) = (x.columns(), x.stride(), Shared(x.as_mut_ptr()));
-        self.pool.run(rows.len().div_ceil(ROWS_EACH), &|_, item| {
-            for row in item * ROWS_EACH..rows.len().min((item + 1) * ROWS_EACH) {
+        let each = (FLOATS_EACH / columns.max(1)).clamp(1, ROWS_EACH);
+        self.pool.run(rows.len().div_ceil(each), &|_, item| {
+            for row in item * each..rows.len().min((item + 1) * each) {
                 // SAFETY: the row is in `x`, which is borrowed mutably, and each row belongs to one item.
                 let place =
                     unsafe { std::slice::from_raw_parts_mut(to.at((rows.start + row) * stride), columns) };
