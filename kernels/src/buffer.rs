@@ -31,10 +31,15 @@ impl Buffer {
     pub(crate) fn zeroed(floats: usize) -> Result<Self, OutOfMemory> {
         let count = floats.div_ceil(LINE);
         let mut lines = Vec::new();
-        let refused = |_| OutOfMemory { bytes: count.saturating_mul(size_of::<Line>()) };
+        let refused = |_| OutOfMemory { bytes: Self::bytes_of(floats) };
         lines.try_reserve_exact(count).map_err(refused)?;
         lines.resize(count, Line([0.0; LINE]));
         Ok(Self { lines })
+    }
+
+    /// Bytes that [`Buffer::zeroed`] asks for.
+    pub(crate) fn bytes_of(floats: usize) -> usize {
+        floats.div_ceil(LINE).saturating_mul(size_of::<Line>())
     }
 
     pub(crate) fn floats(&self) -> &[f32] {

@@ -134,10 +134,10 @@ impl BlockCache {
         Ok(Self { isa, numbers, blocks, key_heads, head, buffer })
     }
 
-    /// Bytes that [`BlockCache::new`] asks for, up to a cache line.
+    /// Bytes that [`BlockCache::new`] asks for.
     pub fn bytes(numbers: Numbers, isa: Isa, blocks: usize, key_heads: usize, head: usize) -> usize {
         let all = Layout::new(isa, key_heads, head).of_block().saturating_mul(blocks);
-        all.saturating_mul(numbers.bytes())
+        Buffer::bytes_of(numbers.floats(all))
     }
 
     /// How many blocks there are.

@@ -62,13 +62,13 @@ impl BlockScores {
         Ok(Self { isa, layout, rows, tokens, group, buffers, slots, plan })
     }
 
-    /// Bytes that [`BlockScores::new`] asks for, up to a cache line for each thread and one more.
+    /// Bytes that [`BlockScores::new`] asks for.
     pub fn bytes(isa: Isa, threads: usize, rows: usize, tokens: usize, group: usize, head: usize) -> usize {
         let layout = Layout::new(isa, head);
-        let own = layout.floats().saturating_mul(threads);
-        let shared = slots(threads, tokens).saturating_mul(layout.state(SPLIT_QUERIES));
+        let own = Buffer::bytes_of(layout.floats()).saturating_mul(threads);
+        let shared = Buffer::bytes_of(slots(threads, tokens).saturating_mul(layout.state(SPLIT_QUERIES)));
         let plan = units(threads, rows, tokens, group).saturating_mul(size_of::<Unit>());
-        own.saturating_add(shared).saturating_mul(size_of::<f32>()).saturating_add(plan)
+        own.saturating_add(shared).saturating_add(plan)
     }
 }
 

@@ -88,8 +88,7 @@ impl QuantLinear {
     pub fn bytes(isa: Isa, inputs: usize, parts: &[(BlockKind, usize)]) -> usize {
         let routines = isa.quant_routines();
         let (_, bytes, panels) = places(routines, inputs, parts);
-        let bias = panels.saturating_mul(routines.panel).saturating_mul(size_of::<f32>());
-        bytes.saturating_add(bias.checked_next_multiple_of(LINE).unwrap_or(usize::MAX))
+        bytes.saturating_add(Buffer::bytes_of(panels.saturating_mul(routines.panel)))
     }
 
     /// Width of the input.

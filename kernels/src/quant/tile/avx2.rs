@@ -204,11 +204,16 @@ unsafe fn times_bytes(factor: __m256, bytes: *const u8) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn store(lanes: [__m256; 2], output: *mut f32, columns: usize) {
-    let mut row = [0.0f32; PANEL];
-    // SAFETY: `columns` floats at `output` may be written.
+    // SAFETY: `columns` floats at `output` may be written; a partial row goes through the stack.
     unsafe {
-        _mm256_storeu_ps(row.as_mut_ptr(), lanes[0]);
-        _mm256_storeu_ps(row.as_mut_ptr().add(LANES), lanes[1]);
-        std::ptr::copy_nonoverlapping(row.as_ptr(), output, columns);
+        if columns == PANEL {
+            _mm256_storeu_ps(output, lanes[0]);
+            _mm256_storeu_ps(output.add(LANES), lanes[1]);
+        } else {
+            let mut row = [0.0f32; PANEL];
+            _mm256_storeu_ps(row.as_mut_ptr(), lanes[0]);
+            _mm256_storeu_ps(row.as_mut_ptr().add(LANES), lanes[1]);
+            std::ptr::copy_nonoverlapping(row.as_ptr(), output, columns);
+        }
     }
 }
