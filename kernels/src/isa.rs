@@ -16,6 +16,8 @@ pub enum Level {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// The same with instructions for products of bytes (AVX-VNNI).
+    Avx2Vnni,
     /// AVX-512 Foundation.
     Avx512,
     /// AVX-512 Foundation with its instructions for products of bytes (VNNI).
@@ -34,11 +36,13 @@ impl Isa {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f");
-        let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        let avx2_vnni = avx2 && is_x86_feature_detected!("avxvnni");
+        let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let mut levels = vec![Self(Level::Scalar)];
         levels.extend(avx2.then_some(Self(Level::Avx2)));
+        levels.extend(avx2_vnni.then_some(Self(Level::Avx2Vnni)));
         levels.extend(avx512.then_some(Self(Level::Avx512)));
-        levels.extend(vnni.then_some(Self(Level::Avx512Vnni)));
+        levels.extend(avx512_vnni.then_some(Self(Level::Avx512Vnni)));
         levels
     }
 
@@ -50,7 +54,7 @@ impl Isa {
     pub(crate) fn routines(self) -> &'static Routines {
         match self.0 {
             Level::Scalar => &SCALAR,
-            Level::Avx2 => &AVX2,
+            Level::Avx2 | Level::Avx2Vnni => &AVX2,
             Level::Avx512 | Level::Avx512Vnni => &AVX512,
         }
     }
@@ -60,6 +64,7 @@ impl Isa {
             Level::Scalar => &quant::tile::scalar::ROUTINES,
             // Products of bytes in 64-byte registers need more than the foundation.
             Level::Avx2 | Level::Avx512 => &quant::tile::avx2::ROUTINES,
+            Level::Avx2Vnni => &quant::tile::avxvnni::ROUTINES,
             Level::Avx512Vnni => &quant::tile::avx512vnni::ROUTINES,
         }
     }

@@ -2,9 +2,12 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512vnni;
+pub(crate) mod avxvnni;
+mod kinds;
+mod registers256;
 pub(crate) mod scalar;
 
-use super::activations::Group;
+use super::activations::{self as quantise, Group};
 use super::kind::BlockKind;
 
 /// Groups of a super-block.
