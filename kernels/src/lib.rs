@@ -1,7 +1,9 @@
-//! CPU kernels for transformer models: matrix products with weights packed once, attention over ragged batches,
-//! normalisation and activations, on a small pool of threads that spin between the steps of one forward pass.
+//! CPU kernels for transformer models: matrix products with weights packed once or left in quantised blocks, attention over
+//! ragged batches and over blocks of kept keys and values, normalisation, rotation and activations, on a small pool of
+//! threads that spin between the steps of one forward pass.
 //!
-//! Every kernel exists for AVX-512F, for AVX2 with FMA and in plain Rust; [`Isa`] says which one runs.
+//! Every kernel exists for AVX-512F, for AVX2 with FMA and in plain Rust, and products of bytes also for AVX-VNNI and
+//! AVX-512 VNNI; [`Isa`] says which one runs.
 #![allow(unsafe_code, reason = "vector instructions and the pool's shared job; each use under SAFETY")]
 
 mod attention;

@@ -5,6 +5,7 @@ use super::cache::{Kept, Layout as BlockLayout};
 use super::plan::Unit;
 use super::scores::{CHUNK_TOKENS, Layout, Parts, SCORES_STRIDE, SPLIT_QUERIES, State};
 use super::{BLOCK_TOKENS, BlockCache, BlockScores, Sequence};
+use crate::buffer::Buffer;
 use crate::compute::Shared;
 use crate::isa::Routines;
 use crate::tile::{PANEL_MAX, Tile};
@@ -52,8 +53,11 @@ impl Compute {
         to: &mut Matrix,
     ) {
         let key_heads = cache.key_heads();
-        let buffers: Vec<Shared<f32>> =
-            scratch.buffers.iter_mut().map(|b| Shared(b.floats_mut().as_mut_ptr())).collect();
+        let own = |buffer: &mut Buffer| {
+            let floats = buffer.floats_mut();
+            (Shared(floats.as_mut_ptr()), floats.len())
+        };
+        let buffers: Vec<(Shared, usize)> = scratch.buffers.iter_mut().map(own).collect();
         let attention = Attention::<N> {
             routines: self.isa.routines(),
             queries,
@@ -66,14 +70,15 @@ impl Compute {
             stride: to.stride(),
             to: Shared(to.as_mut_ptr()),
         };
-        let lengths: Vec<usize> = scratch.buffers.iter().map(|b| b.floats().len()).collect();
         self.pool.run(scratch.plan.len() * key_heads, &|thread, item| {
             let (unit, key_head) = (&scratch.plan[item / key_heads], item % key_heads);
+            let (buffer, length) = buffers[thread];
             // SAFETY: each thread has its own buffer.
-            let floats = unsafe { std::slice::from_raw_parts_mut(buffers[thread].0, lengths[thread]) };
+            let floats = unsafe { std::slice::from_raw_parts_mut(buffer.0, length) };
             attention.unit(unit, key_head, floats);
         });
         let floats = scratch.buffers[0].floats_mut();
+        // A unit's chunks are next to each other, and only the first begins at 0.
         for chunks in scratch.plan.chunk_by(|a, b| b.slot.is_some() && b.tokens.start == a.tokens.end) {
             if chunks[0].slot.is_some() {
                 (0..key_heads).for_each(|key_head| attention.join(chunks, key_head, floats));
@@ -105,9 +110,9 @@ struct Attention<'a, N> {
     blocks: BlockLayout,
     numbers: &'a [N],
     layout: Layout,
-    slots: Shared<f32>,
+    slots: Shared,
     stride: usize,
-    to: Shared<f32>,
+    to: Shared,
 }
 
 impl<N: Kept> Attention<'_, N> {

@@ -77,9 +77,8 @@ struct Product<'a> {
 impl Product<'_> {
     /// One panel's columns of some rows, in tiles of nearly equal height.
     fn panel(&self, panel: usize, rows: Range<usize>) {
-        let parts = self.weights.parts.iter().rev();
-        let part =
-            parts.clone().find(|part| part.panel <= panel && part.rows > 0).expect("a panel is in a part");
+        let mut parts = self.weights.parts.iter().rev();
+        let part = parts.find(|part| part.panel <= panel && part.rows > 0).expect("a panel is in a part");
         let index = panel - part.panel;
         let tiles = rows.len().div_ceil(self.routines.rows);
         for tile in 0..tiles {
