@@ -31,10 +31,15 @@ impl Buffer {
     pub(crate) fn zeroed(floats: usize) -> Result<Self, OutOfMemory> {
         let count = floats.div_ceil(LINE);
         let mut lines = Vec::new();
-        let refused = |_| OutOfMemory { bytes: count.saturating_mul(size_of::<Line>()) };
+        let refused = |_| OutOfMemory { bytes: Self::bytes_of(floats) };
         lines.try_reserve_exact(count).map_err(refused)?;
         lines.resize(count, Line([0.0; LINE]));
         Ok(Self { lines })
+    }
+
+    /// Bytes that [`Buffer::zeroed`] asks for.
+    pub(crate) fn bytes_of(floats: usize) -> usize {
+        floats.div_ceil(LINE).saturating_mul(size_of::<Line>())
     }
 
     pub(crate) fn floats(&self) -> &[f32] {
@@ -51,6 +56,24 @@ impl Buffer {
     pub(crate) fn halves_mut(&mut self) -> &mut [u16] {
         // SAFETY: as in `halves`, and `self` is borrowed mutably; any bits are a float.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE * 2) }
+    }
+
+    /// The same as bytes, four for each float.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: a float is four initialised bytes.
+        unsafe {
+            std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * size_of::<Line>())
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed mutably; any bits are a float.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.lines.as_mut_ptr().cast(),
+                self.lines.len() * size_of::<Line>(),
+            )
+        }
     }
 
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {

@@ -4,8 +4,10 @@ use crate::rows::Norm;
 use crate::{Isa, Matrix, Pool};
 use std::ops::Range;
 
-/// Rows that a thread works on at a time.
+/// The most rows that a thread works on at a time.
 const ROWS_EACH: usize = 16;
+/// Fewer rows if they have more floats than these: a few wide rows are for several threads too.
+const FLOATS_EACH: usize = 8192;
 
 /// What the kernels run on. The operations are its methods, grouped by file.
 #[derive(Debug)]
@@ -16,20 +18,20 @@ pub struct Compute {
 
 /// A pointer that several threads write through, to places that don't overlap.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) *mut f32);
+pub(crate) struct Shared<N = f32>(pub(crate) *mut N);
 // SAFETY: who makes one sees to it that threads write to different places.
-unsafe impl Send for Shared {}
+unsafe impl<N> Send for Shared<N> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<N> Sync for Shared<N> {}
 
-impl Shared {
-    /// The pointer, moved by some floats. A method, so that closures capture the whole.
+impl<N: Copy> Shared<N> {
+    /// The pointer, moved by some numbers. A method, so that closures capture the whole.
     ///
     /// # Safety
     /// The place is within the allocation.
-    pub(crate) unsafe fn at(self, floats: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, numbers: usize) -> *mut N {
         // SAFETY: the caller's promise.
-        unsafe { self.0.add(floats) }
+        unsafe { self.0.add(numbers) }
     }
 }
 
@@ -102,6 +104,33 @@ impl Compute {
         });
     }
 
+    /// to[i] = row `rows.start + i` of x, divided by the root of its mean square plus `epsilon`, times `weight`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn rms_norm(&self, x: &Matrix, rows: Range<usize>, weight: &[f32], epsilon: f32, to: &mut Matrix) {
+        let columns = to.columns();
+        assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
+        assert!(x.columns() == columns && weight.len() == columns, "one row's length");
+        let routine = self.isa.routines().rms_norm;
+        self.on_rows(to, 0..rows.len(), |row, place| {
+            // SAFETY: an `Isa` is only made for a CPU that has its level.
+            unsafe { routine(x.row(rows.start + row), weight, epsilon, place) };
+        });
+    }
+
+    /// For the first `rows` rows: to = silu(gate) * up, where a row of x has the gates and then as many others.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn gate(&self, x: &Matrix, rows: usize, to: &mut Matrix) {
+        assert!(rows <= x.rows(), "{rows} rows");
+        assert_eq!(x.columns(), 2 * to.columns(), "gates and as many others");
+        let routine = self.isa.routines().gate;
+        // SAFETY: an `Isa` is only made for a CPU that has its level.
+        self.on_rows(to, 0..rows, |row, place| unsafe { routine(x.row(row), place) });
+    }
+
     /// Row `rows.start + i` of x += added[i].
     ///
     /// # Panics
@@ -151,11 +180,17 @@ impl Compute {
     }
 
     /// Calls `work(i, row rows.start + i)` for each of these rows, on whichever threads come first.
-    fn on_rows(&self, x: &mut Matrix, rows: Range<usize>, work: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(crate) fn on_rows(
+        &self,
+        x: &mut Matrix,
+        rows: Range<usize>,
+        work: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?}");
         let (columns, stride, to) = (x.columns(), x.stride(), Shared(x.as_mut_ptr()));
-        self.pool.run(rows.len().div_ceil(ROWS_EACH), &|_, item| {
-            for row in item * ROWS_EACH..rows.len().min((item + 1) * ROWS_EACH) {
+        let each = (FLOATS_EACH / columns.max(1)).clamp(1, ROWS_EACH);
+        self.pool.run(rows.len().div_ceil(each), &|_, item| {
+            for row in item * each..rows.len().min((item + 1) * each) {
                 // SAFETY: the row is in `x`, which is borrowed mutably, and each row belongs to one item.
                 let place =
                     unsafe { std::slice::from_raw_parts_mut(to.at((rows.start + row) * stride), columns) };

@@ -57,7 +57,7 @@ impl Numbers {
     }
 
     /// Floats of a buffer for so many weights.
-    fn floats(self, weights: usize) -> usize {
+    pub(crate) fn floats(self, weights: usize) -> usize {
         weights.saturating_mul(self.bytes()).div_ceil(size_of::<f32>())
     }
 }
@@ -251,6 +251,7 @@ impl Product<'_> {
                 depth: self.weights.inputs,
                 panel: numbers,
                 bias: self.weights.bias.floats().as_ptr().add(panel * width),
+                bias_stride: 0,
                 output,
                 output_stride: self.stride,
                 columns: width.min(self.weights.outputs - panel * width),

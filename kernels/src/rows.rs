@@ -1,4 +1,4 @@
-//! Element-wise work on rows: exp, erf, GELU, softmax, layer normalisation. One body, compiled for each level, in a form
+//! Element-wise work on rows: exp, erf, GELU, softmax, normalisation, rotation. One body, compiled for each level, in a form
 //! that the compiler turns into vector instructions: branch-free elements, and sums over [`LANES`] independent lanes.
 
 /// Sums and maxima run in this many lanes, so that they vectorise without reordering.
@@ -10,6 +10,20 @@ pub(crate) struct Norm<'a> {
     pub(crate) weight: &'a [f32],
     pub(crate) bias: &'a [f32],
     pub(crate) epsilon: f32,
+}
+
+/// What a softmax over a part of a row is to be weighed with when parts are joined.
+#[derive(Clone, Copy)]
+pub(crate) struct Weight {
+    /// The largest score.
+    pub(crate) max: f32,
+    /// Sum of exp(score - max).
+    pub(crate) sum: f32,
+}
+
+impl Weight {
+    /// That of no scores.
+    pub(crate) const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 }
 
 /// a * b + c; fused where the CPU can, which is never slower there and far slower elsewhere.
@@ -94,6 +108,27 @@ fn softmax_row<const FUSED: bool>(row: &mut [f32], scale: f32) {
     }
 }
 
+/// row[i] = exp(row[i] - max).
+#[inline(always)]
+fn softmax_part_row<const FUSED: bool>(row: &mut [f32]) -> Weight {
+    let max = reduce(row, f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
+    for x in &mut *row {
+        *x = exp::<FUSED>(*x - max);
+    }
+    Weight { max, sum: reduce(row, 0.0, |a, b| a + b) }
+}
+
+/// to = `to` and `from`, both brought to the larger of their maxima. Returns the weight of both.
+#[inline(always)]
+fn join_rows<const FUSED: bool>(to: &mut [f32], own: Weight, from: &[f32], other: Weight) -> Weight {
+    let max = own.max.max(other.max);
+    let scales = [exp::<FUSED>(own.max - max), exp::<FUSED>(other.max - max)];
+    for (x, y) in to.iter_mut().zip(from) {
+        *x = multiply_add::<FUSED>(*y, scales[1], *x * scales[0]);
+    }
+    Weight { max, sum: multiply_add::<FUSED>(other.sum, scales[1], own.sum * scales[0]) }
+}
+
 /// row = norm(row + added), the variance over all of the row's elements.
 #[inline(always)]
 fn add_norm_row<const FUSED: bool>(row: &mut [f32], added: &[f32], norm: Norm<'_>) {
@@ -118,6 +153,41 @@ fn norm_row<const FUSED: bool>(row: &mut [f32], norm: Norm<'_>) {
     let scale = 1.0 / (variance + norm.epsilon).sqrt();
     for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
         *x = multiply_add::<FUSED>(*x * scale, *w, *b);
+    }
+}
+
+/// to = row * weight / the root of the row's mean square.
+#[inline(always)]
+fn rms_norm_row<const FUSED: bool>(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
+    let mean = sum_of_squares::<FUSED>(row) / row.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    for ((to, x), w) in to.iter_mut().zip(row).zip(weight) {
+        *to = x * scale * w;
+    }
+}
+
+/// to = silu(first half of the row) * second half.
+#[inline(always)]
+fn gate_row<const FUSED: bool>(row: &[f32], to: &mut [f32]) {
+    let (gates, others) = row.split_at(to.len());
+    for ((to, gate), other) in to.iter_mut().zip(gates).zip(others) {
+        *to = gate / (1.0 + exp::<FUSED>(-gate)) * other;
+    }
+}
+
+/// Turns each pair of a head's first and second half by its angle. `turns` has the cosines of a head's pairs, then the
+/// sines.
+#[inline(always)]
+fn rotate_heads<const FUSED: bool>(heads: &mut [f32], turns: &[f32]) {
+    let half = turns.len() / 2;
+    let (cosines, sines) = turns.split_at(half);
+    for head in heads.chunks_exact_mut(turns.len()) {
+        let (first, second) = head.split_at_mut(half);
+        for (((x, y), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+            let (a, b) = (*x, *y);
+            *x = multiply_add::<FUSED>(a, *cosine, -b * sine);
+            *y = multiply_add::<FUSED>(b, *cosine, a * sine);
+        }
     }
 }
 
@@ -150,7 +220,7 @@ fn sum_of_squares<const FUSED: bool>(row: &[f32]) -> f32 {
 macro_rules! level {
     ($name:ident, $fused:literal $(, $features:literal)?) => {
         pub(crate) mod $name {
-            use super::Norm;
+            use super::{Norm, Weight};
 
             /// # Safety
             /// The CPU has this level's features.
@@ -178,6 +248,41 @@ macro_rules! level {
             $(#[target_feature(enable = $features)])?
             pub(crate) unsafe fn norm(row: &mut [f32], norm: Norm<'_>) {
                 super::norm_row::<$fused>(row, norm);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn rms_norm(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
+                super::rms_norm_row::<$fused>(row, weight, epsilon, to);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn gate(row: &[f32], to: &mut [f32]) {
+                super::gate_row::<$fused>(row, to);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn rotate(heads: &mut [f32], turns: &[f32]) {
+                super::rotate_heads::<$fused>(heads, turns);
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn softmax_part(row: &mut [f32]) -> Weight {
+                super::softmax_part_row::<$fused>(row)
+            }
+
+            /// # Safety
+            /// The CPU has this level's features.
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn join(to: &mut [f32], own: Weight, from: &[f32], other: Weight) -> Weight {
+                super::join_rows::<$fused>(to, own, from, other)
             }
         }
     };

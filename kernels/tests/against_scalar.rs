@@ -1,41 +1,13 @@
 //! Every kernel at every level of this CPU against plain loops in f64, over random shapes, empty and odd ones included.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
+use common::{Generator, close, computes, config};
 use proptest::prelude::*;
 use ringfence_kernels::{
-    Activation, AttentionScratch, Compute, Isa, KeyValues, Matrix, Numbers, PackedLinear, Part, Pool, Scores,
-    Seen, Window,
+    Activation, AttentionScratch, KeyValues, Matrix, Numbers, PackedLinear, Part, Scores, Seen, Window,
 };
-
-/// A small generator, so that a failing case is its seed and shape.
-struct Generator(u64);
-
-impl Generator {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn vector(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.next()).collect()
-    }
-
-    fn matrix(&mut self, rows: usize, columns: usize) -> Matrix {
-        let mut matrix = Matrix::zeroed(rows, columns).unwrap();
-        for row in 0..rows {
-            matrix.row_mut(row).copy_from_slice(&self.vector(columns));
-        }
-        matrix
-    }
-}
-
-fn computes() -> impl Iterator<Item = Compute> {
-    Isa::available().into_iter().map(|isa| Compute::new(isa, Pool::new(2).unwrap()))
-}
-
-fn close(value: f32, exact: f64, tolerance: f64, what: &str) {
-    assert!((f64::from(value) - exact).abs() <= tolerance, "{what}: {value} instead of {exact}");
-}
 
 fn gelu(x: f64) -> f64 {
     // Simpson's rule over the normal density.
@@ -250,12 +222,6 @@ fn check_norm(seed: u64, rows: usize, columns: usize) {
             }
         }
     }
-}
-
-/// This many cases, unless PROPTEST_CASES says how many.
-fn config(cases: u32) -> ProptestConfig {
-    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases, ..default } }
 }
 
 proptest! {

@@ -22,8 +22,11 @@ macro_rules! tiles {
         unsafe fn $tile_of<const R: usize>(t: &Tile<$number>) {
             // SAFETY: every access is one that `Tile` names.
             unsafe {
-                let bias = [_mm256_loadu_ps(t.bias), _mm256_loadu_ps(t.bias.add(8))];
-                let mut sums = [bias; R];
+                let mut sums = [[_mm256_setzero_ps(); 2]; R];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let bias = t.bias.add(r * t.bias_stride);
+                    *sum = [_mm256_loadu_ps(bias), _mm256_loadu_ps(bias.add(8))];
+                }
                 for k in 0..t.depth {
                     let column = t.panel.add(k * PANEL);
                     let columns = [$load(column), $load(column.add(8))];

@@ -19,7 +19,10 @@ macro_rules! tiles {
         unsafe fn $tile_of<const R: usize>(t: &Tile<$number>) {
             // SAFETY: every access is one that `Tile` names.
             unsafe {
-                let mut sums = [*t.bias.cast::<[f32; PANEL]>(); R];
+                let mut sums = [[0.0; PANEL]; R];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = *t.bias.add(r * t.bias_stride).cast::<[f32; PANEL]>();
+                }
                 for k in 0..t.depth {
                     let column = (*t.panel.add(k * PANEL).cast::<[$number; PANEL]>()).map($read);
                     for (r, sum) in sums.iter_mut().enumerate() {
