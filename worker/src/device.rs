@@ -4,11 +4,16 @@
 //! Nothing is padded, so a mixed batch costs what its tokens cost.
 
 mod cpu;
+mod decoding;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
 pub use cpu::Cpu;
-pub use ringfence_kernels::{Activation, OutOfMemory, Seen, Window};
+pub use decoding::{
+    AttentionShape, CACHE_BLOCK_TOKENS, CacheShape, CpuTextLinear, DecodingDevice, Sequence, TextPart,
+    TextWeights,
+};
+pub use ringfence_kernels::{Activation, BlockKind, OutOfMemory, Seen, Window};
 #[cfg(feature = "wgpu")]
 pub use wgpu::{HOST_BYTES, Wgpu};
 
@@ -77,6 +82,15 @@ pub enum TableSource {
         bytes: Range<usize>,
         /// Their form.
         stored: Stored,
+    },
+    /// Left there in quantised blocks, row by row.
+    Blocks {
+        /// The file.
+        file: FileBytes,
+        /// The rows in it.
+        bytes: Range<usize>,
+        /// Of which kind.
+        kind: BlockKind,
     },
     /// Computed at load.
     Floats(Vec<f32>),

@@ -1,6 +1,7 @@
 //! Models, written once over [`crate::device`], and how a package becomes one.
 
 pub mod bert;
+pub mod llama;
 pub mod silero;
 mod weights;
 pub mod whisper;

@@ -9,16 +9,22 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use candle_transformers::models::quantized_llama::ModelWeights;
+use ringfence_kernels::{Compute, Isa, Pool};
 use ringfence_protocol::{BlockType, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::blocks::Type;
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
+use ringfence_worker::device::Cpu;
 use ringfence_worker::memory::Lease;
+use ringfence_worker::models::PackageWeights;
+use ringfence_worker::models::llama::{Llama as OurLlama, Run};
+use ringfence_worker::package::llama::LlamaConfig as OurConfig;
 use ringfence_worker::package::safetensors::{Dtype, Tensors};
 use ringfence_worker::package::tokenizer::parse_bpe;
 use ringfence_worker::package::{FileBytes, Files};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::Arc;
@@ -142,6 +148,28 @@ fn gguf_logits(tokens: &[u32]) -> Vec<f32> {
     model.forward(&tokens, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
+/// The same by our own network over the package as it is, its weights in their blocks.
+fn blocks_logits(output: &InMemory) -> impl Fn(&[u32]) -> Vec<f32> + use<> {
+    let file = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
+    let files: Files = output.files.iter().map(file).collect();
+    let config = OurConfig::read(&files).unwrap();
+    let blocks = output.blocks.iter().map(|(name, of)| (name.clone(), of.clone())).collect();
+    let weights = PackageWeights::read_with_blocks(&files, blocks, &Lease).unwrap();
+    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
+    let model = OurLlama::new(Cpu::new(compute), &config, &weights, 4, &Lease).unwrap();
+    let model = RefCell::new(model);
+    move |ids| {
+        let mut logits = Vec::new();
+        let mut model = model.borrow_mut();
+        model.reserve(ids.len(), 1, &Lease).unwrap();
+        model.step(&[Run { ids, first: 0, blocks: &[2], answers: true }], &mut logits).unwrap();
+        logits
+    }
+}
+
+/// How far our logits may be, whose inputs of products are rounded to bytes.
+const BLOCKS_ERROR_MAX: f32 = 2.0;
+
 /// How far logits may be from those of the other path; 2.2e-5 was measured.
 const LOGIT_ERROR_MAX: f32 = 0.05;
 
@@ -152,15 +180,27 @@ fn logits_are_those_of_an_independent_reader_of_the_same_file() {
     let tokens = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
     let prompt = tokens("Gravity is a force that pulls things together. The capital of France is");
     assert!((12..=16).contains(&prompt.len()), "{}", prompt.len());
+    let blocks_logits = blocks_logits(&output);
     let package = package_logits(&mut output);
-    let (ours, theirs) = (package(&prompt), gguf_logits(&prompt));
-    assert_eq!((ours.len(), theirs.len()), (49_152, 49_152));
-    assert!(ours.iter().chain(&theirs).all(|logit| logit.is_finite()));
-    let error = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(error <= LOGIT_ERROR_MAX, "{error}");
-    let next = package(&tokens("The capital of France is"));
-    let best = (0..next.len()).max_by(|a, b| next[*a].total_cmp(&next[*b])).unwrap();
-    assert_eq!(tokenizer.decode(&[best as u32], false).unwrap(), " Paris");
+    let (candle_s, theirs) = (package(&prompt), gguf_logits(&prompt));
+    assert_eq!((candle_s.len(), theirs.len()), (49_152, 49_152));
+    assert!(candle_s.iter().chain(&theirs).all(|logit| logit.is_finite()));
+    let error = |found: &[f32], expected: &[f32]| {
+        found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let readers = error(&candle_s, &theirs);
+    assert!(readers <= LOGIT_ERROR_MAX, "{readers}");
+    let france = tokens("The capital of France is");
+    for (ours, expected) in [(blocks_logits(&prompt), &candle_s), (blocks_logits(&france), &package(&france))]
+    {
+        let off = error(&ours, expected);
+        println!("by blocks: {off}");
+        assert!(off <= BLOCKS_ERROR_MAX, "{off}");
+    }
+    for next in [package(&france), blocks_logits(&france)] {
+        let best = (0..next.len()).max_by(|a, b| next[*a].total_cmp(&next[*b])).unwrap();
+        assert_eq!(tokenizer.decode(&[best as u32], false).unwrap(), " Paris");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! llama.cpp's own dequantisation in the tests.
 
 use half::{bf16, f16};
+use ringfence_kernels::BlockKind;
 
 /// How the elements of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,27 @@ impl Type {
             30 => Self::Bf16,
             _ => return None,
         })
+    }
+
+    /// Of a kind that there are products for.
+    pub fn of_block(kind: BlockKind) -> Self {
+        match kind {
+            BlockKind::Q8_0 => Self::Q8_0,
+            BlockKind::Q4_0 => Self::Q4_0,
+            BlockKind::Q4_1 => Self::Q4_1,
+            BlockKind::Q4K => Self::Q4K,
+        }
+    }
+
+    /// The weights of several blocks.
+    ///
+    /// # Panics
+    /// Unless they are whole, and there is a place for each weight.
+    pub fn dequantise_all(self, blocks: &[u8], weights: &mut [f32]) {
+        let (blocks, places) =
+            (blocks.chunks_exact(self.block_bytes()), weights.chunks_exact_mut(self.block_weights()));
+        assert_eq!(blocks.len(), places.len(), "a place for each weight");
+        blocks.zip(places).for_each(|(block, place)| self.dequantise(block, place));
     }
 
     /// Weights of a block; 1 where there are no blocks.

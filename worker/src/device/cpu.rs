@@ -5,6 +5,7 @@
 //! live in buffers that are reused, and every allocation can be refused. candle's BERT is the oracle in the tests.
 
 use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource, Usage};
+use crate::convert::blocks::Type;
 use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
@@ -70,6 +71,11 @@ enum Rows {
         bytes: Range<usize>,
         stored: Stored,
     },
+    Blocks {
+        file: FileBytes,
+        bytes: Range<usize>,
+        kind: Type,
+    },
     Floats(Vec<f32>),
 }
 
@@ -80,6 +86,10 @@ impl Table {
             Rows::File { file, bytes, stored } => {
                 let length = self.columns * stored.bytes();
                 stored.widen(&file[bytes.clone()][row * length..][..length], to);
+            }
+            Rows::Blocks { file, bytes, kind } => {
+                let length = self.columns / kind.block_weights() * kind.block_bytes();
+                kind.dequantise_all(&file[bytes.clone()][row * length..][..length], to);
             }
         }
     }
@@ -165,6 +175,9 @@ impl Device for Cpu {
     fn table(&self, columns: usize, source: TableSource) -> Result<Table, DeviceError> {
         let rows = match source {
             TableSource::File { file, bytes, stored } => Rows::File { file, bytes, stored },
+            TableSource::Blocks { file, bytes, kind } => {
+                Rows::Blocks { file, bytes, kind: Type::of_block(kind) }
+            }
             TableSource::Floats(floats) => Rows::Floats(floats),
         };
         Ok(Table { columns, rows })
@@ -292,7 +305,7 @@ impl Device for Cpu {
 }
 
 /// What was stored as halves is the same as halves.
-fn numbers(stored: Stored) -> Numbers {
+pub(super) fn numbers(stored: Stored) -> Numbers {
     match stored {
         Stored::F32 => Numbers::Singles,
         Stored::F16 => Numbers::Halves,

@@ -1,11 +1,13 @@
 //! Where a model's weights come from: a package, or nowhere for the warm-up.
 
-use crate::device::{Stored, TableSource};
+use super::llama::Blocks;
+use crate::device::{BlockKind, Stored, TableSource};
 use crate::memory::{Memory, load_error};
 use crate::package::safetensors::{Dtype, Entry, Tensors};
 use crate::package::{FileBytes, Files};
 use ringfence_kernels::OutOfMemory;
-use ringfence_protocol::LoadError;
+use ringfence_protocol::{BlockType, LoadError};
+use std::collections::BTreeMap;
 
 /// Tensors by name, each with the shape that the model needs.
 pub trait Weights {
@@ -17,6 +19,14 @@ pub trait Weights {
 
     /// How a tensor is stored; nothing if there is none of that name and a type that is known.
     fn stored(&self, name: &str) -> Option<Stored>;
+
+    /// A tensor of two dimensions that is in quantised blocks; nothing where it is not.
+    ///
+    /// # Errors
+    /// It is of another shape, or has not as many bytes as that takes.
+    fn blocks(&self, _name: &str, _shape: [usize; 2]) -> Result<Option<Blocks>, LoadError> {
+        Ok(None)
+    }
 
     /// A tensor of two dimensions, to look up rows in.
     ///
@@ -30,6 +40,8 @@ pub struct PackageWeights<'a> {
     tensors: Tensors,
     /// What some packages put before every name.
     prefix: &'static str,
+    /// Those in quantised blocks, stored as bytes, and their shape before.
+    blocks: BTreeMap<String, (BlockType, Vec<u64>)>,
     memory: &'a dyn Memory,
 }
 
@@ -42,15 +54,28 @@ impl<'a> PackageWeights<'a> {
     /// # Errors
     /// A file is malformed, or a tensor is neither F32 nor F16.
     pub fn read(files: &Files, memory: &'a dyn Memory) -> Result<Self, LoadError> {
+        Self::read_with_blocks(files, BTreeMap::new(), memory)
+    }
+
+    /// As [`PackageWeights::read`], where the manifest names tensors that stay in quantised blocks.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with_blocks(
+        files: &Files,
+        blocks: BTreeMap<String, (BlockType, Vec<u64>)>,
+        memory: &'a dyn Memory,
+    ) -> Result<Self, LoadError> {
         let tensors = Tensors::read(files)?;
         for (name, entry) in tensors.entries() {
-            if stored(entry.dtype).is_none() && !name.ends_with(POSITION_IDS) {
+            let is_known = stored(entry.dtype).is_some() || blocks.contains_key(name);
+            if !is_known && !name.ends_with(POSITION_IDS) {
                 return Err(wrong(name, "its type is neither F32 nor F16"));
             }
         }
         let prefix =
             if tensors.entries().keys().any(|name| name.starts_with("bert.")) { "bert." } else { "" };
-        Ok(Self { tensors, prefix, memory })
+        Ok(Self { tensors, prefix, blocks, memory })
     }
 
     /// Where a tensor is, how it is stored, and the file that it is in.
@@ -81,6 +106,26 @@ impl Weights for PackageWeights<'_> {
 
     fn stored(&self, name: &str) -> Option<Stored> {
         stored(self.tensors.entries().get(&format!("{}{name}", self.prefix))?.dtype)
+    }
+
+    fn blocks(&self, name: &str, shape: [usize; 2]) -> Result<Option<Blocks>, LoadError> {
+        let Some((kind, before)) = self.blocks.get(name) else { return Ok(None) };
+        if before.iter().map(|size| *size as usize).ne(shape) {
+            let reason = format!("its shape was {before:?}, `config.json` says {shape:?}");
+            return Err(wrong(name, reason));
+        }
+        let found = self.tensors.entries().get(name).zip(self.tensors.file_of(name));
+        let (entry, file) = found.ok_or_else(|| wrong(name, "it is missing"))?;
+        let kind = match kind {
+            BlockType::Q4_1 => BlockKind::Q4_1,
+            BlockType::Q8_0 => BlockKind::Q8_0,
+        };
+        let [rows, columns] = shape;
+        let row = columns / kind.weights() * kind.bytes();
+        if !columns.is_multiple_of(kind.weights()) || entry.bytes.len() != rows * row {
+            return Err(wrong(name, format!("its bytes are not the blocks of {shape:?}")));
+        }
+        Ok(Some(Blocks { kind, file: file.clone(), bytes: entry.bytes.clone() }))
     }
 
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
