@@ -138,12 +138,8 @@ fn a_granted_file_goes_straight_to_the_worker_also_as_a_copy() {
     let folder = granted(&home);
     let server = home.start();
     for snapshot in [false, true] {
-        let question = json!({"kind": "file_read", "path": folder.to_str().unwrap(), "model": MODEL, "reason": "to know what was said",
-            "results": "an answer to the asker", "lifetime_ms": 600_000, "bytes_max": 10_000_000, "snapshot": snapshot});
-        let grant = server.api().post("/grants", &question).ok()["grant"].as_u64().unwrap();
-        home.cli_ok(&["grant", "approve", &grant.to_string()]);
-        let claimed = server.api().post(&format!("/grants/{grant}/claim"), &json!({})).ok();
-        let body = json!({"model": MODEL, "file": {"grant": claimed["capability"], "path": "jfk.wav"}});
+        let capability = capability(&home, &server, &folder, snapshot);
+        let body = json!({"model": MODEL, "file": {"grant": capability, "path": "jfk.wav"}});
         let said = server.api().post("/v1/audio/transcriptions", &body).ok();
         assert_eq!(plain(said["text"].as_str().unwrap()), WORDS, "snapshot: {snapshot}");
     }
@@ -152,6 +148,34 @@ fn a_granted_file_goes_straight_to_the_worker_also_as_a_copy() {
         log.contains(&format!("had {} bytes of", fs::metadata(speech("jfk.wav")).unwrap().len())),
         "{log}"
     );
+}
+
+/// The capability string for the sample's folder, of which a copy is given or not.
+fn capability(home: &Home, server: &Server, folder: &Path, snapshot: bool) -> Value {
+    let question = json!({"kind": "file_read", "path": folder.to_str().unwrap(), "model": MODEL, "reason": "to know what was said",
+        "results": "an answer to the asker", "lifetime_ms": 600_000, "bytes_max": 10_000_000, "snapshot": snapshot});
+    let grant = server.api().post("/grants", &question).ok()["grant"].as_u64().unwrap();
+    home.cli_ok(&["grant", "approve", &grant.to_string()]);
+    server.api().post(&format!("/grants/{grant}/claim"), &json!({})).ok()["capability"].clone()
+}
+
+#[test]
+fn a_granted_file_goes_to_no_model_that_its_own_falls_back_to() {
+    let home = home();
+    let folder = granted(&home);
+    // No model loads in so little.
+    home.quotas("[models.\"whisper-tiny.en\"]\nlease_mib = 1\nfallback = \"tiny-bert\"\n");
+    let server = home.start();
+    let jfk = fs::read(speech("jfk.wav")).unwrap();
+    assert_eq!(
+        transcribe(&server, &[], &jfk).code(),
+        "task_unsupported",
+        "an upload is given to the other one"
+    );
+    let capability = capability(&home, &server, &folder, false);
+    let body = json!({"model": MODEL, "file": {"grant": capability, "path": "jfk.wav"}});
+    let refused = server.api().post("/v1/audio/transcriptions", &body).code();
+    assert!(refused != "task_unsupported", "{refused}");
 }
 
 #[test]

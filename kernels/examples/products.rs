@@ -2,13 +2,15 @@
 //! `cargo run --release -p ringfence-kernels --example products [threads] [kind]`.
 #![allow(clippy::disallowed_methods, reason = "it measures time")]
 
+mod support;
+
 use ringfence_kernels::{
-    Activation, BLOCK_TOKENS, BlockCache, BlockKind, BlockScores, Compute, Isa, Matrix, Numbers,
-    PackedLinear, Part, Pool, QuantLinear, QuantPart, Quantised, Sequence,
+    BLOCK_TOKENS, BlockCache, BlockKind, BlockScores, Compute, Isa, Matrix, Numbers, Pool, Quantised,
+    Sequence,
 };
-use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
+use support::{Kind, Result, Weights};
 
 /// Inputs, outputs, and how many of them a token goes through.
 const SHAPES: [(usize, usize, usize); 5] =
@@ -18,14 +20,6 @@ const ROWS: [usize; 3] = [1, 8, 512];
 const COLD_BYTES: usize = 160 << 20;
 const ROUNDS: usize = 7;
 const LAYERS: usize = 30;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Floats(Numbers),
-    Blocks(BlockKind),
-}
 
 const KINDS: [Kind; 6] = [
     Kind::Floats(Numbers::Singles),
@@ -90,28 +84,6 @@ fn read_bandwidth(compute: &Compute) -> Result<f64> {
     Ok((rows * ROW * 4) as f64 / seconds / 1e9)
 }
 
-enum Weights {
-    Floats(PackedLinear),
-    Blocks(QuantLinear),
-}
-
-impl Weights {
-    fn new(isa: Isa, kind: Kind, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(match kind {
-            Kind::Floats(numbers) => {
-                let (weight, bias) = (vec![0.5; inputs * outputs], vec![0.0; outputs]);
-                let part = Part { weight: &weight, bias: &bias };
-                Self::Floats(PackedLinear::pack_as(numbers, isa, inputs, &[part])?)
-            }
-            Kind::Blocks(kind) => {
-                let blocks = vec![0x11; outputs * inputs / kind.weights() * kind.bytes()];
-                let part = QuantPart { kind, rows: outputs, blocks: &blocks, bias: None };
-                Self::Blocks(QuantLinear::pack(isa, inputs, &[part])?)
-            }
-        })
-    }
-}
-
 fn bytes(kind: Kind, weights: usize) -> usize {
     match kind {
         Kind::Floats(numbers) => weights * numbers.bytes(),
@@ -168,10 +140,7 @@ fn product(
     let weights = if rows == 512 { &weights[..weights.len().min(4)] } else { weights };
     let seconds = median(|| {
         for weights in weights {
-            match weights {
-                Weights::Floats(w) => compute.linear(&input, rows, w, Activation::None, &mut output),
-                Weights::Blocks(w) => compute.quant_linear(&input, rows, w, &mut scratch, &mut output),
-            }
+            weights.times(compute, &input, rows, &mut scratch, &mut output);
         }
     });
     Ok(seconds / weights.len() as f64)

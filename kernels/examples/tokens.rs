@@ -2,12 +2,14 @@
 //! and sampling: `cargo run --release -p ringfence-kernels --example tokens [threads] [kind] [tokens so far]`.
 #![allow(clippy::disallowed_methods, reason = "it measures time")]
 
+mod support;
+
 use ringfence_kernels::{
-    Activation, BLOCK_TOKENS, BlockCache, BlockKind, BlockScores, Compute, Isa, Matrix, Numbers,
-    PackedLinear, Part, Pool, QuantLinear, QuantPart, Quantised, Sequence, Turns,
+    BLOCK_TOKENS, BlockCache, BlockKind, BlockScores, Compute, Isa, Matrix, Numbers, Pool, Quantised,
+    Sequence, Turns,
 };
-use std::error::Error;
 use std::time::Instant;
+use support::{Kind, Result, Weights};
 
 const LAYERS: usize = 30;
 const HIDDEN: usize = 576;
@@ -18,19 +20,6 @@ const HEAD: usize = 64;
 const KEYS: usize = KEY_HEADS * HEAD;
 const VOCABULARY: usize = 49_152;
 const ROUNDS: usize = 9;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-enum Weights {
-    Floats(PackedLinear),
-    Blocks(QuantLinear),
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Floats(Numbers),
-    Blocks(BlockKind),
-}
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -67,30 +56,6 @@ fn main() -> Result<()> {
         );
     }
     Ok(())
-}
-
-impl Weights {
-    fn new(isa: Isa, kind: Kind, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(match kind {
-            Kind::Floats(numbers) => {
-                let (weight, bias) = (vec![0.01; inputs * outputs], vec![0.0; outputs]);
-                let part = Part { weight: &weight, bias: &bias };
-                Self::Floats(PackedLinear::pack_as(numbers, isa, inputs, &[part])?)
-            }
-            Kind::Blocks(kind) => {
-                let blocks = vec![0x11; outputs * inputs / kind.weights() * kind.bytes()];
-                let part = QuantPart { kind, rows: outputs, blocks: &blocks, bias: None };
-                Self::Blocks(QuantLinear::pack(isa, inputs, &[part])?)
-            }
-        })
-    }
-
-    fn times(&self, compute: &Compute, x: &Matrix, rows: usize, scratch: &mut Quantised, to: &mut Matrix) {
-        match self {
-            Self::Floats(weights) => compute.linear(x, rows, weights, Activation::None, to),
-            Self::Blocks(weights) => compute.quant_linear(x, rows, weights, scratch, to),
-        }
-    }
 }
 
 struct Layer {

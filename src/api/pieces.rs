@@ -93,16 +93,9 @@ pub(super) async fn answer(
             Some(file) => answer_granted(&app, job, &file).await,
         }
     });
-    let mut stream = Pieces {
-        audio_ms: 0,
-        told: 0,
-        format,
-        translated,
-        waiting: VecDeque::new(),
-        pieces: None,
-        answering: None,
-    };
-    while stream.audio_ms == 0 {
+    let mut stream =
+        Pieces { audio_ms: None, told: 0, format, translated, waiting: VecDeque::new(), running: None };
+    while stream.audio_ms.is_none() {
         tokio::select! {
             biased;
             Some(piece) = pieces.recv() => stream.take(piece)?,
@@ -112,22 +105,21 @@ pub(super) async fn answer(
             }
         }
     }
-    (stream.pieces, stream.answering) = (Some(pieces), Some(answering));
+    stream.running = Some((pieces, answering));
     Ok(stream.into_response())
 }
 
 /// The body.
 struct Pieces {
-    /// How long the audio is; 0 until that is known.
-    audio_ms: u64,
+    /// How long the audio is, once that is known.
+    audio_ms: Option<u64>,
     /// Segments that were given on.
     told: usize,
     format: ResponseFormat,
     translated: bool,
     waiting: VecDeque<Bytes>,
     /// Until the answer is there.
-    pieces: Option<mpsc::Receiver<Piece>>,
-    answering: Option<Answering>,
+    running: Option<(mpsc::Receiver<Piece>, Answering)>,
 }
 
 impl Pieces {
@@ -138,8 +130,7 @@ impl Pieces {
                 return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "interrupted", message));
             }
             Piece::Begun => {}
-            // Audio without a sample has a length as well.
-            Piece::Heard { audio_ms } => self.audio_ms = audio_ms.max(1),
+            Piece::Heard { audio_ms } => self.audio_ms = Some(audio_ms),
             Piece::Segment(segment) => self.tell(&segment),
         }
         Ok(())
@@ -154,7 +145,7 @@ impl Pieces {
             delta: delta.to_owned(),
             start: seconds(segment.start_ms),
             end: seconds(segment.end_ms),
-            duration: seconds(self.audio_ms),
+            duration: seconds(self.audio_ms.unwrap_or_default()),
         };
         self.waiting.push_back(event.encode());
         self.told += 1;
@@ -192,18 +183,12 @@ impl Pieces {
 
     /// What comes next, once there is something.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
-        let (Some(mut pieces), Some(answering)) = (self.pieces.take(), &mut self.answering) else {
-            return Poll::Ready(Ok(()));
-        };
+        let Some((pieces, answering)) = &mut self.running else { return Poll::Ready(Ok(())) };
         if let Poll::Ready(Some(piece)) = pieces.poll_recv(context) {
-            self.pieces = Some(pieces);
             return Poll::Ready(self.take(piece));
         }
-        let Poll::Ready(answered) = answering.as_mut().poll(context) else {
-            self.pieces = Some(pieces);
-            return Poll::Pending;
-        };
-        self.answering = None;
+        let answered = ready!(answering.as_mut().poll(context));
+        let (mut pieces, _) = self.running.take().expect("it was there");
         Poll::Ready(answered.and_then(|answered| self.end(answered, &mut pieces)))
     }
 }
@@ -220,12 +205,12 @@ impl hyper::body::Body for Pieces {
             if let Some(event) = self.waiting.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(event))));
             }
-            if self.pieces.is_none() {
+            if self.running.is_none() {
                 return Poll::Ready(None);
             }
             if let Err(error) = ready!(self.poll_next(context)) {
                 // Gone is the job with it, if it has not ended.
-                (self.pieces, self.answering) = (None, None);
+                self.running = None;
                 self.waiting.push_back(error.into_event());
             }
         }

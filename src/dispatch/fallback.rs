@@ -1,7 +1,7 @@
 //! A model that can't answer now may have another that does, if the operator said so and the client may use it.
 
 use super::models::{package_of_twin, twin};
-use super::{Dispatcher, JobInput, JobRequest, Output};
+use super::{Dispatcher, JobRequest, Output};
 use crate::api::ApiError;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Dispatcher {
             return Err(ApiError::model_unknown(&asked));
         }
         let mut rest = self.chain(&request.client, &asked);
-        if matches!(request.input, JobInput::Granted { .. }) {
+        if request.input.granted().is_some() {
             // The file was granted to this model and to no other; on which device it runs makes no difference.
             rest.retain(|next| package_of_twin(next) == Some(asked.as_str()));
         }

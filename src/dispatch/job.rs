@@ -129,7 +129,7 @@ pub(crate) enum AudioSource {
 
 impl JobInput {
     /// The grant's file, where it is one.
-    fn granted(&self) -> Option<&Arc<GrantedFile>> {
+    pub(super) fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
             Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } | Self::Live(_) => None,

@@ -83,15 +83,6 @@ pub enum TableSource {
         /// Their form.
         stored: Stored,
     },
-    /// Left there in quantised blocks, row by row.
-    Blocks {
-        /// The file.
-        file: FileBytes,
-        /// The rows in it.
-        bytes: Range<usize>,
-        /// Of which kind.
-        kind: BlockKind,
-    },
     /// Computed at load.
     Floats(Vec<f32>),
 }

@@ -6,7 +6,7 @@ pub mod silero;
 mod weights;
 pub mod whisper;
 
-pub use weights::{PackageWeights, RandomWeights, Weights};
+pub use weights::{Blocks, PackageWeights, RandomWeights, Weights};
 
 use crate::device::{Cpu, Device, DeviceFailure, OutOfMemory, Usage};
 use crate::memory::{Memory, Refusal, load_refused};

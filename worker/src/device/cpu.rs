@@ -10,8 +10,8 @@ use crate::memory::Memory;
 use crate::package::FileBytes;
 use crate::package::modules::Pooling;
 use ringfence_kernels::{
-    Activation, AttentionScratch, Compute, KeyValues, Matrix, Numbers, PackedLinear, Part, Scores, Seen,
-    Window, widen_half,
+    Activation, AttentionScratch, BlockKind, Compute, KeyValues, Matrix, Numbers, PackedLinear, Part, Scores,
+    Seen, Window, widen_half,
 };
 use std::ops::Range;
 
@@ -80,6 +80,11 @@ enum Rows {
 }
 
 impl Table {
+    /// Rows in quantised blocks, which are widened when they are read.
+    pub(super) fn of_blocks(columns: usize, kind: BlockKind, file: FileBytes, bytes: Range<usize>) -> Self {
+        Self { columns, rows: Rows::Blocks { file, bytes, kind: Type::of_block(kind) } }
+    }
+
     fn copy_row(&self, row: usize, to: &mut [f32]) {
         match &self.rows {
             Rows::Floats(floats) => to.copy_from_slice(&floats[row * self.columns..][..self.columns]),
@@ -175,9 +180,6 @@ impl Device for Cpu {
     fn table(&self, columns: usize, source: TableSource) -> Result<Table, DeviceError> {
         let rows = match source {
             TableSource::File { file, bytes, stored } => Rows::File { file, bytes, stored },
-            TableSource::Blocks { file, bytes, kind } => {
-                Rows::Blocks { file, bytes, kind: Type::of_block(kind) }
-            }
             TableSource::Floats(floats) => Rows::Floats(floats),
         };
         Ok(Table { columns, rows })

@@ -1,8 +1,9 @@
 //! What models that write text need of a device beside [`Device`]: products with weights that stay in quantised blocks,
 //! rotation, gates, and keys and values in blocks that sequences share and give back.
 
-use super::cpu::numbers;
+use super::cpu::{Table, numbers};
 use super::{Activation, Cpu, Device, DeviceError, LinearWeights, Stored};
+use crate::package::FileBytes;
 use ringfence_kernels::{
     BLOCK_TOKENS, BlockCache, BlockKind, BlockScores, Matrix, PackedLinear, QuantLinear, QuantPart,
     Quantised, Turns,
@@ -72,9 +73,18 @@ pub trait DecodingDevice: Device {
     type CacheScores;
 
     /// Takes weights; the parts write their outputs one after another. All of them are floats, or all are blocks.
-    fn text_weights(&self, inputs: usize, parts: &[TextPart<'_>]) -> Result<Self::TextLinear, DeviceError>;
+    fn text_weights(&self, inputs: usize, parts: Vec<TextPart<'_>>) -> Result<Self::TextLinear, DeviceError>;
 
-    /// Bytes that they take, given the kind and rows of each part; floats have none.
+    /// Takes a table that stays in blocks of this kind, row by row in these bytes of a file.
+    fn block_table(
+        &self,
+        columns: usize,
+        kind: BlockKind,
+        file: FileBytes,
+        bytes: Range<usize>,
+    ) -> Result<Self::Table, DeviceError>;
+
+    /// Bytes that weights take, given the kind and rows of each part; floats have none.
     fn text_weight_bytes(&self, inputs: usize, parts: &[(Option<BlockKind>, Stored, usize)]) -> usize;
 
     /// Working memory for so many rows.
@@ -164,7 +174,7 @@ impl DecodingDevice for Cpu {
     type Cache = BlockCache;
     type CacheScores = BlockScores;
 
-    fn text_weights(&self, inputs: usize, parts: &[TextPart<'_>]) -> Result<CpuTextLinear, DeviceError> {
+    fn text_weights(&self, inputs: usize, parts: Vec<TextPart<'_>>) -> Result<CpuTextLinear, DeviceError> {
         let blocks: Option<Vec<QuantPart<'_>>> = parts.iter().map(quantised).collect();
         if let Some(parts) = blocks {
             return Ok(CpuTextLinear::Blocks(QuantLinear::pack(self.compute().isa(), inputs, &parts)?));
@@ -172,16 +182,26 @@ impl DecodingDevice for Cpu {
         let mut stored = Stored::F16;
         let mut floats = Vec::with_capacity(parts.len());
         for part in parts {
-            let TextWeights::Floats(weight, of_part) = &part.weights else {
+            let TextWeights::Floats(weight, of_part) = part.weights else {
                 unreachable!("parts are all floats or all blocks");
             };
-            if *of_part == Stored::F32 {
+            if of_part == Stored::F32 {
                 stored = Stored::F32;
             }
-            let bias = part.bias.clone().unwrap_or_else(|| vec![0.0; part.rows]);
-            floats.push(LinearWeights { weight: weight.clone(), bias });
+            let bias = part.bias.unwrap_or_else(|| vec![0.0; part.rows]);
+            floats.push(LinearWeights { weight, bias });
         }
         Ok(CpuTextLinear::Packed(self.streamed_weights(inputs, &floats, stored)?))
+    }
+
+    fn block_table(
+        &self,
+        columns: usize,
+        kind: BlockKind,
+        file: FileBytes,
+        bytes: Range<usize>,
+    ) -> Result<Table, DeviceError> {
+        Ok(Table::of_blocks(columns, kind, file, bytes))
     }
 
     fn text_weight_bytes(&self, inputs: usize, parts: &[(Option<BlockKind>, Stored, usize)]) -> usize {

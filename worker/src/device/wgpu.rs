@@ -4,7 +4,6 @@
 //! has beside its floats, so that an operation allocates nothing.
 
 use super::{Device, DeviceError, DeviceFailure, LinearWeights, NormWeights, Stored, TableSource, Usage};
-use crate::convert::blocks::Type;
 use crate::memory::Memory;
 use crate::package::modules::Pooling;
 use ringfence_gpu::{
@@ -176,13 +175,6 @@ impl Device for Wgpu {
         match source {
             TableSource::File { file, bytes, stored } => {
                 Ok(self.gpu.table(columns, &file[bytes], on_gpu(stored))?)
-            }
-            TableSource::Blocks { file, bytes, kind } => {
-                let kind = Type::of_block(kind);
-                let blocks = &file[bytes];
-                let mut floats = vec![0.0; blocks.len() / kind.block_bytes() * kind.block_weights()];
-                kind.dequantise_all(blocks, &mut floats);
-                self.table(columns, TableSource::Floats(floats))
             }
             TableSource::Floats(floats) => {
                 let bytes: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();

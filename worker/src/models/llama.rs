@@ -4,17 +4,14 @@
 //! A step takes rows of several sequences: all of a prompt, a piece of one, or the token that was written last. What a
 //! sequence has seen is in its blocks; the network keeps nothing else of it.
 
-use super::{Weights, reserve};
+use super::{Blocks, Weights, reserve};
 use crate::device::{
     AttentionShape, CACHE_BLOCK_TOKENS, CacheShape, DecodingDevice, DeviceError, DeviceFailure, NormWeights,
-    Sequence, Stored, TableSource, TextPart, TextWeights, Usage,
+    Sequence, Stored, TextPart, TextWeights, Usage,
 };
 use crate::memory::{Memory, Refusal, load_refused};
-use crate::package::FileBytes;
 use crate::package::llama::{Llama3Scaling, LlamaConfig};
-use ringfence_kernels::BlockKind;
 use ringfence_protocol::LoadError;
-use std::ops::Range;
 
 const EMBEDDINGS: &str = "model.embed_tokens";
 
@@ -430,11 +427,13 @@ impl<D: DecodingDevice> Source<'_, D> {
     fn embeddings(&self) -> Result<D::Table, LoadError> {
         let shape = [self.config.vocabulary, self.config.hidden];
         let name = format!("{EMBEDDINGS}.weight");
-        let source = match self.weights.blocks(&name, shape)? {
-            Some(Blocks { kind, file, bytes }) => TableSource::Blocks { file, bytes, kind },
-            None => self.weights.table(&name, shape)?,
+        let table = match self.weights.blocks(&name, shape)? {
+            Some(Blocks { kind, file, bytes }) => {
+                self.device.block_table(self.config.hidden, kind, file, bytes)
+            }
+            None => self.device.table(self.config.hidden, self.weights.table(&name, shape)?),
         };
-        self.device.table(self.config.hidden, source).map_err(self.refused())
+        table.map_err(self.refused())
     }
 
     /// A product whose parts stay in blocks if all of them are in blocks.
@@ -452,28 +451,12 @@ impl<D: DecodingDevice> Source<'_, D> {
             };
             taken.push(TextPart { rows: *rows, weights, bias: None });
         }
-        self.device.text_weights(inputs, &taken).map_err(self.refused())
+        self.device.text_weights(inputs, taken).map_err(self.refused())
     }
 
     fn floats(&self, name: &str, rows: usize, inputs: usize) -> Result<TextWeights<'static>, LoadError> {
         let stored = self.weights.stored(name).unwrap_or(Stored::F32);
         Ok(TextWeights::Floats(self.weights.floats(name, &[rows, inputs])?, stored))
-    }
-}
-
-/// A tensor in quantised blocks.
-pub struct Blocks {
-    /// Of which kind.
-    pub kind: BlockKind,
-    /// The file.
-    pub file: FileBytes,
-    /// The blocks in it, row by row.
-    pub bytes: Range<usize>,
-}
-
-impl std::fmt::Debug for Blocks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Blocks({:?}, {} bytes)", self.kind, self.bytes.len())
     }
 }
 

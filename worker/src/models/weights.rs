@@ -1,6 +1,5 @@
 //! Where a model's weights come from: a package, or nowhere for the warm-up.
 
-use super::llama::Blocks;
 use crate::device::{BlockKind, Stored, TableSource};
 use crate::memory::{Memory, load_error};
 use crate::package::safetensors::{Dtype, Entry, Tensors};
@@ -8,6 +7,7 @@ use crate::package::{FileBytes, Files};
 use ringfence_kernels::OutOfMemory;
 use ringfence_protocol::{BlockType, LoadError};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Tensors by name, each with the shape that the model needs.
 pub trait Weights {
@@ -33,6 +33,22 @@ pub trait Weights {
     /// # Errors
     /// As for [`Weights::floats`].
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError>;
+}
+
+/// A tensor in quantised blocks.
+pub struct Blocks {
+    /// Of which kind.
+    pub kind: BlockKind,
+    /// The file.
+    pub file: FileBytes,
+    /// The blocks in it, row by row.
+    pub bytes: Range<usize>,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Blocks({:?}, {} bytes)", self.kind, self.bytes.len())
+    }
 }
 
 /// The weights of a package.
