@@ -3,12 +3,13 @@
 use crate::clock;
 use crate::home::{Home, HomeError};
 use ringfence_models::{
-    FLOOR_BYTES_MAX, FileName, LoadedPackage, PROFILE_BYTES_MAX, PROFILES_FOLDER, PackageError, PackageName,
-    Profile, ProfileDevice, PublicKey, Refusal, Stamps, Store, StoreError, TRUST_BYTES_MAX, Trust,
-    TrustError, TrustFiles, TrustedKey, Verified,
+    BlockType, FLOOR_BYTES_MAX, FileName, LoadedPackage, Manifest, PROFILE_BYTES_MAX, PROFILES_FOLDER,
+    PackageError, PackageName, Profile, ProfileDevice, PublicKey, Refusal, Stamps, Store, StoreError,
+    TRUST_BYTES_MAX, Trust, TrustError, TrustFiles, TrustedKey, Verified,
 };
-use ringfence_protocol as protocol;
+use ringfence_protocol::{self as protocol, KeptBlocks};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -136,6 +137,8 @@ pub(crate) struct Package {
     pub(crate) signer: String,
     names: Vec<FileName>,
     files: Vec<(String, Arc<OwnedFd>)>,
+    /// Tensors that are in quantised blocks.
+    blocks: Vec<KeptBlocks>,
 }
 
 /// What was found where the stamps of a loaded package's files differ.
@@ -181,6 +184,11 @@ impl Package {
     /// Names and descriptors, for the message that loads them.
     pub(crate) fn files(&self) -> (Vec<String>, Vec<Arc<OwnedFd>>) {
         self.files.iter().cloned().unzip()
+    }
+
+    /// Tensors that are in quantised blocks, for the same message.
+    pub(crate) fn blocks(&self) -> Vec<KeptBlocks> {
+        self.blocks.clone()
     }
 }
 
@@ -240,7 +248,8 @@ impl Packages {
             self.store.load(&name, &self.trust()?, clock::unix_seconds())?;
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
         let (digest, signer) = (verified.digest.to_string(), verified.signer.to_string());
-        Ok(Package { name, digest, signer, stamps, names, files })
+        let blocks = kept_blocks(&verified.manifest);
+        Ok(Package { name, digest, signer, stamps, names, files, blocks })
     }
 
     /// The same for the voice detector, whatever files it has. Blocks.
@@ -254,7 +263,7 @@ impl Packages {
         let files = files.into_iter().map(|file| (file.name.to_string(), Arc::new(file.fd))).collect();
         let (digest, signer) = (verified.digest.to_string(), verified.signer.to_string());
         let stamps = self.store.stamps(&name, &[]);
-        Ok(Package { name, digest, signer, stamps, names: Vec::new(), files })
+        Ok(Package { name, digest, signer, stamps, names: Vec::new(), files, blocks: Vec::new() })
     }
 
     /// Compares the files of a loaded package with what runs, where their stamps are not the known ones; `None` where
@@ -330,18 +339,44 @@ impl Packages {
     }
 }
 
+/// Tensors that stay in quantised blocks, as workers are told of them.
+fn kept_blocks(manifest: &Manifest) -> Vec<KeptBlocks> {
+    let kind = |kind: &BlockType| match kind {
+        BlockType::Q4_1 => protocol::BlockType::Q4_1,
+        BlockType::Q8_0 => protocol::BlockType::Q8_0,
+    };
+    let of = |(block, tensors): (&BlockType, &BTreeMap<String, Vec<u64>>)| {
+        let kind = kind(block);
+        let kept = |(tensor, shape): (&String, &Vec<u64>)| KeptBlocks {
+            tensor: tensor.clone(),
+            kind,
+            shape: shape.clone(),
+        };
+        tensors.iter().map(kept).collect::<Vec<_>>()
+    };
+    manifest.blocks().iter().flat_map(of).collect()
+}
+
 /// Packages hold more kinds of networks than this version's workers run.
 fn surveyed(verified: &Verified, profiles: Vec<Profile>) -> Result<Surveyed, String> {
     let architecture = match verified.manifest.architecture() {
         ringfence_models::Architecture::Bert => protocol::Architecture::Bert,
         ringfence_models::Architecture::Whisper => protocol::Architecture::Whisper,
-        other @ (ringfence_models::Architecture::Llama | ringfence_models::Architecture::SileroVad) => {
+        ringfence_models::Architecture::Llama => protocol::Architecture::Llama,
+        other @ ringfence_models::Architecture::SileroVad => {
             return Err(format!(
                 "its signature holds, but this version does not run {} models",
                 other.name()
             ));
         }
     };
+    let blocks: usize = kept_blocks(&verified.manifest).iter().map(KeptBlocks::bytes_max).sum();
+    if blocks > protocol::BLOCKS_BYTES_MAX {
+        return Err(format!(
+            "its signature holds, but names and shapes of its quantised tensors take {blocks} bytes, at most {} are taken",
+            protocol::BLOCKS_BYTES_MAX
+        ));
+    }
     Ok(Surveyed {
         digest: verified.digest.to_string(),
         signer: verified.signer.to_string(),

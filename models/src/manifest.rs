@@ -253,6 +253,11 @@ impl Manifest {
         self.0.max_tokens
     }
 
+    /// Tensors that stay in quantised blocks: by type and name, their shapes before.
+    pub fn blocks(&self) -> &BTreeMap<BlockType, BTreeMap<String, Vec<u64>>> {
+        &self.0.blocks
+    }
+
     /// Whether the operator took weights whose digest nobody had pinned.
     pub fn is_unverified_source(&self) -> bool {
         self.0.unverified_source

@@ -6,6 +6,7 @@
 mod audio;
 mod convert;
 mod fileguard;
+mod generate;
 mod link;
 mod stream;
 mod transcribe;
@@ -29,6 +30,12 @@ pub use fileguard::{
     FileSideLink, FileguardLink, FileguardSideLink, FromFileguard, Identity, LIST_ENTRIES_MAX,
     LIST_FOLDER_ENTRIES_MAX, OPEN_FILES_MAX, RootKind, SNAPSHOT_BYTES_MAX, ToFileguard, WRITE_BYTES_MAX,
 };
+pub use generate::{
+    CHAT_MESSAGES_MAX, ChatContent, ChatMessage, FinishReason, GenerateData, GenerateInput, GenerateOptions,
+    GrantedText, LOGIT_BIAS_MAX, LikelyToken, Precedence, Prompt, ROLE_BYTES_MAX, SCHEMA_BYTES_MAX,
+    STOP_BYTES_MAX, STOPS_MAX, TEMPLATE_REASON_BYTES_MAX, TEXT_BYTES_MAX, TEXT_TOKENS_MAX, TOKEN_BYTES_MAX,
+    TOP_LOGPROBS_MAX, TextPiece, TokenLogprob,
+};
 pub use link::{Link, LinkError, Received, connected_pair};
 pub use stream::{
     FRAME_BYTES, FRAME_SAMPLES, FRAME_US, Jitter, STREAM_PACKET_BYTES_MAX, STREAM_RATE, StreamError,
@@ -42,8 +49,8 @@ pub use transcribe::{
     TranscribeOptions,
 };
 pub use worker::{
-    Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, Layer, LoadError,
-    Passage, Split, Start, ToWorker, WorkerLink, WorkerSideLink,
+    Architecture, ChunkBytes, Data, Device, EmbedInput, FromWorker, Item, JobError, KeptBlocks, Layer,
+    LoadError, Passage, Split, Start, ToWorker, WorkerLink, WorkerSideLink,
 };
 
 /// SHA-256 of this crate's sources, in hex. Both ends of a link state it first; a difference ends the program.
@@ -69,6 +76,10 @@ pub const ITEMS_MAX: usize = 2048;
 
 /// The longest word of a driver in a message, in bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
+
+/// The most encoded bytes of a package's tensors in quantised blocks, names and shapes: they travel in one message, beside
+/// the names of its files.
+pub const BLOCKS_BYTES_MAX: usize = 48 * 1024;
 
 /// The most slots that one worker holds at a time.
 pub const SLOTS_MAX: u32 = 256;

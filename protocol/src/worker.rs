@@ -11,6 +11,8 @@
 //!   Chunk* Done | Failed      ->                 in order; the slot is free again after Done or Failed
 //!                             <-  Transcribe + fd  instead of Run, for a model of speech
 //!   Heard Segment* Done | Failed  ->             in order, as for Run
+//!                             <-  Generate [+ fds]  instead of Run, for a model of text
+//!   Prompted Text* Finished Done | Failed  ->    in order, as for Run
 //!                             <-  LoadDetector + fds  once, before the first Listen
 //!                             <-  Listen + fd    instead of Run, for a stream of live sound
 //!   Listens                   ->                 its key; the stream may begin
@@ -21,6 +23,8 @@
 //!                             <-  Stop           finish the step, then exit 0
 //! ```
 
+use crate::convert::BlockType;
+use crate::generate::{FinishReason, GenerateData, GrantedText, Precedence, TextPiece};
 use crate::link::Link;
 use crate::stream::StreamPublic;
 use crate::transcribe::{Audio, AudioFault, Listened, Segment, StreamFault, TranscribeOptions};
@@ -39,6 +43,8 @@ pub enum Architecture {
     Bert,
     /// Whisper, which turns speech into text.
     Whisper,
+    /// Llama-family text generators.
+    Llama,
 }
 
 /// Where a worker computes.
@@ -68,6 +74,8 @@ pub struct Start {
     pub max_tokens: u32,
     /// Most tokens in one step.
     pub step_tokens: u32,
+    /// Most jobs at a time: what a generator makes room for in its lease.
+    pub slots: u16,
     /// How long a step should last, by the worker's own measure, in microseconds: fewer tokens are taken where as many
     /// would last longer.
     pub step_us: u32,
@@ -85,6 +93,8 @@ pub enum ToWorker {
     Load {
         /// Names relative to the package, with `/`.
         files: Vec<String>,
+        /// Tensors of it that are in quantised blocks; at most [`crate::BLOCKS_BYTES_MAX`] encoded.
+        blocks: Vec<KeptBlocks>,
     },
     /// A job for a free slot. With [`Data::Descriptor`] exactly one sealed memfd comes along.
     Run {
@@ -110,6 +120,22 @@ pub enum ToWorker {
         options: TranscribeOptions,
         /// What.
         audio: Audio,
+    },
+    /// A job of text generation for a free slot. The input's descriptor comes along, if it has one, then the granted
+    /// file's.
+    Generate {
+        /// The worker's number for this job until its end.
+        slot: u32,
+        /// Caches must not be shared across domains.
+        domain: u64,
+        /// As in [`ToWorker::Run`].
+        weight: u16,
+        /// Who gives way where there is too little room.
+        precedence: Precedence,
+        /// What.
+        input: GenerateData,
+        /// Where the file of [`crate::ChatContent::File`] is. What comes of it is kept for no other job.
+        file: Option<GrantedText>,
     },
     /// Stop the job in this slot at the next step; answered by `Done` or `Failed`.
     Cancel {
@@ -144,6 +170,25 @@ pub enum ToWorker {
         /// The key of the program that captures.
         audio: StreamPublic,
     },
+}
+
+/// A tensor in quantised blocks, which are U8 in the weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptBlocks {
+    /// Its name.
+    pub tensor: String,
+    /// Of which kind.
+    pub kind: BlockType,
+    /// Its shape before it was quantised, outermost dimension first.
+    pub shape: Vec<u64>,
+}
+
+impl KeptBlocks {
+    /// Upper bound of the bytes that it takes in a message.
+    pub fn bytes_max(&self) -> usize {
+        // A length of up to three bytes each for name and shape, one for the kind, up to ten for a number.
+        self.tensor.len() + 7 + 10 * self.shape.len()
+    }
 }
 
 /// Where the encoded input of a job is.
@@ -302,6 +347,31 @@ pub enum FromWorker {
         sequence: u32,
         /// Not before the one before it ends.
         segment: Segment,
+    },
+    /// The prompt of a slot was read: once, before its first piece.
+    Prompted {
+        /// Whose.
+        slot: u32,
+        /// Its length in tokens; at least 1.
+        tokens: u32,
+        /// Of these, what was known from jobs of the same domain.
+        cached: u32,
+    },
+    /// The next piece of a slot's answer.
+    Text {
+        /// Whose.
+        slot: u32,
+        /// From 0, without gaps.
+        sequence: u32,
+        /// It.
+        piece: TextPiece,
+    },
+    /// A slot's answer is over: once, before its `Done`.
+    Finished {
+        /// Whose.
+        slot: u32,
+        /// Why.
+        reason: FinishReason,
     },
     /// One step of the device ended.
     Step {
@@ -560,6 +630,31 @@ pub enum JobError {
     LanguageUnknown {
         /// Which language, or that it can't translate.
         what: String,
+    },
+    /// The prompt leaves no room for the answer that is wanted.
+    #[error(
+        "the prompt has {tokens} tokens, with an answer of up to {answer} that is more than the {max_tokens} that the \
+         model takes; shorten the prompt or lower max_tokens"
+    )]
+    ContextTooLong {
+        /// Of the prompt.
+        tokens: u32,
+        /// The answer's `max_tokens`, or 1.
+        answer: u32,
+        /// The bound.
+        max_tokens: u32,
+    },
+    /// The package has no chat template, or it can't be used for these messages.
+    #[error("the chat can't be written down for the model: {reason}")]
+    Template {
+        /// At most [`crate::TEMPLATE_REASON_BYTES_MAX`].
+        reason: String,
+    },
+    /// The JSON schema can't be followed.
+    #[error("the schema of response_format can't be used: {reason}")]
+    Schema {
+        /// At most [`crate::TEMPLATE_REASON_BYTES_MAX`].
+        reason: String,
     },
     /// The server asked for it.
     #[error("cancelled")]

@@ -5,8 +5,8 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::identity::Caller;
 use super::openai::{answer_granted, deadline, with_fallback};
-use super::pieces::TranscriptEvent;
 use super::transcript::{self, ResponseFormat, Transcription};
+use super::transcript_events::{TranscriptEvent, TranscriptEvents};
 use super::{App, pieces, timing};
 use crate::clock;
 use crate::dispatch::{AudioSource, JobInput, JobRequest, Purpose, seal};
@@ -150,7 +150,7 @@ async fn answer(
         purpose: Purpose::Client,
     };
     if stream {
-        return pieces::answer(app, job, granted, (format, translate)).await;
+        return pieces::answer(app, job, granted, TranscriptEvents::new(format, translate)).await;
     }
     let answered = match granted {
         None => app.dispatcher.answer(job).await?,

@@ -235,6 +235,9 @@ impl From<&JobError> for ApiError {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "stream_cut_off", message)
             }
             JobError::LanguageUnknown { .. } => Self::invalid("language_unknown", "language", message),
+            JobError::ContextTooLong { .. } => Self::invalid("context_length_exceeded", "messages", message),
+            JobError::Template { .. } => Self::invalid("template_refused", "messages", message),
+            JobError::Schema { .. } => Self::invalid("schema_refused", "response_format", message),
             JobError::Cancelled => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cancelled", message),
         }
     }

@@ -5,8 +5,12 @@ mod alerts;
 mod audio;
 mod body;
 mod captures;
+mod chat;
+mod completion_events;
+mod completions;
 mod error;
 mod files;
+mod generate;
 mod grants;
 mod health;
 mod identity;
@@ -20,6 +24,7 @@ mod quotas;
 mod timing;
 mod trace;
 mod transcript;
+mod transcript_events;
 
 pub(crate) use error::ApiError;
 pub(crate) use health::{Health, Verdict};
@@ -88,6 +93,10 @@ enum Route {
     OpenApi,
     Embeddings,
     EmbeddingsPrefixed,
+    Chat,
+    ChatPrefixed,
+    Completions,
+    CompletionsPrefixed,
     Transcriptions,
     TranscriptionsPrefixed,
     Translations,
@@ -139,11 +148,15 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 52] = [
+    const ALL: [Self; 56] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
         Self::EmbeddingsPrefixed,
+        Self::Chat,
+        Self::ChatPrefixed,
+        Self::Completions,
+        Self::CompletionsPrefixed,
         Self::Transcriptions,
         Self::TranscriptionsPrefixed,
         Self::Translations,
@@ -200,6 +213,10 @@ impl Route {
             Self::OpenApi => (Method::GET, "/openapi.json", Surface::Open),
             Self::Embeddings => (Method::POST, "/v1/embeddings", Surface::Public),
             Self::EmbeddingsPrefixed => (Method::POST, "/openai/v1/embeddings", Surface::Public),
+            Self::Chat => (Method::POST, "/v1/chat/completions", Surface::Public),
+            Self::ChatPrefixed => (Method::POST, "/openai/v1/chat/completions", Surface::Public),
+            Self::Completions => (Method::POST, "/v1/completions", Surface::Public),
+            Self::CompletionsPrefixed => (Method::POST, "/openai/v1/completions", Surface::Public),
             Self::Transcriptions => (Method::POST, "/v1/audio/transcriptions", Surface::Public),
             Self::TranscriptionsPrefixed => {
                 (Method::POST, "/openai/v1/audio/transcriptions", Surface::Public)
@@ -258,6 +275,8 @@ impl Route {
             Self::Health => get(health::health),
             Self::OpenApi => get(openapi::document),
             Self::Embeddings | Self::EmbeddingsPrefixed => post(openai::embeddings),
+            Self::Chat | Self::ChatPrefixed => post(chat::chat),
+            Self::Completions | Self::CompletionsPrefixed => post(completions::completions),
             Self::Transcriptions | Self::TranscriptionsPrefixed => {
                 post(audio::transcriptions).layer(DefaultBodyLimit::max(audio::FORM_BYTES_MAX))
             }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use utoipa::ToSchema;
 
 /// Longest model name in a request.
-const MODEL_NAME_BYTES_MAX: usize = 128;
+pub(super) const MODEL_NAME_BYTES_MAX: usize = 128;
 
 /// Body of `POST /v1/embeddings`. Fields that are not listed are ignored, as OpenAI clients send several.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -131,7 +131,9 @@ pub(super) async fn embeddings(
     };
     let items = match &input {
         JobInput::Items(input) => input.items.len(),
-        JobInput::Granted { .. } | JobInput::Audio { .. } | JobInput::Live(_) => 1,
+        JobInput::Granted { .. } | JobInput::Audio { .. } | JobInput::Generate { .. } | JobInput::Live(_) => {
+            1
+        }
     };
     let job = JobRequest {
         client: caller.client,

@@ -1,6 +1,8 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
-use super::{admin, alerts, audio, captures, files, grants, health, jobs, openai, quotas, trace};
+use super::{
+    admin, alerts, audio, captures, chat, completions, files, grants, health, jobs, openai, quotas, trace,
+};
 use axum::Json;
 use utoipa::OpenApi;
 
@@ -10,6 +12,8 @@ use utoipa::OpenApi;
     paths(
         health::health,
         openai::embeddings,
+        chat::chat,
+        completions::completions,
         audio::transcriptions,
         audio::translations,
         openai::models,

@@ -4,7 +4,9 @@ use super::job::{AudioSource, JobInput, JobRequest, Purpose, seal};
 use super::{Dispatcher, SYSTEM};
 use crate::audit::Who;
 use crate::clock;
-use ringfence_protocol::{Architecture, EmbedInput, Item, TranscribeOptions};
+use ringfence_protocol::{
+    Architecture, EmbedInput, GenerateInput, GenerateOptions, Item, Prompt, TranscribeOptions,
+};
 use ringfence_scheduler::ModelId;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
@@ -77,6 +79,13 @@ impl Dispatcher {
             Architecture::Bert => {
                 let items = vec![Item::Text("canary".to_owned())];
                 Some(JobInput::Items(EmbedInput { items, truncate: true }))
+            }
+            Architecture::Llama => {
+                let options =
+                    GenerateOptions { max_tokens: Some(1), temperature: 0.0, ..GenerateOptions::default() };
+                let prompt = Prompt::Text("canary".to_owned());
+                let input = GenerateInput { prompt, options };
+                Some(JobInput::Generate { input: Box::new(input), file: None, pieces: None })
             }
             Architecture::Whisper => match silence() {
                 Ok(memfd) => {

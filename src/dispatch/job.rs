@@ -13,10 +13,11 @@ use crate::workers::{End, Expected, Items, Made, Said};
 use axum::http::StatusCode;
 use ringfence_audit::{Event as Entry, Word};
 use ringfence_protocol::{
-    Architecture, Audio, Data, EmbedInput, INLINE_INPUT_BYTES_MAX, Item, LISTENED_MS, Segment, Split,
-    StreamPublic, ToWorker, TranscribeOptions,
+    Architecture, Audio, ChatContent, Data, EmbedInput, GenerateData, GenerateInput, GrantedText,
+    INLINE_INPUT_BYTES_MAX, Item, LISTENED_MS, Precedence, Prompt, Segment, Split, StreamPublic, TextPiece,
+    ToWorker, TranscribeOptions,
 };
-use ringfence_scheduler::{Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
+use ringfence_scheduler::{Class, Event, Failure, JobId, ModelId, Outcome, Refusal, Submit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -35,6 +36,15 @@ const WINDOW_MS: u64 = 30_000;
 const WINDOW_FRAMES: u64 = 1_500;
 /// Of a granted file of audio, until it is known.
 const AUDIO_BYTES_EXPECTED: u64 = WINDOW_BYTES;
+
+/// Bytes of a token, as English has them.
+const BYTES_PER_TOKEN: u64 = 4;
+/// What a template puts around a message, in tokens.
+const MESSAGE_TOKENS: u64 = 8;
+/// Tokens of an answer whose client says nothing of its length.
+const ANSWER_TOKENS_EXPECTED: u32 = 256;
+/// Of a granted text, until it is known.
+const TEXT_BYTES_EXPECTED: u64 = 4_096;
 
 /// What a handler asks for.
 #[derive(Debug, Clone)]
@@ -80,6 +90,15 @@ pub(crate) enum JobInput {
         /// Told what comes of it before its end, where somebody wants to know.
         pieces: Option<mpsc::Sender<Piece>>,
     },
+    /// A prompt, to be answered.
+    Generate {
+        /// The prompt, and how it is answered.
+        input: Box<GenerateInput>,
+        /// The granted file that is a part of it: the worker reads it, the server does not.
+        file: Option<Arc<GrantedFile>>,
+        /// Told what comes of it before its end, where somebody wants to know.
+        pieces: Option<mpsc::Sender<Piece>>,
+    },
     /// Sound that comes while the job runs, over a stream of which the server has no key.
     Live(LiveInput),
 }
@@ -96,6 +115,15 @@ pub(crate) enum Piece {
     },
     /// The next of what is said.
     Segment(Segment),
+    /// Its prompt was read.
+    Prompted {
+        /// The prompt's tokens.
+        tokens: u32,
+        /// Of these, those that were known from earlier jobs.
+        cached: u32,
+    },
+    /// The next of its answer.
+    Text(TextPiece),
 }
 
 /// What a live job is given, once: it is never replayed.
@@ -132,6 +160,7 @@ impl JobInput {
     pub(super) fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
+            Self::Generate { file, .. } => file.as_ref(),
             Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } | Self::Live(_) => None,
         }
     }
@@ -145,6 +174,7 @@ impl JobInput {
             Self::Granted { split: Split::Whole { .. }, .. } => Expected::Vectors(Items::Given(1)),
             Self::Granted { split: Split::Passages { .. }, .. } => Expected::Vectors(Items::Awaited),
             Self::Audio { .. } => Expected::Speech,
+            Self::Generate { .. } => Expected::Text,
             Self::Live(_) => Expected::Live,
         }
     }
@@ -154,6 +184,7 @@ impl JobInput {
         match self {
             Self::Items(_) | Self::Granted { .. } => architecture == Architecture::Bert,
             Self::Audio { .. } | Self::Live(_) => architecture == Architecture::Whisper,
+            Self::Generate { .. } => architecture == Architecture::Llama,
         }
     }
 }
@@ -361,6 +392,7 @@ fn task_unsupported(model: &str, architecture: Architecture) -> ApiError {
     let route = match architecture {
         Architecture::Bert => "POST /v1/embeddings",
         Architecture::Whisper => "POST /v1/audio/transcriptions",
+        Architecture::Llama => "POST /v1/chat/completions and /v1/completions",
     };
     let message = format!("{model} does not do this; it is for {route}");
     ApiError::invalid("task_unsupported", "model", message)
@@ -400,15 +432,37 @@ fn failed(failure: &Failure) -> ApiError {
 /// Kept until the end, as a crash of its worker replays a job.
 pub(super) enum Input {
     Inline(EmbedInput),
-    Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
-    Granted { file: Arc<GrantedFile>, split: Split },
-    Audio { options: TranscribeOptions, source: AudioSource, pieces: Option<mpsc::Sender<Piece>> },
+    Sealed {
+        memfd: Arc<OwnedFd>,
+        bytes: u64,
+    },
+    Granted {
+        file: Arc<GrantedFile>,
+        split: Split,
+    },
+    Audio {
+        options: TranscribeOptions,
+        source: AudioSource,
+        pieces: Option<mpsc::Sender<Piece>>,
+    },
     Live(LiveInput),
+    Generate {
+        data: PromptData,
+        file: Option<Arc<GrantedFile>>,
+        pieces: Option<mpsc::Sender<Piece>>,
+        precedence: Precedence,
+    },
+}
+
+/// Where an encoded prompt is.
+pub(super) enum PromptData {
+    Inline(Box<GenerateInput>),
+    Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
 }
 
 impl Input {
     /// Small inputs travel in the message, large ones as sealed memory.
-    fn new(input: JobInput) -> Result<Self, std::io::Error> {
+    fn new(input: JobInput, precedence: Precedence) -> Result<Self, std::io::Error> {
         let input = match input {
             JobInput::Items(input) => input,
             JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
@@ -416,21 +470,29 @@ impl Input {
                 return Ok(Self::Audio { options, source, pieces });
             }
             JobInput::Live(live) => return Ok(Self::Live(live)),
+            JobInput::Generate { input, file, pieces } => {
+                let encoded = input.encode();
+                let data = if encoded.len() <= INLINE_INPUT_BYTES_MAX {
+                    PromptData::Inline(input)
+                } else {
+                    let (memfd, bytes) = sealed(&encoded)?;
+                    PromptData::Sealed { memfd, bytes }
+                };
+                return Ok(Self::Generate { data, file, pieces, precedence });
+            }
         };
         let encoded = input.encode();
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
             return Ok(Self::Inline(input));
         }
-        let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let mut file = std::fs::File::from(memfd);
-        file.write_all(&encoded)?;
-        let bytes = encoded.len() as u64;
-        Ok(Self::Sealed { memfd: seal(file)?, bytes })
+        let (memfd, bytes) = sealed(&encoded)?;
+        Ok(Self::Sealed { memfd, bytes })
     }
 
     fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
+            Self::Generate { file, .. } => file.as_ref(),
             Self::Inline(_)
             | Self::Sealed { .. }
             | Self::Audio { source: AudioSource::Sealed { .. }, .. }
@@ -442,14 +504,18 @@ impl Input {
     pub(super) fn live(&self) -> Option<&LiveInput> {
         match self {
             Self::Live(live) => Some(live),
-            Self::Inline(_) | Self::Sealed { .. } | Self::Granted { .. } | Self::Audio { .. } => None,
+            Self::Inline(_)
+            | Self::Sealed { .. }
+            | Self::Granted { .. }
+            | Self::Audio { .. }
+            | Self::Generate { .. } => None,
         }
     }
 
     /// Whom to tell what comes of it before its end.
     pub(super) fn pieces(&self) -> Option<&mpsc::Sender<Piece>> {
         match self {
-            Self::Audio { pieces, .. } => pieces.as_ref(),
+            Self::Audio { pieces, .. } | Self::Generate { pieces, .. } => pieces.as_ref(),
             Self::Inline(_) | Self::Sealed { .. } | Self::Granted { .. } | Self::Live(_) => None,
         }
     }
@@ -477,6 +543,21 @@ impl Input {
                 let options = options.clone();
                 (ToWorker::Transcribe { slot, domain, weight, options, audio }, vec![descriptor])
             }
+            Self::Generate { data, file, precedence, .. } => {
+                let (input, mut descriptors) = match data {
+                    PromptData::Inline(input) => (GenerateData::Inline((**input).clone()), Vec::new()),
+                    PromptData::Sealed { memfd, bytes } => {
+                        (GenerateData::Descriptor { bytes: *bytes }, vec![memfd.clone()])
+                    }
+                };
+                let file = file.as_ref().map(|file| {
+                    let (bytes, descriptor) = file.hand_over();
+                    descriptors.push(descriptor);
+                    bytes.map_or(GrantedText::Link, |bytes| GrantedText::Copy { bytes })
+                });
+                let precedence = *precedence;
+                (ToWorker::Generate { slot, domain, weight, precedence, input, file }, descriptors)
+            }
             Self::Live(LiveInput { options, audio, socket, .. }) => {
                 let socket = socket.lock().expect("no thread panics with this lock").take();
                 let socket = socket.expect("the scheduler gives a live job to one worker");
@@ -485,6 +566,14 @@ impl Input {
             }
         }
     }
+}
+
+/// Bytes in sealed memory, and how many.
+fn sealed(bytes: &[u8]) -> Result<(Arc<OwnedFd>, u64), std::io::Error> {
+    let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(memfd);
+    file.write_all(bytes)?;
+    Ok((seal(file)?, bytes.len() as u64))
 }
 
 /// Nobody changes these bytes any more.
@@ -504,6 +593,7 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
             return u64::from(max_tokens) * PASSAGES_EXPECTED;
         }
         JobInput::Audio { source, .. } => return audio_tokens(source, max_tokens),
+        JobInput::Generate { input, file, .. } => return prompt_tokens(input, file.as_deref(), max_tokens),
         // It is part of many steps and of none as long as nobody speaks.
         JobInput::Live(_) => return 1,
     };
@@ -512,6 +602,24 @@ fn tokens_bound(input: &JobInput, max_tokens: u32) -> u64 {
         Item::Tokens(tokens) => tokens.len() as u64 + 2,
     };
     input.items.iter().map(|item| of(item).min(u64::from(max_tokens))).sum()
+}
+
+/// What a prompt and its answer are expected to take, until the worker has counted them.
+fn prompt_tokens(input: &GenerateInput, file: Option<&GrantedFile>, max_tokens: u32) -> u64 {
+    let of_piece = |piece: &ChatContent| match piece {
+        ChatContent::Text(text) => text.len() as u64,
+        ChatContent::File => file.and_then(GrantedFile::size).unwrap_or(TEXT_BYTES_EXPECTED),
+    };
+    let prompt = match &input.prompt {
+        Prompt::Text(text) => text.len() as u64 / BYTES_PER_TOKEN,
+        Prompt::Tokens(tokens) => tokens.len() as u64,
+        Prompt::Chat(messages) => {
+            let bytes: u64 = messages.iter().flat_map(|message| &message.content).map(of_piece).sum();
+            bytes / BYTES_PER_TOKEN + messages.len() as u64 * MESSAGE_TOKENS
+        }
+    };
+    let answer = input.options.max_tokens.unwrap_or(ANSWER_TOKENS_EXPECTED);
+    (prompt + 1).saturating_add(u64::from(answer)).min(u64::from(max_tokens))
 }
 
 /// What audio is expected to take: for each window its frames and as many tokens as the model may write.
@@ -523,7 +631,7 @@ fn audio_tokens(source: &AudioSource, max_tokens: u32) -> u64 {
 /// What an input's audio is expected to last.
 fn audio_ms(input: &JobInput) -> u64 {
     match input {
-        JobInput::Items(_) | JobInput::Granted { .. } => 0,
+        JobInput::Items(_) | JobInput::Granted { .. } | JobInput::Generate { .. } => 0,
         // The rest is charged as it is heard.
         JobInput::Live(_) => LISTENED_MS,
         JobInput::Audio { source, .. } => (audio_bytes(source) * WINDOW_MS / WINDOW_BYTES).max(1),
@@ -561,7 +669,7 @@ impl Dispatcher {
         let (answer, answered) = oneshot::channel();
         let JobRequest { client, request_id, who, model, input, received, deadline, dimensions, purpose } =
             request;
-        let (model, max_tokens, step_tokens) = {
+        let (model, max_tokens, step_tokens, class) = {
             let state = self.lock();
             if purpose == Purpose::Client
                 && !state.quotas.quotas.may_use(&client, package_of_twin(&model).unwrap_or(&model))
@@ -576,7 +684,9 @@ impl Dispatcher {
             if !input.fits(found.architecture) {
                 return Err(task_unsupported(&model, found.architecture));
             }
-            (found.id, found.max_tokens, found.step_tokens)
+            // Canaries have nobody's quota.
+            let class = state.quotas.quotas.client(&client).map_or(Class::Interactive, |quota| quota.class);
+            (found.id, found.max_tokens, found.step_tokens, class)
         };
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.
         let tokens = tokens_bound(&input, max_tokens);
@@ -584,7 +694,12 @@ impl Dispatcher {
         let live = matches!(input, JobInput::Live(_));
         let of_window = WINDOW_FRAMES + u64::from(max_tokens) / 4;
         let tokens_bound = if live { of_window } else { tokens }.min(u64::from(step_tokens.max(max_tokens)));
-        let input = Input::new(input).map_err(|error| ApiError::internal(&error))?;
+        let precedence = match class {
+            Class::Realtime => Precedence::Realtime,
+            Class::Interactive => Precedence::Interactive,
+            Class::Batch => Precedence::Batch,
+        };
+        let input = Input::new(input, precedence).map_err(|error| ApiError::internal(&error))?;
         let mut state = self.lock();
         let client_numbers = self.client(&mut state, &client)?;
         let asked = deadline;

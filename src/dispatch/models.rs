@@ -540,6 +540,7 @@ impl Models {
             lease_bytes: leases.host,
             max_tokens: model.surveyed.max_tokens,
             step_tokens: model.terms.quota.step_tokens,
+            slots: model.terms.config.values().concurrency,
             step_us: u32::try_from(model.terms.quota.step_ms * 1_000).expect("at most 50 ms"),
             calibrate: false,
         }

@@ -272,6 +272,10 @@ impl Dispatcher {
                 self.step(&mut state, Event::Heard { job, audio_ms });
                 self.tell(&mut state, job, Piece::Heard { audio_ms });
             }
+            Effect::Prompted { job, tokens, cached } => {
+                self.tell(&mut state, job, Piece::Prompted { tokens, cached });
+            }
+            Effect::Text { job, piece } => self.tell(&mut state, job, Piece::Text(piece)),
             Effect::Segment { job, segment } => self.tell(&mut state, job, Piece::Segment(segment)),
             Effect::End { job, end } => {
                 let how = job_end(&end);
@@ -400,6 +404,9 @@ fn job_end(end: &End) -> JobEnd {
             | JobError::AudioRefused { .. }
             | JobError::StreamRefused { .. }
             | JobError::LanguageUnknown { .. }
+            | JobError::ContextTooLong { .. }
+            | JobError::Template { .. }
+            | JobError::Schema { .. }
             | JobError::NotFinite { .. },
         ) => JobEnd::Failed,
     }

@@ -371,7 +371,7 @@ async fn handshake(connection: &Connection, plan: &Plan, audience: &dyn Audience
 
 async fn load(connection: &Connection, plan: &Plan, sealed: Sealed) -> Result<Ready, Over> {
     let (files, descriptors) = plan.package.files();
-    send(connection, ToWorker::Load { files }, descriptors)?;
+    send(connection, ToWorker::Load { files, blocks: plan.package.blocks() }, descriptors)?;
 
     match next(connection).await?.message {
         FromWorker::Ready { dimensions, bytes_per_token, used_bytes, peak_bytes, max_tokens, vocabulary } => {

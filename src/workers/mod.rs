@@ -16,5 +16,5 @@ pub(crate) use life::{Audience, Ending, Plan, Ready, end, is_sealed, live, micro
 pub(crate) use log::{Line, Log, Logs};
 pub(crate) use probes::{ProbeError, prove_audio, prove_cpu, prove_fileguard, prove_gpu};
 pub(crate) use readiness::{receive, watch};
-pub(crate) use slots::{Effect, End, Expected, Illegal, Items, Made, Said, Slots, Speech, Usage};
+pub(crate) use slots::{Answer, Effect, End, Expected, Illegal, Items, Made, Said, Slots, Speech, Usage};
 pub(crate) use spawner::{Spawner, Start};

@@ -1,11 +1,15 @@
 //! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
 
 use ringfence_protocol::{
-    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX, Listened, Passage,
-    SEGMENT_TEXT_BYTES_MAX, SEGMENTS_MAX, SLOTS_MAX, Segment, StreamPublic,
+    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FinishReason, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX,
+    Listened, Passage, SEGMENT_TEXT_BYTES_MAX, SEGMENTS_MAX, SLOTS_MAX, Segment, StreamPublic, TextPiece,
+    TokenLogprob,
 };
 use ringfence_scheduler::JobId;
 use std::collections::BTreeMap;
+
+/// Bytes that a job's text may have, with what is told of its tokens.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Bytes that a job's segments may have together, texts and tokens.
 const SPEECH_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -52,6 +56,18 @@ enum Growing {
     Speech(Option<Speech>),
     /// Given on as it comes.
     Live(Live),
+    Text(Writing),
+}
+
+/// What has come of an answer.
+#[derive(Debug, Default)]
+struct Writing {
+    answer: Answer,
+    /// Whether the worker has read the prompt.
+    is_prompted: bool,
+    sequence: u32,
+    finish: Option<FinishReason>,
+    bytes: usize,
 }
 
 /// What has come of a live job.
@@ -83,6 +99,8 @@ pub(crate) enum Expected {
     Speech,
     /// What is being said in its stream.
     Live,
+    /// An answer to its prompt.
+    Text,
 }
 
 impl Expected {
@@ -90,7 +108,7 @@ impl Expected {
     pub(crate) fn items(&self) -> u32 {
         match self {
             Self::Vectors(items) => items.count().unwrap_or(1),
-            Self::Speech | Self::Live => 1,
+            Self::Speech | Self::Live | Self::Text => 1,
         }
     }
 }
@@ -111,6 +129,38 @@ pub(crate) enum Made {
     Speech(Speech),
     /// All of it was given on before.
     Live,
+    /// An answer to its prompt.
+    Text(Answer),
+}
+
+/// An answer to a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Answer {
+    /// Tokens of the prompt.
+    pub(crate) prompt_tokens: u32,
+    /// Of these, those that were known from earlier jobs.
+    pub(crate) cached_tokens: u32,
+    /// Tokens of the answer.
+    pub(crate) tokens: u32,
+    /// The answer.
+    pub(crate) text: String,
+    /// How likely its tokens were, where that was asked for.
+    pub(crate) logprobs: Vec<TokenLogprob>,
+    /// Why it is over.
+    pub(crate) finish: FinishReason,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            tokens: 0,
+            text: String::new(),
+            logprobs: Vec::new(),
+            finish: FinishReason::Stop,
+        }
+    }
 }
 
 /// What is said in audio.
@@ -180,6 +230,22 @@ pub(crate) enum Effect {
         job: JobId,
         /// What.
         said: Said,
+    },
+    /// A prompt was read.
+    Prompted {
+        /// Whose.
+        job: JobId,
+        /// Its tokens.
+        tokens: u32,
+        /// Of these, those that were known.
+        cached: u32,
+    },
+    /// More of an answer.
+    Text {
+        /// Whose.
+        job: JobId,
+        /// What.
+        piece: TextPiece,
     },
     /// A step ended.
     Step {
@@ -282,6 +348,7 @@ impl Slots {
             Expected::Vectors(items) => Growing::Vectors(Vectors { items, data: Vec::new(), next_chunk: 0 }),
             Expected::Speech => Growing::Speech(None),
             Expected::Live => Growing::Live(Live::default()),
+            Expected::Text => Growing::Text(Writing::default()),
         };
         self.running.insert(slot, Running { job, output });
         slot
@@ -318,6 +385,7 @@ impl Slots {
                     Growing::Speech(speech) => Made::Speech(speech.ok_or(Illegal::State)?),
                     Growing::Live(Live { listens: true, .. }) => Made::Live,
                     Growing::Live(Live { listens: false, .. }) => return Err(Illegal::State),
+                    Growing::Text(writing) => Made::Text(writing.done()?),
                 };
                 self.usage = Usage { used_bytes, peak_bytes };
                 Ok(Effect::End { job, end: End::Done { made, tokens, compute_us } })
@@ -327,7 +395,7 @@ impl Slots {
                 // While a text is being split, it is the one item.
                 let items = match output {
                     Growing::Vectors(vectors) => vectors.items.count().unwrap_or(1),
-                    Growing::Speech(_) | Growing::Live(_) => 1,
+                    Growing::Speech(_) | Growing::Live(_) | Growing::Text(_) => 1,
                 };
                 if item_of(&error).is_some_and(|item| item >= items) {
                     return Err(Illegal::Count);
@@ -350,13 +418,43 @@ impl Slots {
                 self.live(slot, |live| live.partial(start_ms, text))
             }
             FromWorker::Listened { slot, listened } => self.live(slot, |live| live.listened(listened)),
+            FromWorker::Prompted { slot, tokens, cached } => {
+                let max_tokens = self.shape.max_tokens;
+                let (job, writing) = self.writing(slot)?;
+                writing.prompted(tokens, cached, max_tokens)?;
+                Ok(Effect::Prompted { job, tokens, cached })
+            }
+            FromWorker::Text { slot, sequence, piece } => {
+                let Shape { max_tokens, vocabulary, .. } = self.shape;
+                let (job, writing) = self.writing(slot)?;
+                if !piece.is_legal(vocabulary) {
+                    return Err(Illegal::Range);
+                }
+                writing.text(sequence, &piece, max_tokens)?;
+                Ok(Effect::Text { job, piece })
+            }
+            FromWorker::Finished { slot, reason } => {
+                let (_, writing) = self.writing(slot)?;
+                if !writing.is_prompted || writing.finish.replace(reason).is_some() {
+                    return Err(Illegal::State);
+                }
+                Ok(Effect::Progress)
+            }
         }
     }
 
     fn vectors(&mut self, slot: u32) -> Result<&mut Vectors, Illegal> {
         match &mut self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?.output {
             Growing::Vectors(vectors) => Ok(vectors),
-            Growing::Speech(_) | Growing::Live(_) => Err(Illegal::State),
+            Growing::Speech(_) | Growing::Live(_) | Growing::Text(_) => Err(Illegal::State),
+        }
+    }
+
+    fn writing(&mut self, slot: u32) -> Result<(JobId, &mut Writing), Illegal> {
+        let Running { job, output } = self.running.get_mut(&slot).ok_or(Illegal::SlotFree)?;
+        match output {
+            Growing::Text(writing) => Ok((*job, writing)),
+            Growing::Vectors(_) | Growing::Speech(_) | Growing::Live(_) => Err(Illegal::State),
         }
     }
 
@@ -392,7 +490,7 @@ impl Slots {
                 return Ok(Effect::Live { job: running.job, said });
             }
             Growing::Live(_) => return Err(Illegal::Range),
-            Growing::Speech(None) | Growing::Vectors(_) => return Err(Illegal::State),
+            Growing::Speech(None) | Growing::Vectors(_) | Growing::Text(_) => return Err(Illegal::State),
         };
         if u32::try_from(speech.segments.len()) != Ok(sequence) || sequence >= SEGMENTS_MAX {
             return Err(Illegal::ChunkOrder);
@@ -435,7 +533,49 @@ impl Slots {
             Growing::Speech(_) => Some(AUDIO_MS_MAX),
             // A phrase may be heard several times over, for the text as far as it goes.
             Growing::Live(_) => Some(u64::from(u32::MAX)),
+            Growing::Text(_) => Some(u64::from(self.shape.max_tokens)),
         }
+    }
+}
+
+impl Writing {
+    fn prompted(&mut self, tokens: u32, cached: u32, max_tokens: u32) -> Result<(), Illegal> {
+        if std::mem::replace(&mut self.is_prompted, true) {
+            return Err(Illegal::State);
+        }
+        if tokens == 0 || tokens > max_tokens || cached >= tokens {
+            return Err(Illegal::Count);
+        }
+        (self.answer.prompt_tokens, self.answer.cached_tokens) = (tokens, cached);
+        Ok(())
+    }
+
+    fn text(&mut self, sequence: u32, piece: &TextPiece, max_tokens: u32) -> Result<(), Illegal> {
+        if !self.is_prompted || self.finish.is_some() {
+            return Err(Illegal::State);
+        }
+        if sequence != self.sequence {
+            return Err(Illegal::ChunkOrder);
+        }
+        self.sequence += 1;
+        self.answer.tokens = self.answer.tokens.saturating_add(piece.tokens);
+        if self.answer.prompt_tokens.saturating_add(self.answer.tokens) > max_tokens {
+            return Err(Illegal::Count);
+        }
+        let likely = piece.logprobs.iter().flat_map(|one| one.top.iter().chain([&one.token]));
+        self.bytes +=
+            piece.text.len() + likely.map(|token| size_of_val(token) + token.bytes.len()).sum::<usize>();
+        if self.bytes > ANSWER_BYTES_MAX {
+            return Err(Illegal::OutputLength);
+        }
+        self.answer.text.push_str(&piece.text);
+        self.answer.logprobs.extend_from_slice(&piece.logprobs);
+        Ok(())
+    }
+
+    fn done(self) -> Result<Answer, Illegal> {
+        let finish = self.finish.ok_or(Illegal::State)?;
+        Ok(Answer { finish, ..self.answer })
     }
 }
 

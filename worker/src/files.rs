@@ -135,14 +135,19 @@ pub(crate) enum Input {
     Split(SplitText),
 }
 
-/// The input that a file's bytes are: UTF-8, with or without a byte order mark.
-pub(crate) fn decode(bytes: Vec<u8>, split: Split) -> Result<Input, JobError> {
+/// The text that a file's bytes are, and where it begins in them: UTF-8, with or without a byte order mark.
+pub(crate) fn text(bytes: Vec<u8>) -> Result<(String, usize), JobError> {
     let not_text =
         |error: FromUtf8Error| JobError::InputNotText { byte: error.utf8_error().valid_up_to() as u64 };
     let whole = String::from_utf8(bytes).map_err(not_text)?;
     let text = whole.strip_prefix('\u{feff}').map(str::to_owned);
     let offset = text.as_ref().map_or(0, |text| whole.len() - text.len());
-    let text = text.unwrap_or(whole);
+    Ok((text.unwrap_or(whole), offset))
+}
+
+/// The input that a file's bytes are.
+pub(crate) fn decode(bytes: Vec<u8>, split: Split) -> Result<Input, JobError> {
+    let (text, offset) = text(bytes)?;
     Ok(match split {
         Split::Whole { truncate } => Input::Whole(EmbedInput { items: vec![Item::Text(text)], truncate }),
         Split::Passages { tokens_max } => Input::Split(SplitText { text, offset, tokens_max }),

@@ -8,17 +8,21 @@ pub mod whisper;
 
 pub use weights::{Blocks, PackageWeights, RandomWeights, Weights};
 
-use crate::device::{Cpu, Device, DeviceFailure, OutOfMemory, Usage};
+use crate::device::{Cpu, DecodingDevice, Device, DeviceFailure, OutOfMemory, Usage};
+use crate::generation::language::Language;
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::Files;
 use crate::package::config::BertConfig;
+use crate::package::llama::LlamaConfig;
 use crate::package::modules::{Head, Pooling};
 use crate::package::whisper::WhisperConfig;
 use crate::text::Text;
 use bert::Bert;
+use llama::{Llama, Run};
 use ringfence_kernels::Compute;
-use ringfence_protocol::{Architecture, LoadError};
+use ringfence_protocol::{Architecture, KeptBlocks, LoadError};
 use std::any::Any;
+use std::collections::BTreeMap;
 use whisper::Whisper;
 use whisper::vocabulary::Vocabulary;
 
@@ -183,6 +187,42 @@ pub trait Transcriber {
     ) -> Result<(), DeviceFailure>;
 }
 
+/// A model that writes text: it says what may follow a token. What a sequence has said before is in blocks of keys and
+/// values, whose numbers its caller gives out.
+pub trait Generator {
+    /// The network's shape.
+    fn config(&self) -> &LlamaConfig;
+
+    /// Blocks of keys and values; they are numbered from 0.
+    fn blocks(&self) -> usize;
+
+    /// Bytes that one of them takes.
+    fn block_bytes(&self) -> u64;
+
+    /// What the lease that its device counts against has handed out.
+    fn usage(&self, memory: &dyn Memory) -> Usage;
+
+    /// Overwrites what earlier steps left on the device beside the blocks, before a step of another domain.
+    fn forget(&mut self);
+
+    /// Overwrites blocks with others, in this order: from and to.
+    fn copy(&mut self, copies: &[(u32, u32)]);
+
+    /// Overwrites blocks with zeros.
+    fn wipe(&mut self, blocks: &[u32]);
+
+    /// As [`Llama::step_while`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn step_while(
+        &mut self,
+        runs: &[Run<'_>],
+        logits: &mut Vec<f32>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, DeviceFailure>;
+}
+
 /// A package, ready for jobs.
 #[derive(Debug)]
 pub enum Loaded {
@@ -190,6 +230,8 @@ pub enum Loaded {
     Embedder(LoadedEmbedder),
     /// It makes texts of speech.
     Transcriber(LoadedTranscriber),
+    /// It makes texts of texts.
+    Generator(LoadedGenerator),
 }
 
 /// An embedder, ready for jobs.
@@ -206,6 +248,38 @@ pub struct LoadedTranscriber {
     pub model: Box<dyn Transcriber>,
     /// What its tokens mean.
     pub vocabulary: Vocabulary,
+}
+
+/// A generator, ready for jobs.
+pub struct LoadedGenerator {
+    /// The network.
+    pub model: Box<dyn Generator>,
+    /// What its tokens mean.
+    pub language: Language,
+    /// The longest sequence, prompt and answer, in tokens.
+    pub max_tokens: usize,
+    /// Rows of the longest step.
+    pub rows_max: usize,
+}
+
+/// What a generator makes room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The longest sequence in tokens, or fewer where the package says so.
+    pub max_tokens: usize,
+    /// Tokens of the longest step; at most [`STEP_ROWS_MAX`] count.
+    pub step_tokens: usize,
+    /// Most sequences at a time.
+    pub slots: usize,
+}
+
+/// More rows in a step of a generator only make it longer.
+pub const STEP_ROWS_MAX: usize = 512;
+
+impl std::fmt::Debug for LoadedGenerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoadedGenerator({:?}, {} blocks)", self.model.config(), self.model.blocks())
+    }
 }
 
 impl std::fmt::Debug for LoadedEmbedder {
@@ -225,7 +299,7 @@ impl Loaded {
     pub fn embedder(self) -> Option<LoadedEmbedder> {
         match self {
             Self::Embedder(loaded) => Some(loaded),
-            Self::Transcriber(_) => None,
+            Self::Transcriber(_) | Self::Generator(_) => None,
         }
     }
 
@@ -233,7 +307,7 @@ impl Loaded {
     pub fn transcriber(self) -> Option<LoadedTranscriber> {
         match self {
             Self::Transcriber(loaded) => Some(loaded),
-            Self::Embedder(_) => None,
+            Self::Embedder(_) | Self::Generator(_) => None,
         }
     }
 }
@@ -274,7 +348,69 @@ pub fn load_on<D: Device + 'static>(
     match architecture {
         Architecture::Bert => load_bert(files, device, max_tokens, memory).map(Loaded::Embedder),
         Architecture::Whisper => load_whisper(files, device, memory).map(Loaded::Transcriber),
+        Architecture::Llama => Err(no_generators()),
     }
+}
+
+fn no_generators() -> LoadError {
+    LoadError::Device { reason: "text is generated on the CPU only".to_owned() }
+}
+
+/// Loads a generator: its weights, room for a step, and then as many blocks of keys and values as the lease has room for,
+/// but no more than all sequences can fill.
+///
+/// # Errors
+/// The package is not what its architecture needs, or does not fit in memory.
+pub fn load_generator<D: DecodingDevice + 'static>(
+    files: &Files,
+    blocks: &[KeptBlocks],
+    device: D,
+    sizes: Sizes,
+    memory: &dyn Memory,
+) -> Result<LoadedGenerator, LoadError> {
+    let config = LlamaConfig::read(files)?;
+    let max_tokens = sizes.max_tokens.min(config.positions);
+    let language = Language::read(files, config.vocabulary, max_tokens, memory)?;
+    let kept = |kept: &KeptBlocks| (kept.tensor.clone(), (kept.kind, kept.shape.clone()));
+    let blocks: BTreeMap<_, _> = blocks.iter().map(kept).collect();
+    let weights = PackageWeights::read_with_blocks(files, blocks, memory)?;
+    let sizes = Sizes { max_tokens, step_tokens: sizes.step_tokens.clamp(1, STEP_ROWS_MAX), ..sizes };
+    let model = Llama::within_lease(device, &config, &weights, sizes, memory)?;
+    Ok(LoadedGenerator { model: Box::new(model), language, max_tokens, rows_max: sizes.step_tokens })
+}
+
+/// As [`warm_up`], for generators.
+///
+/// # Errors
+/// As there.
+pub fn warm_up_generator<D: DecodingDevice + 'static>(
+    device: D,
+    memory: &dyn Memory,
+) -> Result<D, LoadError> {
+    let config = LlamaConfig {
+        hidden: 48,
+        intermediate: 96,
+        layers: 1,
+        heads: 4,
+        key_heads: 2,
+        head: 12,
+        positions: WARM_UP_TOKENS,
+        vocabulary: 64,
+        epsilon: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        tied: true,
+    };
+    let mut model = Llama::new(device, &config, &RandomWeights, 4, memory)?;
+    let failed = |failure| load_refused(Refusal::Failed(failure));
+    model.reserve(WARM_UP_TOKENS, 1, memory).map_err(load_refused)?;
+    let mut logits = Vec::new();
+    // Tokens that stay on one thread, and some that don't.
+    let ids: Vec<u32> = (0..WARM_UP_TOKENS as u32 - 1).map(|id| id % 64).collect();
+    let run = |ids, first| Run { ids, first, blocks: &[0, 1, 2, 3], answers: true };
+    model.step(&[run(&ids[..], 0)], &mut logits).map_err(failed)?;
+    model.step(&[run(&[1], ids.len())], &mut logits).map_err(failed)?;
+    Ok(model.into_device())
 }
 
 fn load_bert<D: Device + 'static>(
@@ -317,6 +453,7 @@ pub fn warm_up<D: Device + 'static>(
     match architecture {
         Architecture::Bert => warm_up_bert(device, memory),
         Architecture::Whisper => warm_up_whisper(device, memory),
+        Architecture::Llama => Err(no_generators()),
     }
 }
 

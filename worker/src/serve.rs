@@ -4,12 +4,13 @@
 use crate::device::Wgpu;
 use crate::device::{Cpu, DeviceFailure};
 use crate::files::{self, Progress, Reading};
+use crate::generation::serve_generation;
 use crate::jobs::{Jobs, Owner, SlotFault};
 use crate::lanes::Share;
 #[cfg(feature = "wgpu")]
 use crate::memory::load_refused;
 use crate::memory::{Memory, Refusal, job_error};
-use crate::models::{self, Batch, Loaded, LoadedEmbedder};
+use crate::models::{self, Batch, Loaded, LoadedEmbedder, Sizes};
 use crate::pace::Pace;
 use crate::package::{FileBytes, Files};
 use crate::shell::{Shell, layer};
@@ -17,9 +18,9 @@ use crate::speech::serve_speech;
 use crate::stopwatch::Stopwatch;
 use ringfence_kernels::{Compute, Isa, Pool, THREADS_MAX};
 use ringfence_protocol::{
-    CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker, INLINE_INPUT_BYTES_MAX,
-    INPUT_BYTES_MAX, Item, JobError, LinkError, LoadError, REASON_BYTES_MAX, Received, Split, Start,
-    ToWorker, WorkerSideLink,
+    Architecture, CHUNK_BYTES_MAX, ChunkBytes, DIGEST, Data, Device, EmbedInput, FromWorker,
+    INLINE_INPUT_BYTES_MAX, INPUT_BYTES_MAX, Item, JobError, KeptBlocks, LinkError, LoadError,
+    REASON_BYTES_MAX, Received, SLOTS_MAX, Split, Start, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Denial, EnterError, Map, SealedFile, SealedFileError, hoard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -92,6 +93,7 @@ pub fn serve(link: &WorkerSideLink, shell: impl Shell, memory: &dyn Memory) -> R
     match told(link, load(link, shell, &start, memory))? {
         Loaded::Embedder(mut loaded) => serve_jobs(link, &mut loaded, &start, memory),
         Loaded::Transcriber(mut loaded) => told(link, serve_speech(link, &mut loaded, &start, memory)),
+        Loaded::Generator(loaded) => told(link, serve_generation(link, loaded, &start, memory)),
     }
 }
 
@@ -139,9 +141,14 @@ fn told<T>(link: &WorkerSideLink, outcome: Result<T, End>) -> Result<T, End> {
 /// From the start to a model that is ready.
 fn load(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Memory) -> Result<Loaded, End> {
     let ready = seal(link, shell, start, memory)?;
-    let files = receive_files(link)??;
+    let (files, blocks) = receive_files(link)??;
     let (architecture, max_tokens) = (start.architecture, start.max_tokens as usize);
+    let sizes =
+        Sizes { max_tokens, step_tokens: start.step_tokens as usize, slots: usize::from(start.slots) };
     Ok(match ready {
+        Ready::Cpu(cpu) if architecture == Architecture::Llama => {
+            Loaded::Generator(models::load_generator(&files, &blocks, cpu, sizes, memory)?)
+        }
         Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory)?,
         #[cfg(feature = "wgpu")]
         Ready::Wgpu(wgpu) => models::load_on(&files, architecture, *wgpu, max_tokens, memory)?,
@@ -160,6 +167,7 @@ fn receive_start(link: &WorkerSideLink) -> Result<Start, End> {
         ToWorker::Load { .. }
         | ToWorker::Run { .. }
         | ToWorker::Transcribe { .. }
+        | ToWorker::Generate { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
         | ToWorker::LoadDetector { .. }
@@ -174,6 +182,9 @@ fn legal_start(start: Start) -> Result<Start, End> {
     }
     if start.max_tokens == 0 || start.step_tokens == 0 || start.step_us == 0 {
         return Err(End::Illegal("a bound of nothing"));
+    }
+    if !(1..=SLOTS_MAX).contains(&u32::from(start.slots)) {
+        return Err(End::Illegal("a number of slots out of bounds"));
     }
     Ok(start)
 }
@@ -190,7 +201,10 @@ fn warmed_up(start: &Start, memory: &dyn Memory) -> Result<Ready, End> {
     match start.device {
         Device::Cpu => {
             let compute = Compute::new(Isa::detect(), Pool::new(usize::from(start.threads))?);
-            let cpu = models::warm_up(start.architecture, Cpu::new(compute), memory)?;
+            let cpu = match start.architecture {
+                Architecture::Llama => models::warm_up_generator(Cpu::new(compute), memory)?,
+                architecture => models::warm_up(architecture, Cpu::new(compute), memory)?,
+            };
             cpu.compute().pool().run_on_each_thread(&|_| {});
             Ok(Ready::Cpu(cpu))
         }
@@ -226,16 +240,18 @@ fn seal(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Me
 }
 
 /// The inner error is the package's, the outer one the server's.
-fn receive_files(link: &WorkerSideLink) -> Result<Result<Files, LoadError>, End> {
+fn receive_files(link: &WorkerSideLink) -> Result<Result<(Files, Vec<KeptBlocks>), LoadError>, End> {
     let Received { message, descriptors, .. } = link.receive()?;
     match message {
-        ToWorker::Load { files } if files.len() == descriptors.len() && are_distinct(&files) => {
-            Ok(files.into_iter().zip(descriptors).map(map_file).collect())
+        ToWorker::Load { files, blocks } if files.len() == descriptors.len() && are_distinct(&files) => {
+            let files: Result<Files, LoadError> = files.into_iter().zip(descriptors).map(map_file).collect();
+            Ok(files.map(|files| (files, blocks)))
         }
         ToWorker::Load { .. } => Err(End::Illegal("a package whose names and descriptors don't pair")),
         ToWorker::Start(_)
         | ToWorker::Run { .. }
         | ToWorker::Transcribe { .. }
+        | ToWorker::Generate { .. }
         | ToWorker::Cancel { .. }
         | ToWorker::Drill { .. }
         | ToWorker::LoadDetector { .. }
@@ -287,7 +303,7 @@ pub(crate) fn message_waits(link: &WorkerSideLink) -> Result<bool, End> {
 }
 
 /// Takes the messages that wait, as far as there is room for them.
-fn listen(link: &WorkerSideLink, heard: &mut VecDeque<Received<ToWorker>>) -> Result<(), End> {
+pub(crate) fn listen(link: &WorkerSideLink, heard: &mut VecDeque<Received<ToWorker>>) -> Result<(), End> {
     while heard.len() < HEARD_MAX && message_waits(link)? {
         heard.push_back(link.receive()?);
     }
@@ -295,7 +311,7 @@ fn listen(link: &WorkerSideLink, heard: &mut VecDeque<Received<ToWorker>>) -> Re
 }
 
 /// Whether the jobs of these slots are cancelled by what came.
-fn are_cancelled(heard: &VecDeque<Received<ToWorker>>, slots: &[(u32, u32)]) -> bool {
+pub(crate) fn are_cancelled(heard: &VecDeque<Received<ToWorker>>, slots: &[(u32, u32)]) -> bool {
     let is_cancelled =
         |slot| heard.iter().any(|one| matches!(one.message, ToWorker::Cancel { slot: it } if it == slot));
     slots.iter().all(|(slot, _)| is_cancelled(*slot))
@@ -437,6 +453,9 @@ impl Server<'_> {
             }
             (ToWorker::Transcribe { .. } | ToWorker::LoadDetector { .. } | ToWorker::Listen { .. }, _) => {
                 return Err(End::Illegal("audio for a model of texts"));
+            }
+            (ToWorker::Generate { .. }, _) => {
+                return Err(End::Illegal("a prompt for a model of vectors"));
             }
         }
         Ok(Next::Go)

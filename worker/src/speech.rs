@@ -273,7 +273,9 @@ impl Server<'_> {
                 | ToWorker::Stop,
                 _,
             ) => return Err(End::Illegal("descriptors that don't belong to the message")),
-            (ToWorker::Run { .. }, _) => return Err(End::Illegal("texts for a model of audio")),
+            (ToWorker::Run { .. } | ToWorker::Generate { .. }, _) => {
+                return Err(End::Illegal("texts for a model of audio"));
+            }
             (ToWorker::Start(_) | ToWorker::Load { .. }, _) => {
                 return Err(End::Illegal("a second start or package"));
             }

@@ -22,7 +22,7 @@ const COUNTED_BYTES_MAX: usize = 1024 * 1024;
 const BYTES_FOR_TOKEN: usize = 8;
 
 /// The tokeniser library's tables take about twelve times the bytes of their file; reading it takes as much again.
-const TABLES_FACTOR: u64 = 32;
+pub(crate) const TABLES_FACTOR: u64 = 32;
 
 /// The tokens of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,7 +216,7 @@ fn cut(window: &str, encoding: &Encoding, tokens_max: usize) -> usize {
 }
 
 /// What the tokeniser puts before and after a text.
-fn special_tokens(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
+pub(crate) fn special_tokens(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let refused = || malformed(tokenizer::FILE, "it doesn't tokenise `a` between special tokens of type 0");
     let encoding = tokenizer::encode(tokenizer, "a", true).ok_or_else(refused)?;
     let special = encoding.get_special_tokens_mask();

@@ -158,6 +158,23 @@ impl BlockCache {
         }
     }
 
+    /// Overwrites a block with zeros.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn wipe_block(&mut self, block: u32) {
+        assert!((block as usize) < self.blocks, "block {block} of {}", self.blocks);
+        match self.numbers {
+            Numbers::Singles => self.wipe_numbers::<f32>(block as usize),
+            Numbers::Halves => self.wipe_numbers::<u16>(block as usize),
+        }
+    }
+
+    fn wipe_numbers<N: Kept>(&mut self, at: usize) {
+        let block = self.layout().of_block();
+        N::all_mut(&mut self.buffer)[at * block..(at + 1) * block].fill(N::default());
+    }
+
     fn copy_numbers<N: Kept>(&mut self, from: usize, to: usize) {
         let block = self.layout().of_block();
         N::all_mut(&mut self.buffer).copy_within(from * block..(from + 1) * block, to * block);

@@ -147,6 +147,12 @@ pub trait DecodingDevice: Device {
     /// CACHE_BLOCK_TOKENS + token` for each row.
     fn keep(&self, rows: &Self::Tensor, columns: Range<usize>, places: &[u32], to: &mut Self::Cache);
 
+    /// Overwrites a block of keys and values with another.
+    fn copy_block(&self, from: u32, to: u32, cache: &mut Self::Cache);
+
+    /// Overwrites a block with zeros.
+    fn wipe_block(&self, block: u32, cache: &mut Self::Cache);
+
     /// Each sequence's rows attend to its tokens up to themselves. The first columns of a row are its queries.
     fn attend_kept(
         &self,
@@ -298,6 +304,14 @@ impl DecodingDevice for Cpu {
 
     fn keep(&self, rows: &Matrix, columns: Range<usize>, places: &[u32], to: &mut BlockCache) {
         self.compute().append_blocks(rows, columns, places, to);
+    }
+
+    fn copy_block(&self, from: u32, to: u32, cache: &mut BlockCache) {
+        cache.copy_block(from, to);
+    }
+
+    fn wipe_block(&self, block: u32, cache: &mut BlockCache) {
+        cache.wipe_block(block);
     }
 
     fn attend_kept(

@@ -4,7 +4,7 @@
 //! A step takes rows of several sequences: all of a prompt, a piece of one, or the token that was written last. What a
 //! sequence has seen is in its blocks; the network keeps nothing else of it.
 
-use super::{Blocks, Weights, reserve};
+use super::{Blocks, Generator, Sizes, Weights, reserve};
 use crate::device::{
     AttentionShape, CACHE_BLOCK_TOKENS, CacheShape, DecodingDevice, DeviceError, DeviceFailure, NormWeights,
     Sequence, Stored, TextPart, TextWeights, Usage,
@@ -41,6 +41,8 @@ pub struct Llama<D: DecodingDevice> {
     /// Of each layer.
     caches: Vec<D::Cache>,
     blocks: usize,
+    /// As what keys and values are kept.
+    stored: Stored,
     workspace: Option<Workspace<D>>,
 }
 
@@ -116,19 +118,42 @@ impl<D: DecodingDevice> Llama<D> {
             config: config.clone(),
             layers,
             blocks,
+            stored: kept.stored,
             workspace: None,
             device,
         })
     }
 
-    /// The network's shape.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
-    }
-
-    /// Blocks of keys and values; they are numbered from 0.
-    pub fn blocks(&self) -> usize {
-        self.blocks
+    /// As [`Llama::new`], with room for steps of these sizes and as many blocks as the lease has room for beside that, at
+    /// most those that all sequences can fill.
+    ///
+    /// # Errors
+    /// As there, or there is no room for one block.
+    pub fn within_lease(
+        device: D,
+        config: &LlamaConfig,
+        weights: &dyn Weights,
+        sizes: Sizes,
+        memory: &dyn Memory,
+    ) -> Result<Self, LoadError> {
+        let (rows, answers) = (sizes.step_tokens, sizes.slots);
+        let source = Source { device: &device, config, weights, memory };
+        let weight_bytes = source.bytes()?;
+        let bytes = |blocks: usize| {
+            let cache = (device.cache_bytes(source.kept(blocks)) as u64).saturating_mul(config.layers as u64);
+            let working = workspace_bytes(&device, config, blocks, rows, answers);
+            let jobs = JOBS_BYTES.saturating_add((answers * config.vocabulary * BYTES_PER_LOGIT) as u64);
+            weight_bytes.saturating_add(cache).saturating_add(working).saturating_add(jobs)
+        };
+        let all = sizes.max_tokens.div_ceil(CACHE_BLOCK_TOKENS).saturating_mul(answers).max(1);
+        let fits = |blocks: usize| device.check(bytes(blocks), memory).is_ok();
+        let blocks = if fits(all) { all } else { most(all, fits) };
+        if blocks == 0 {
+            device.check(bytes(1), memory).map_err(source.refused())?;
+        }
+        let mut model = Self::new(device, config, weights, blocks, memory)?;
+        model.reserve(rows, answers, memory).map_err(load_refused)?;
+        Ok(model)
     }
 
     /// Lets the weights go and keeps the device.
@@ -138,15 +163,7 @@ impl<D: DecodingDevice> Llama<D> {
 
     /// Upper bound of the bytes that [`Llama::reserve`] takes.
     pub fn bytes(&self, rows: usize, answers: usize) -> u64 {
-        let row: usize = self.columns().iter().map(|columns| self.device.row_bytes(*columns)).sum();
-        let numbers = 3 * size_of::<u32>();
-        let answer = self.device.row_bytes(self.config.hidden)
-            + self.device.row_bytes(self.config.vocabulary)
-            + size_of::<u32>();
-        let working = self.device.turns_bytes(rows, self.config.head)
-            + self.device.inputs_bytes(rows.max(answers), self.widest())
-            + self.device.cache_scores_bytes(self.shape(rows));
-        (rows * (row + numbers) + answers * answer + working) as u64
+        workspace_bytes(&self.device, &self.config, self.blocks, rows, answers)
     }
 
     /// Makes room for steps of so many rows, of which so many are answered, or fewer.
@@ -170,25 +187,6 @@ impl<D: DecodingDevice> Llama<D> {
         self.workspace = None;
     }
 
-    /// What the lease that its device counts against has handed out.
-    pub fn usage(&self, memory: &dyn Memory) -> Usage {
-        self.device.usage(memory)
-    }
-
-    /// Overwrites what earlier steps left on the device beside the blocks, before a step of another domain.
-    pub fn forget(&mut self) {
-        let Some(w) = &mut self.workspace else { return };
-        let tensors =
-            [&mut w.x, &mut w.normed, &mut w.attended, &mut w.context, &mut w.y, &mut w.gates, &mut w.inner];
-        for tensor in tensors {
-            self.device.clear(tensor, w.written);
-        }
-        for tensor in [&mut w.last, &mut w.logits] {
-            self.device.clear(tensor, w.answers);
-        }
-        w.written = 0;
-    }
-
     /// Takes each run's tokens, and gives the logits of what follows the last one of those that are answered, one after
     /// another.
     ///
@@ -198,6 +196,23 @@ impl<D: DecodingDevice> Llama<D> {
     /// # Panics
     /// If there is no token, or no room for them was made, or a token, position or block is none.
     pub fn step(&mut self, runs: &[Run<'_>], logits: &mut Vec<f32>) -> Result<(), DeviceFailure> {
+        self.step_while(runs, logits, &mut || true).map(|_| ())
+    }
+
+    /// As [`Llama::step`], as long as it is to go on, which is asked before each layer; whether it went to the end. Where it
+    /// did not, the blocks have nothing that counts in the places of these tokens.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn step_while(
+        &mut self,
+        runs: &[Run<'_>],
+        logits: &mut Vec<f32>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, DeviceFailure> {
         let rows = self.place(runs);
         let sequences = sequences(runs);
         let w = self.workspace.as_mut().expect("reserved");
@@ -207,6 +222,9 @@ impl<D: DecodingDevice> Llama<D> {
         let LlamaConfig { heads, key_heads, head, .. } = self.config;
         let (queries, keys) = (heads * head, key_heads * head);
         for (layer, cache) in self.layers.iter().zip(&mut self.caches) {
+            if !go_on() {
+                return Ok(false);
+            }
             device.rms_norm(&w.x, rows, &layer.attention_norm, &mut w.normed);
             device.text_linear(&w.normed, rows, &layer.attended, &mut w.inputs, &mut w.attended);
             device.rotate(&mut w.attended, rows, 0..queries + keys, head, &w.turns);
@@ -223,12 +241,12 @@ impl<D: DecodingDevice> Llama<D> {
         logits.clear();
         let answers = w.answering.len();
         if answers == 0 {
-            return Ok(());
+            return Ok(true);
         }
         device.select(&w.x, &w.answering, &mut w.last);
         device.rms_norm(&w.last, answers, &self.norm, &mut w.normed);
         device.text_linear(&w.normed, answers, &self.output, &mut w.inputs, &mut w.logits);
-        device.read(&w.logits, answers, logits)
+        device.read(&w.logits, answers, logits).map(|()| true)
     }
 
     /// Writes down which token each row is, and where it belongs; how many there are.
@@ -263,7 +281,7 @@ impl<D: DecodingDevice> Llama<D> {
 
     fn allocate(&self, rows: usize, answers: usize) -> Result<Workspace<D>, DeviceError> {
         let tensor = |columns| self.device.tensor(rows.max(answers), columns);
-        let [x, normed, attended, context, y, gates, inner] = self.columns();
+        let [x, normed, attended, context, y, gates, inner] = columns(&self.config);
         Ok(Workspace {
             rows,
             answers,
@@ -282,28 +300,117 @@ impl<D: DecodingDevice> Llama<D> {
             last: self.device.tensor(answers, self.config.hidden)?,
             logits: self.device.tensor(answers, self.config.vocabulary)?,
             turns: self.device.turns(rows, self.config.head)?,
-            inputs: self.device.inputs(rows.max(answers), self.widest())?,
-            scores: self.device.cache_scores(self.shape(rows))?,
+            inputs: self.device.inputs(rows.max(answers), widest(&self.config))?,
+            scores: self.device.cache_scores(attention_shape(&self.config, self.blocks, rows))?,
         })
     }
+}
 
-    /// Columns of the tensors that have a row for each row of a step.
-    fn columns(&self) -> [usize; 7] {
-        let LlamaConfig { hidden, intermediate, heads, key_heads, head, .. } = self.config;
-        let queries = heads * head;
-        [hidden, hidden, queries + 2 * key_heads * head, queries, hidden, 2 * intermediate, intermediate]
+impl<D: DecodingDevice> Generator for Llama<D> {
+    fn config(&self) -> &LlamaConfig {
+        &self.config
     }
 
-    /// The most inputs of a product.
-    fn widest(&self) -> usize {
-        self.config.hidden.max(self.config.intermediate).max(self.config.heads * self.config.head)
+    fn blocks(&self) -> usize {
+        self.blocks
     }
 
-    fn shape(&self, rows: usize) -> AttentionShape {
-        let LlamaConfig { heads, key_heads, head, positions, .. } = self.config;
-        let tokens = positions.min(self.blocks * CACHE_BLOCK_TOKENS);
-        AttentionShape { rows, tokens, group: heads / key_heads, head }
+    fn block_bytes(&self) -> u64 {
+        let LlamaConfig { layers, key_heads, head, .. } = self.config;
+        let shape = CacheShape { blocks: 1, key_heads, head, stored: self.stored };
+        (self.device.cache_bytes(shape) * layers) as u64
     }
+
+    fn usage(&self, memory: &dyn Memory) -> Usage {
+        self.device.usage(memory)
+    }
+
+    fn forget(&mut self) {
+        let Some(w) = &mut self.workspace else { return };
+        let tensors =
+            [&mut w.x, &mut w.normed, &mut w.attended, &mut w.context, &mut w.y, &mut w.gates, &mut w.inner];
+        for tensor in tensors {
+            self.device.clear(tensor, w.written);
+        }
+        for tensor in [&mut w.last, &mut w.logits] {
+            self.device.clear(tensor, w.answers);
+        }
+        w.written = 0;
+    }
+
+    fn copy(&mut self, copies: &[(u32, u32)]) {
+        for cache in &mut self.caches {
+            copies.iter().for_each(|(from, to)| self.device.copy_block(*from, *to, cache));
+        }
+    }
+
+    fn wipe(&mut self, blocks: &[u32]) {
+        for cache in &mut self.caches {
+            blocks.iter().for_each(|block| self.device.wipe_block(*block, cache));
+        }
+    }
+
+    fn step_while(
+        &mut self,
+        runs: &[Run<'_>],
+        logits: &mut Vec<f32>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, DeviceFailure> {
+        Llama::step_while(self, runs, logits, go_on)
+    }
+}
+
+/// Room in a lease for jobs' inputs, and for what else is counted against it while they run.
+const JOBS_BYTES: u64 = 16 * 1024 * 1024;
+/// What choosing a token takes for each that could be chosen: logits twice, and candidates with their numbers.
+const BYTES_PER_LOGIT: usize = 16;
+
+/// The largest number up to `most` for which this is so, where it is so for all below one for which it is; 0 for none.
+fn most(most: usize, is_so: impl Fn(usize) -> bool) -> usize {
+    let (mut least, mut beyond) = (0, most + 1);
+    while least + 1 < beyond {
+        let middle = least + (beyond - least) / 2;
+        if is_so(middle) {
+            least = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    least
+}
+
+fn workspace_bytes<D: DecodingDevice>(
+    device: &D,
+    config: &LlamaConfig,
+    blocks: usize,
+    rows: usize,
+    answers: usize,
+) -> u64 {
+    let row: usize = columns(config).iter().map(|columns| device.row_bytes(*columns)).sum();
+    let numbers = 3 * size_of::<u32>();
+    let answer = device.row_bytes(config.hidden) + device.row_bytes(config.vocabulary) + size_of::<u32>();
+    let working = device.turns_bytes(rows, config.head)
+        + device.inputs_bytes(rows.max(answers), widest(config))
+        + device.cache_scores_bytes(attention_shape(config, blocks, rows));
+    (rows.max(answers) * (row + numbers) + answers * answer + working) as u64
+}
+
+/// Columns of the tensors that have a row for each row of a step.
+fn columns(config: &LlamaConfig) -> [usize; 7] {
+    let LlamaConfig { hidden, intermediate, heads, key_heads, head, .. } = *config;
+    let queries = heads * head;
+    [hidden, hidden, queries + 2 * key_heads * head, queries, hidden, 2 * intermediate, intermediate]
+}
+
+/// The most inputs of a product.
+fn widest(config: &LlamaConfig) -> usize {
+    config.hidden.max(config.intermediate).max(config.heads * config.head)
+}
+
+fn attention_shape(config: &LlamaConfig, blocks: usize, rows: usize) -> AttentionShape {
+    let LlamaConfig { heads, key_heads, head, positions, .. } = *config;
+    let tokens = positions.min(blocks.saturating_mul(CACHE_BLOCK_TOKENS));
+    AttentionShape { rows, tokens, group: heads / key_heads, head }
 }
 
 fn sequences<'a>(runs: &[Run<'a>]) -> Vec<Sequence<'a>> {
