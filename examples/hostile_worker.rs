@@ -134,6 +134,7 @@ impl Worker {
                 | ToWorker::Transcribe { .. }
                 | ToWorker::LoadDetector { .. }
                 | ToWorker::Listen { .. }
+                | ToWorker::Generate { .. }
                 | ToWorker::Cancel { .. }
                 | ToWorker::Drill { .. }
                 | ToWorker::Start(_)

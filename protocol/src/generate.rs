@@ -11,7 +11,7 @@ pub const STOPS_MAX: usize = 16;
 /// The longest of them, in bytes.
 pub const STOP_BYTES_MAX: usize = 256;
 /// The most tokens whose chances a job may change.
-pub const LOGIT_BIAS_MAX: usize = 1_024;
+pub const LOGIT_BIAS_MAX: usize = 300;
 /// The most likely tokens that are told beside each token of an answer.
 pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// The longest JSON schema of an answer, in bytes.
@@ -76,13 +76,13 @@ pub struct GenerateOptions {
     pub top_p: f32,
     /// Only tokens at least so likely, where the likeliest is 1; from 0 to 1.
     pub min_p: f32,
-    /// Tokens of the prompt and the answer become less likely by this factor; above 0, at most 10; 1 for none.
+    /// Tokens of the prompt and the answer become less likely by this factor; from 0.01 to 10; 1 for none.
     pub repetition_penalty: f32,
     /// Taken from the logits of tokens that the answer has; from -2 to 2.
     pub presence_penalty: f32,
     /// The same for each time that the answer has them; from -2 to 2.
     pub frequency_penalty: f32,
-    /// Added to logits, by token, from -100 to 100; at most [`LOGIT_BIAS_MAX`].
+    /// Added to logits, by token, each once, from -100 to 100; at most [`LOGIT_BIAS_MAX`].
     pub logit_bias: Vec<(u32, f32)>,
     /// Texts that end the answer, of which they are no part; at most [`STOPS_MAX`].
     pub stops: Vec<String>,
@@ -130,7 +130,7 @@ impl GenerateOptions {
             ("temperature", within(self.temperature, 0.0, 2.0)),
             ("top_p", positive(self.top_p, 1.0)),
             ("min_p", within(self.min_p, 0.0, 1.0)),
-            ("repetition_penalty", positive(self.repetition_penalty, 10.0)),
+            ("repetition_penalty", within(self.repetition_penalty, 0.01, 10.0)),
             ("presence_penalty", within(self.presence_penalty, -2.0, 2.0)),
             ("frequency_penalty", within(self.frequency_penalty, -2.0, 2.0)),
             ("logit_bias", self.logit_bias.len() <= LOGIT_BIAS_MAX && self.logit_bias.iter().all(bias)),
@@ -214,7 +214,7 @@ pub enum Precedence {
 }
 
 /// A piece of an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TextPiece {
     /// Whole characters; empty where tokens gave none yet. At most [`TEXT_BYTES_MAX`].
     pub text: String,

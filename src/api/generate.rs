@@ -109,8 +109,9 @@ pub(super) struct StreamOptions {
     #[serde(default)]
     pub(super) include_usage: bool,
     /// Taken and not followed: pieces are not padded.
-    #[serde(default)]
-    include_obfuscation: Option<bool>,
+    #[serde(default, rename = "include_obfuscation")]
+    #[schema(ignore)]
+    _include_obfuscation: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,7 +184,10 @@ impl Sampling {
             let wrong = |_| ApiError::invalid("option_invalid", "logit_bias", "its keys are token ids");
             token.parse().map(|token| (token, *bias)).map_err(wrong)
         };
-        self.logit_bias.iter().flatten().map(of).collect()
+        // Two spellings of a number are one token, which has one bias.
+        let by_token: BTreeMap<u32, f32> =
+            self.logit_bias.iter().flatten().map(of).collect::<Result<_, _>>()?;
+        Ok(by_token.into_iter().collect())
     }
 }
 
@@ -200,9 +204,9 @@ fn bounds_of(name: &str) -> String {
         "temperature" => "is from 0 to 2",
         "top_p" => "is above 0 and at most 1",
         "min_p" => "is from 0 to 1",
-        "repetition_penalty" => "is above 0 and at most 10",
+        "repetition_penalty" => "is from 0.01 to 10",
         "presence_penalty" | "frequency_penalty" => "is from -2 to 2",
-        "logit_bias" => "has at most 1024 tokens, each from -100 to 100",
+        "logit_bias" => "has at most 300 tokens, each from -100 to 100",
         "stop" => {
             return format!("stop has at most {STOPS_MAX} texts, each of 1 to {STOP_BYTES_MAX} bytes");
         }

@@ -685,7 +685,8 @@ impl Dispatcher {
                 return Err(task_unsupported(&model, found.architecture));
             }
             // Canaries have nobody's quota.
-            let class = state.quotas.quotas.client(&client).map_or(Class::Interactive, |quota| quota.class);
+            let class =
+                state.quotas.quotas.client(&client).map_or(Class::Interactive, |quota| quota.values().class);
             (found.id, found.max_tokens, found.step_tokens, class)
         };
         // Counting, encoding and sealing megabytes would hold up everybody under the lock.

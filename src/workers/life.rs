@@ -409,7 +409,10 @@ fn failure(message: FromWorker) -> Over {
         | FromWorker::Failed { .. }
         | FromWorker::Listens { .. }
         | FromWorker::Partial { .. }
-        | FromWorker::Listened { .. } => Over::Illegal(Illegal::State),
+        | FromWorker::Listened { .. }
+        | FromWorker::Prompted { .. }
+        | FromWorker::Text { .. }
+        | FromWorker::Finished { .. } => Over::Illegal(Illegal::State),
     }
 }
 

@@ -684,6 +684,9 @@ fn item_of(error: &JobError) -> Option<u32> {
         | JobError::AudioRefused { .. }
         | JobError::StreamRefused { .. }
         | JobError::LanguageUnknown { .. }
+        | JobError::ContextTooLong { .. }
+        | JobError::Template { .. }
+        | JobError::Schema { .. }
         | JobError::Cancelled => None,
     }
 }

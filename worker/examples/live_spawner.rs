@@ -28,7 +28,7 @@ fn main() {
     }
     raise_nofile().unwrap();
     let worker = Worker::starting(&program, Architecture::Whisper, Device::Cpu, LEASE_BYTES).sealed();
-    worker.hand_over(&ToWorker::Load { files: model.0 }, &model.1);
+    worker.hand_over(&ToWorker::Load { files: model.0, blocks: vec![] }, &model.1);
     assert!(matches!(worker.hear(), FromWorker::Ready { .. }));
     worker.hand_over(&ToWorker::LoadDetector { files: detector.0 }, &detector.1);
     for slot in 0..2 {

@@ -62,7 +62,7 @@ fn starting_on(program: &OwnedFd, device: Device, lease_bytes: u64) -> Worker {
 
 impl Worker {
     fn load(&self, files: &[SealedFile]) -> FromWorker {
-        self.hand_over(&ToWorker::Load { files: FILES.map(str::to_owned).into() }, files);
+        self.hand_over(&ToWorker::Load { files: FILES.map(str::to_owned).into(), blocks: vec![] }, files);
         self.hear()
     }
 

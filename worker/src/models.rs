@@ -231,7 +231,7 @@ pub enum Loaded {
     /// It makes texts of speech.
     Transcriber(LoadedTranscriber),
     /// It makes texts of texts.
-    Generator(LoadedGenerator),
+    Generator(Box<LoadedGenerator>),
 }
 
 /// An embedder, ready for jobs.

@@ -147,7 +147,7 @@ fn load(link: &WorkerSideLink, shell: impl Shell, start: &Start, memory: &dyn Me
         Sizes { max_tokens, step_tokens: start.step_tokens as usize, slots: usize::from(start.slots) };
     Ok(match ready {
         Ready::Cpu(cpu) if architecture == Architecture::Llama => {
-            Loaded::Generator(models::load_generator(&files, &blocks, cpu, sizes, memory)?)
+            Loaded::Generator(Box::new(models::load_generator(&files, &blocks, cpu, sizes, memory)?))
         }
         Ready::Cpu(cpu) => models::load_on(&files, architecture, cpu, max_tokens, memory)?,
         #[cfg(feature = "wgpu")]

@@ -203,7 +203,10 @@ fn a_package_that_is_not_sealed_or_malformed_fails_the_load() {
     worker.say(ToWorker::Start(START));
     worker.hear();
     let unsealed = unsealed(b"{}");
-    worker.link.send(&ToWorker::Load { files: vec!["config.json".to_owned()] }, &[unsealed.as_fd()]).unwrap();
+    worker
+        .link
+        .send(&ToWorker::Load { files: vec!["config.json".to_owned()], blocks: vec![] }, &[unsealed.as_fd()])
+        .unwrap();
     let error = LoadError::NotSealed { file: "config.json".to_owned() };
     assert_eq!(worker.hear(), FromWorker::LoadFailed { error: error.clone() });
     assert!(matches!(worker.thread.join().unwrap(), Err(End::Load(found)) if found == error));
@@ -237,11 +240,11 @@ fn illegal_messages_end_the_worker() {
     let no_tokens = Start { max_tokens: 0, ..START };
     check_ends(born(), |w| w.say(ToWorker::Stop), illegal);
     check_ends(born(), |w| w.say(ToWorker::Cancel { slot: 0 }), illegal);
-    check_ends(born(), |w| w.say(ToWorker::Load { files: vec![] }), illegal);
+    check_ends(born(), |w| w.say(ToWorker::Load { files: vec![], blocks: vec![] }), illegal);
     check_ends(born(), |w| w.say(ToWorker::Start(too_many_threads)), illegal);
     check_ends(born(), |w| w.say(ToWorker::Start(no_tokens)), illegal);
     check_ends(ready(), |w| w.say(ToWorker::Start(START)), illegal);
-    check_ends(ready(), |w| w.say(ToWorker::Load { files: vec![] }), illegal);
+    check_ends(ready(), |w| w.say(ToWorker::Load { files: vec![], blocks: vec![] }), illegal);
     check_ends(ready(), |w| w.run_inline(0, vec![]), illegal);
     check_ends(ready(), |w| w.run_inline(0, vec![text(""); ITEMS_MAX + 1]), illegal);
     check_ends(ready(), |w| w.run_inline(0, vec![text(&"a".repeat(INLINE_INPUT_BYTES_MAX + 1))]), illegal);

@@ -25,6 +25,7 @@ const START: Start = Start {
     lease_bytes: 1 << 30,
     max_tokens: 64,
     step_tokens: 32,
+    slots: 8,
     step_us: 60_000_000,
     calibrate: false,
 };

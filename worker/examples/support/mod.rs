@@ -49,6 +49,7 @@ impl Worker {
             lease_bytes,
             max_tokens: 256,
             step_tokens: 512,
+            slots: 8,
             step_us: 50_000,
             calibrate: false,
         }));

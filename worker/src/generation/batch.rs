@@ -217,13 +217,7 @@ impl Batch {
 
     /// Gives a sequence that has no blocks what is known of it; whether it may go on. It begins where there is room for
     /// all of it, or where it is the first of all.
-    fn begin(
-        &mut self,
-        at: usize,
-        is_first: bool,
-        order: &[usize],
-        preparation: &mut Preparation,
-    ) -> bool {
+    fn begin(&mut self, at: usize, is_first: bool, order: &[usize], preparation: &mut Preparation) -> bool {
         if !self.sequences[at].blocks.is_empty() {
             return true;
         }

@@ -1,12 +1,15 @@
 //! What a generator's tokens mean: prompts to tokens, and what ends an answer.
 
 use super::detokenise::TokenBytes;
-use super::template::{ChatTemplate, Message, Part, SpecialTokens};
+use super::grammar::{Grammar, GrammarError, TokenTrie};
+use super::special::{Piece, Specials};
+use super::template::{Message, Part};
 use crate::memory::{Memory, load_error};
-use crate::package::chat::{self, EndTokens};
+use crate::package::chat::{Chat, EndTokens};
 use crate::package::{Files, tokenizer};
 use crate::text::{TABLES_FACTOR, special_tokens};
 use ringfence_protocol::{ChatContent, ChatMessage, JobError, LoadError, Prompt, TEMPLATE_REASON_BYTES_MAX};
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use tokenizers::Tokenizer;
 
@@ -14,6 +17,8 @@ use tokenizers::Tokenizer;
 const WINDOW_BYTES: usize = 8 * 1024;
 /// A stretch that can't be cut between words is cut after so many bytes.
 const STRETCH_BYTES_MAX: usize = 64 * 1024;
+/// Why an answer of some packages can't follow a schema.
+const NO_END: &str = "the model has no token that ends an answer";
 /// Tokens of a prompt that is too long are counted so far, in bytes, for the refusal.
 const COUNTED_BYTES_MAX: usize = 1024 * 1024;
 
@@ -24,8 +29,10 @@ pub struct Language {
     before: Vec<u32>,
     /// The bytes of each token.
     pub bytes: TokenBytes,
-    template: Option<ChatTemplate>,
-    special: SpecialTokens,
+    chat: Chat,
+    specials: Specials,
+    /// For answers that follow a schema; made when the first is asked for.
+    trie: OnceCell<Option<TokenTrie>>,
     /// What ends an answer.
     pub ends: EndTokens,
     vocabulary: u32,
@@ -36,17 +43,11 @@ pub struct Language {
 #[derive(Debug, Default)]
 pub struct Prompting {
     pieces: VecDeque<Piece>,
-    ids: Vec<u32>,
-    read: usize,
-}
-
-#[derive(Debug)]
-struct Piece {
-    text: String,
-    /// How far it is tokenised.
+    /// How far the first of them is tokenised.
     at: usize,
-    /// Whether what looks like a special token in it is text.
-    is_content: bool,
+    ids: Vec<u32>,
+    /// Bytes that were tokenised.
+    read: usize,
 }
 
 impl Language {
@@ -63,13 +64,22 @@ impl Language {
         // The library's own allocations can't be refused one by one.
         let bytes = files.require(tokenizer::FILE, tokenizer::BYTES_MAX)?.len() as u64;
         memory.check(bytes * TABLES_FACTOR).map_err(load_error)?;
-        let tokenizer = tokenizer::read_bpe(files, vocabulary)?;
+        let mut tokenizer = tokenizer::read_bpe(files, vocabulary)?;
         let (before, _) = special_tokens(&tokenizer)?;
-        let bytes = TokenBytes::new(&tokenizer, vocabulary)?;
-        let (template, special) = chat::read(files)?;
-        let ends = EndTokens::read(files, &tokenizer, vocabulary)?;
-        let vocabulary = u32::try_from(vocabulary).expect("the configuration bounds it");
-        Ok(Self { tokenizer, before, bytes, template, special, ends, vocabulary, max_tokens })
+        // In a text of a prompt nothing is a special token: those of a template are found before.
+        tokenizer.set_encode_special_tokens(true);
+        memory.check(TokenBytes::bytes_needed(&tokenizer, vocabulary)).map_err(load_error)?;
+        Ok(Self {
+            before,
+            bytes: TokenBytes::new(&tokenizer, vocabulary),
+            chat: Chat::read(files)?,
+            specials: Specials::of(&tokenizer),
+            trie: OnceCell::new(),
+            ends: EndTokens::read(files, &tokenizer, vocabulary)?,
+            tokenizer,
+            vocabulary: u32::try_from(vocabulary).expect("the configuration bounds it"),
+            max_tokens,
+        })
     }
 
     /// Token ids are below this.
@@ -77,9 +87,14 @@ impl Language {
         self.vocabulary
     }
 
-    /// The library's own tokeniser.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// What an answer that follows a JSON schema may go on with.
+    ///
+    /// # Errors
+    /// The schema can't be followed, or not by this package's tokens.
+    pub fn grammar(&self, schema: &str) -> Result<Grammar, GrammarError> {
+        let trie = self.trie.get_or_init(|| TokenTrie::new(&self.bytes, &self.ends));
+        let trie = trie.as_ref().ok_or_else(|| GrammarError::Refused(NO_END.to_owned()))?;
+        Grammar::json_schema(schema, trie)
     }
 
     /// Takes a prompt to pieces; `file` stands where the messages have it.
@@ -92,8 +107,9 @@ impl Language {
                 Err(JobError::InputEmpty { item: 0 })
             }
             Prompt::Text(text) => {
-                let pieces = [Piece { text, at: 0, is_content: true }].into();
-                Ok(Prompting { pieces, ids: self.before.clone(), read: 0 })
+                // All of it is one client's, who may write special tokens as a template does.
+                let pieces = self.specials.pieces(&[Part { text, is_content: false }]).into();
+                Ok(Prompting { pieces, ids: self.before.clone(), ..Prompting::default() })
             }
             Prompt::Tokens(ids) if ids.is_empty() => Err(JobError::InputEmpty { item: 0 }),
             Prompt::Tokens(ids) => match ids.iter().find(|id| **id >= self.vocabulary) {
@@ -107,7 +123,7 @@ impl Language {
     }
 
     fn chat(&self, messages: &[ChatMessage], file: Option<&str>) -> Result<Prompting, JobError> {
-        let Some(template) = &self.template else {
+        let Some(template) = &self.chat.template else {
             let reason = "the package has no chat template; it writes on from a text: POST /v1/completions";
             return Err(JobError::Template { reason: reason.to_owned() });
         };
@@ -117,24 +133,12 @@ impl Language {
             .zip(&contents)
             .map(|(message, content)| Message { role: &message.role, content })
             .collect();
-        let parts = template.render_parts(&written, &self.special).map_err(|error| {
+        let parts = template.render_parts(&written, &self.chat.tokens).map_err(|error| {
             let reason = error.to_string();
             let end = reason.floor_char_boundary(TEMPLATE_REASON_BYTES_MAX);
             JobError::Template { reason: reason[..end].to_owned() }
         })?;
-        Ok(Prompting { pieces: self.pieces(parts), ..Prompting::default() })
-    }
-
-    /// Words across the border of a message are tokenised as the model has learned them, unless somebody's text spells a
-    /// special token: then each text is tokenised by itself, where it means nothing.
-    fn pieces(&self, parts: Vec<Part>) -> VecDeque<Piece> {
-        let spells_special = |text: &str| self.bytes.special().iter().any(|token| text.contains(token));
-        if parts.iter().any(|part| part.is_content && spells_special(&part.text)) {
-            let piece = |part: Part| Piece { text: part.text, at: 0, is_content: part.is_content };
-            return parts.into_iter().map(piece).collect();
-        }
-        let text = parts.into_iter().map(|part| part.text).collect();
-        [Piece { text, at: 0, is_content: false }].into()
+        Ok(Prompting { pieces: self.specials.pieces(&parts).into(), ..Prompting::default() })
     }
 }
 
@@ -151,22 +155,28 @@ impl Prompting {
     ///
     /// # Errors
     /// The tokeniser fails, or there are more tokens than the model takes.
-    pub fn advance(&mut self, language: &mut Language, bytes: usize) -> Result<bool, JobError> {
+    pub fn advance(&mut self, language: &Language, bytes: usize) -> Result<bool, JobError> {
         let mut taken = 0;
-        while let Some(piece) = self.pieces.front_mut() {
-            let rest = &piece.text[piece.at..];
+        while let Some(piece) = self.pieces.front() {
+            let rest = match piece {
+                Piece::Special(id) => {
+                    self.ids.push(*id);
+                    ""
+                }
+                Piece::Text(text) => &text[self.at..],
+            };
             if rest.is_empty() {
                 self.pieces.pop_front();
+                self.at = 0;
                 continue;
             }
             if taken >= bytes {
                 return Ok(false);
             }
             let window = &rest[..window_end(rest)];
-            language.tokenizer.set_encode_special_tokens(piece.is_content);
             let encoding = tokenizer::encode(&language.tokenizer, window, false);
             self.ids.extend_from_slice(encoding.ok_or(JobError::Tokenizer { item: 0 })?.get_ids());
-            piece.at += window.len();
+            self.at += window.len();
             taken += window.len();
             self.read += window.len();
             if self.ids.len() > language.max_tokens && self.read > COUNTED_BYTES_MAX {

@@ -32,7 +32,13 @@ impl StepPace {
         let mut expected = (self.micros[known] >> known).max(1);
         let mut rows = 1;
         for (size, measured) in self.micros.iter().enumerate() {
-            expected = if *measured > 0 { *measured } else if size == 0 { expected } else { expected * 2 };
+            expected = if *measured > 0 {
+                *measured
+            } else if size == 0 {
+                expected
+            } else {
+                expected * 2
+            };
             if expected > self.step_us {
                 break;
             }

@@ -10,7 +10,7 @@
 use super::batch::{Batch, Part, Preparation, Sequence};
 use super::language::Prompting;
 use super::pace::StepPace;
-use super::writing::{Written, Writing};
+use super::writing::{Writing, Written};
 use crate::files::{self, Progress, Reading};
 use crate::jobs::{Owner, SlotFault};
 use crate::lanes::Share;
@@ -18,6 +18,7 @@ use crate::memory::{Memory, job_error};
 use crate::models::LoadedGenerator;
 use crate::models::llama::Run;
 use crate::serve::{End, Next, are_cancelled, await_bytes, listen, message_waits, send};
+use crate::speech::Failed;
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{
     FinishReason, FromWorker, GenerateData, GenerateInput, GenerateOptions, GrantedText, INPUT_BYTES_MAX,
@@ -62,7 +63,7 @@ struct Awaiting {
 struct Server<'a> {
     link: &'a WorkerSideLink,
     memory: &'a dyn Memory,
-    loaded: LoadedGenerator,
+    loaded: Box<LoadedGenerator>,
     pace: StepPace,
     batch: Batch,
     readings: Vec<Awaiting>,
@@ -83,7 +84,7 @@ struct Server<'a> {
 /// Whatever ends the worker otherwise than by `Stop`.
 pub(crate) fn serve_generation(
     link: &WorkerSideLink,
-    loaded: LoadedGenerator,
+    loaded: Box<LoadedGenerator>,
     start: &Start,
     memory: &dyn Memory,
 ) -> Result<(), End> {
@@ -337,20 +338,21 @@ impl Server<'_> {
         let job = &mut self.jobs[at];
         let slot = job.slot;
         let Phase::Tokenising { prompting, .. } = &mut job.phase else { return Ok(()) };
-        let is_done = prompting.advance(&mut self.loaded.language, TOKENISE_BYTES);
+        let is_done = prompting.advance(&self.loaded.language, TOKENISE_BYTES);
         job.compute_us += watch.micros();
         match is_done {
             Ok(false) => Ok(()),
             Ok(true) => match self.join(at) {
                 Ok(()) => Ok(()),
-                Err(error) => self.fail(slot, error),
+                Err(Failed::Job(error)) => self.fail(slot, error),
+                Err(Failed::Worker(end)) => Err(end),
             },
             Err(error) => self.fail(slot, error),
         }
     }
 
     /// Puts a job's prompt into the batch.
-    fn join(&mut self, at: usize) -> Result<(), JobError> {
+    fn join(&mut self, at: usize) -> Result<(), Failed> {
         let max_tokens = self.loaded.max_tokens;
         let job = &mut self.jobs[at];
         let Phase::Tokenising { prompting, options } = &mut job.phase else { return Ok(()) };
@@ -359,7 +361,7 @@ impl Server<'_> {
         let answer = options.max_tokens.unwrap_or(1);
         if tokens.len().saturating_add(answer as usize) > max_tokens {
             let (tokens, max_tokens) = (count(tokens.len()), count(max_tokens));
-            return Err(JobError::ContextTooLong { tokens, answer, max_tokens });
+            return Err(JobError::ContextTooLong { tokens, answer, max_tokens }.into());
         }
         let room = self.batch.tokens_max();
         if tokens.len() + answer as usize > room {
@@ -367,7 +369,7 @@ impl Server<'_> {
             let block_bytes = self.loaded.model.block_bytes();
             let used = self.loaded.model.usage(self.memory).used;
             let limit = used.saturating_add(block_bytes);
-            return Err(JobError::OutOfMemory { wanted: wanted as u64 * block_bytes, used, limit });
+            return Err(JobError::OutOfMemory { wanted: wanted as u64 * block_bytes, used, limit }.into());
         }
         let writing = Writing::new(&self.loaded.language, &tokens, options, max_tokens.min(room))?;
         job.prompt = count(tokens.len());
@@ -389,8 +391,7 @@ impl Server<'_> {
         if self.owner.passes_to(domains) {
             self.loaded.model.forget();
         }
-        let tokens: Vec<(u32, u32)> =
-            parts.iter().map(|part| (part.slot, part.ids.len() as u32)).collect();
+        let tokens: Vec<(u32, u32)> = parts.iter().map(|part| (part.slot, part.ids.len() as u32)).collect();
         let answers: Vec<u32> = parts.iter().filter(|part| part.answers).map(|part| part.slot).collect();
         let runs: Vec<Run<'_>> = parts.iter().map(run).collect();
         let mut fault = None;
@@ -429,12 +430,11 @@ impl Server<'_> {
         let job = self.jobs.iter_mut().find(|job| job.slot == slot).expect("it is in the batch");
         job.compute_us += busy_us;
         let (tokens, cached) = (job.prompt, self.batch.get(slot).map_or(0, Sequence::cached));
-        match &mut job.phase {
-            Phase::Running(writing) if writing.tell_prompt() => {
-                send(self.link, FromWorker::Prompted { slot, tokens, cached: cached as u32 })
-            }
-            Phase::Running(_) | Phase::Tokenising { .. } => Ok(()),
+        let Phase::Running(writing) = &mut job.phase else { return Ok(()) };
+        if writing.tell_prompt() {
+            send(self.link, FromWorker::Prompted { slot, tokens, cached: cached as u32 })?;
         }
+        Ok(())
     }
 
     /// Chooses the next token of each answer; gives the logits' memory back.

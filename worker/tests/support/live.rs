@@ -127,6 +127,7 @@ pub(crate) fn start(base: &Start) -> Start {
     Start {
         architecture: ringfence_protocol::Architecture::Whisper,
         step_tokens: 512,
+        slots: 8,
         step_us: 20_000,
         ..base.clone()
     }

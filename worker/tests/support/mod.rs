@@ -173,6 +173,7 @@ pub(crate) const START: Start = Start {
     lease_bytes: u64::MAX,
     max_tokens: 512,
     step_tokens: 64,
+    slots: 8,
     step_us: 60_000_000,
     calibrate: false,
 };
@@ -204,7 +205,7 @@ impl Worker {
         let sealed: Vec<SealedFile> =
             package.0.values().map(|bytes| SealedFile::from_bytes("test", bytes).unwrap()).collect();
         let descriptors: Vec<_> = sealed.iter().map(AsFd::as_fd).collect();
-        self.link.send(&ToWorker::Load { files }, &descriptors).unwrap();
+        self.link.send(&ToWorker::Load { files, blocks: Vec::new() }, &descriptors).unwrap();
     }
 
     pub(crate) fn say(&self, message: ToWorker) {

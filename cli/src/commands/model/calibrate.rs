@@ -294,6 +294,7 @@ impl<'a> Worker<'a> {
             lease_bytes: self.lease_bytes,
             max_tokens: manifest.max_tokens(),
             step_tokens: 2 * STEP_TOKENS,
+            slots: 1,
             step_us: u32::MAX,
             calibrate: true,
         };
@@ -306,7 +307,7 @@ impl<'a> Worker<'a> {
         }
         let files = self.package.files.iter().map(|file| file.name.to_string()).collect();
         let descriptors: Vec<_> = self.package.files.iter().map(|file| file.fd.as_fd()).collect();
-        self.program.send(&ToWorker::Load { files }, &descriptors)?;
+        self.program.send(&ToWorker::Load { files, blocks: Vec::new() }, &descriptors)?;
         match self.program.receive()? {
             FromWorker::Ready { used_bytes, peak_bytes, max_tokens, vocabulary, .. }
                 if max_tokens > 0 && vocabulary > 0 =>
