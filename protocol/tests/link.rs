@@ -25,7 +25,7 @@ fn messages_arrive_whole_in_order_and_with_their_descriptors() {
     let (server, worker) = pair();
     let input = EmbedInput { items: vec![Item::Text("a".into()), Item::Tokens(vec![1, 2])], truncate: true };
     let run = ToWorker::Run { slot: 3, domain: 9, weight: 2, input: Data::Inline(input) };
-    let load = ToWorker::Load { files: vec!["config.json".to_owned()] };
+    let load = ToWorker::Load { files: vec!["config.json".to_owned()], blocks: vec![] };
     let file = tempfile();
     server.send(&run, &[]).unwrap();
     server.send(&load, &[file.as_fd()]).unwrap();

@@ -9,6 +9,7 @@ pub mod whisper;
 pub use weights::{Blocks, PackageWeights, RandomWeights, Weights};
 
 use crate::device::{Cpu, DecodingDevice, Device, DeviceFailure, OutOfMemory, Usage};
+use crate::generation::batch::rows_least;
 use crate::generation::language::Language;
 use crate::memory::{Memory, Refusal, load_refused};
 use crate::package::Files;
@@ -374,9 +375,11 @@ pub fn load_generator<D: DecodingDevice + 'static>(
     let kept = |kept: &KeptBlocks| (kept.tensor.clone(), (kept.kind, kept.shape.clone()));
     let blocks: BTreeMap<_, _> = blocks.iter().map(kept).collect();
     let weights = PackageWeights::read_with_blocks(files, blocks, memory)?;
-    let sizes = Sizes { max_tokens, step_tokens: sizes.step_tokens.clamp(1, STEP_ROWS_MAX), ..sizes };
+    let rows_max = sizes.step_tokens.clamp(1, STEP_ROWS_MAX);
+    let rows = rows_max.max(rows_least(sizes.slots));
+    let sizes = Sizes { max_tokens, step_tokens: rows, ..sizes };
     let model = Llama::within_lease(device, &config, &weights, sizes, memory)?;
-    Ok(LoadedGenerator { model: Box::new(model), language, max_tokens, rows_max: sizes.step_tokens })
+    Ok(LoadedGenerator { model: Box::new(model), language, max_tokens, rows_max })
 }
 
 /// As [`warm_up`], for generators.

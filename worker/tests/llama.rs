@@ -11,6 +11,7 @@ use ringfence_protocol::LoadError;
 use ringfence_worker::convert::blocks::Type;
 use ringfence_worker::device::{BlockKind, CACHE_BLOCK_TOKENS, Cpu, Stored, TableSource};
 use ringfence_worker::memory::Lease;
+use ringfence_worker::models::Generator;
 use ringfence_worker::models::llama::{Llama, Run};
 use ringfence_worker::models::{Blocks, Weights};
 use ringfence_worker::package::FileBytes;

@@ -299,7 +299,7 @@ fn bytes_that_are_no_message_end_the_worker() {
         }
     };
     check_ends(born(), raw(&[250, 1, 2, 3]), malformed);
-    check_ends(ready(), raw(&[6, 0]), malformed);
+    check_ends(ready(), raw(&[7, 0]), malformed);
     check_ends(ready(), raw(&[2]), malformed);
 }
 

@@ -14,6 +14,11 @@ const TURN_TOKENS: usize = CACHE_BLOCK_TOKENS;
 /// Tokens of prompts that a step has at least, however many answers are written: else they would wait for those to end.
 const PROMPT_TOKENS_MIN: usize = 8;
 
+/// Rows that a step may have in any case, with so many sequences.
+pub fn rows_least(sequences: usize) -> usize {
+    sequences + PROMPT_TOKENS_MIN
+}
+
 /// A prompt and its answer so far.
 #[derive(Debug)]
 pub struct Sequence {
