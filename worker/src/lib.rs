@@ -3,6 +3,7 @@
 //! ```text
 //! serve     the state machine of the link: start, load, jobs            (shell.rs: what the sandbox gives it)
 //! jobs      slots, their items, what comes next; batch.rs chooses
+//! generation  from logits to text, and from a chat to a prompt
 //! text      texts and token arrays to token ids within the model's length
 //! sound     a client's sound to the floats that a speech model hears
 //! speech    jobs of speech, beside each other; live.rs has those whose sound comes while it is heard
@@ -16,6 +17,7 @@ pub mod device;
 #[cfg(feature = "wgpu")]
 pub mod devices;
 mod files;
+pub mod generation;
 pub mod jobs;
 pub mod lanes;
 mod live;
@@ -23,6 +25,7 @@ pub mod memory;
 pub mod models;
 mod pace;
 pub mod package;
+mod random;
 pub mod serve;
 pub mod shell;
 pub mod sound;

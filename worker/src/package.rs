@@ -1,5 +1,6 @@
 //! The files of a package, each parsed strictly and within bounds. Nothing is repaired: what is odd is refused.
 
+pub mod chat;
 pub mod config;
 pub(crate) mod json;
 pub mod llama;

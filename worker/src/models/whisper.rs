@@ -11,7 +11,6 @@ mod attempt;
 mod decoder;
 mod encoder;
 pub mod mel;
-mod random;
 mod rules;
 mod source;
 pub mod transcription;

@@ -1,8 +1,8 @@
 //! One attempt at the text of a window, token by token, at one temperature.
 
-use super::random::Random;
 use super::rules;
 use super::vocabulary::Vocabulary;
+use crate::random::Random;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use std::io::Write;

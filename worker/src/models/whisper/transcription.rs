@@ -9,13 +9,13 @@
 
 use super::attempt::{Attempt, Fault, Heard};
 use super::mel::Mel;
-use super::random::Random;
 use super::vocabulary::{Prompt, TIMESTAMP_FRAMES, TIMESTAMP_SECONDS, Task, Vocabulary};
 use super::{mel, rules};
 use crate::device::DeviceFailure;
 use crate::memory::{Memory, Refusal};
 use crate::models::{LoadedTranscriber, State, Transcriber};
 use crate::package::whisper::WhisperConfig;
+use crate::random::Random;
 use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
