@@ -1,7 +1,7 @@
 //! Chat templates: a chat to the text of a prompt, by Jinja as Hugging Face's templates use it.
 //!
 //! **A template is a model author's program.** It runs with fuel, which steps and bytes take alike, so that it ends, and
-//! what it has at one time is bounded ([`RENDER_BYTES_MAX`]). It has no `include` or `import`, no clock (`strftime_now` is
+//! what it has at one time is bounded ([`render_bytes_max`] says where not). It has no `include` or `import`, no clock (`strftime_now` is
 //! not defined; templates that know it ask for that and have a date of their own), and nothing of the machine.
 //!
 //! **A message is a client's text.** If it spells `<|im_end|>`, it must not end the turn. So each content is put between
@@ -17,6 +17,7 @@ mod environment;
 mod json;
 mod marks;
 mod methods;
+mod shape;
 
 use environment::Raised;
 use marks::{Marked, mark};
@@ -34,10 +35,13 @@ pub const MESSAGES_MAX: usize = 4096;
 pub const RAISED_BYTES_MAX: usize = 256;
 /// The longest role, in bytes.
 const ROLE_BYTES_MAX: usize = 32;
-/// Steps of a rendering; 64 bytes that are made take as much as a step. A chat of 4096 messages takes 20 for each.
-const FUEL: u64 = 1 << 19;
-/// The most memory of a rendering in bytes, beside the contents: what fuel pays for, and the prompt twice.
-pub const RENDER_BYTES_MAX: u64 = FUEL * 64 + 2 * OUTPUT_BYTES_MAX as u64;
+/// Steps that a rendering may take whatever the chat, and for each message; 64 bytes that are made take as much as a step.
+/// SmolLM2's template takes 20 for a message, those that know tools 100 and more. A list in a list, and so on, is let go
+/// of by a call for each level, so a short chat must not pay for thousands of them.
+const FUEL: u64 = 1 << 14;
+const FUEL_OF_MESSAGE: u64 = 256;
+/// For this many bytes of contents a step more: they may be made anew eight times.
+const FUEL_BYTES: u64 = 8;
 /// Loops count once, macros more; the stack of a thread of 2 MiB is enough in a debug build too.
 const RECURSION_MAX: usize = 100;
 const NAME: &str = "chat";
@@ -75,6 +79,9 @@ pub enum TemplateError {
     /// The template has more than [`TEMPLATE_BYTES_MAX`].
     #[error("the chat template has {0} bytes, at most {TEMPLATE_BYTES_MAX} are taken")]
     TooLarge(usize),
+    /// An expression is too long, or has too many signs.
+    #[error("the chat template has too long an expression")]
+    TooDeep,
     /// The template is no Jinja, or has statements that are not known.
     #[error("the chat template is malformed in line {line}: {reason}")]
     Malformed {
@@ -127,7 +134,10 @@ impl ChatTemplate {
         if text.len() > TEMPLATE_BYTES_MAX {
             return Err(TemplateError::TooLarge(text.len()));
         }
-        let mut environment = environment::environment(FUEL, RECURSION_MAX);
+        if !shape::is_shallow(text) {
+            return Err(TemplateError::TooDeep);
+        }
+        let mut environment = environment::environment(RECURSION_MAX);
         let parsed = catch_unwind(AssertUnwindSafe(|| environment.add_template_owned(NAME, text.to_owned())));
         match parsed {
             Ok(Ok(())) => Ok(Self(environment)),
@@ -148,7 +158,7 @@ impl ChatTemplate {
         tokens: &SpecialTokens,
     ) -> Result<Vec<Part>, TemplateError> {
         check(messages, tokens)?;
-        let text = self.rendered(context(messages, tokens))?;
+        let text = self.rendered(context(messages, tokens), fuel(messages))?;
         let marked = Marked::read(&text).ok_or(TemplateError::Torn)?;
         Ok(marked.parts().map(|(text, is_content)| Part { text: text.to_owned(), is_content }).collect())
     }
@@ -162,10 +172,12 @@ impl ChatTemplate {
         Ok(parts.into_iter().map(|part| part.text).collect())
     }
 
-    fn rendered(&self, context: Value) -> Result<String, TemplateError> {
+    fn rendered(&self, context: Value, fuel: u64) -> Result<String, TemplateError> {
+        let mut environment = self.0.clone();
+        environment.set_fuel(Some(fuel));
         let mut output = Bounded::default();
         let rendered = catch_unwind(AssertUnwindSafe(|| {
-            let template = self.0.get_template(NAME)?;
+            let template = environment.get_template(NAME)?;
             template.render_captured_to(context, &mut output).map(|_| ())
         }));
         match rendered {
@@ -175,6 +187,18 @@ impl ChatTemplate {
             Err(_) => Err(TemplateError::Failed { line: 0, reason: PANICKED.to_owned() }),
         }
     }
+}
+
+/// The most memory of a rendering in bytes, beside the contents: what fuel pays for, twice where a buffer grows, and the
+/// prompt twice. Lists that hold a list several times, and so on, are not counted by the engine when they are compared or
+/// turned into text by `~` or a filter: there a template's author can take more, up to the worker's lease.
+pub fn render_bytes_max(messages: &[Message<'_>]) -> u64 {
+    2 * fuel(messages) * 64 + 2 * OUTPUT_BYTES_MAX as u64
+}
+
+fn fuel(messages: &[Message<'_>]) -> u64 {
+    let contents: usize = messages.iter().map(|message| message.content.len()).sum();
+    FUEL + FUEL_OF_MESSAGE * messages.len() as u64 + contents as u64 / FUEL_BYTES
 }
 
 const PANICKED: &str = "the template engine gave up";

