@@ -44,6 +44,9 @@ pub enum FileKind {
     Pooling,
     /// `sentence_bert_config.json`.
     SentenceBert,
+    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`: how the model is spoken to, and what it may
+    /// not say.
+    Conversation,
     /// What other programs read, kept so that the package is whole for them.
     Companion,
     /// `vocab.txt` and the like: as companions, but longer.
@@ -62,15 +65,15 @@ impl FileKind {
             "modules.json" => Some(Self::Modules),
             "1_Pooling/config.json" => Some(Self::Pooling),
             "sentence_bert_config.json" => Some(Self::SentenceBert),
+            "chat_template.jinja" | "generation_config.json" | "tokenizer_config.json" => {
+                Some(Self::Conversation)
+            }
             "2_Normalize/config.json"
             | "added_tokens.json"
-            | "chat_template.jinja"
             | "config_sentence_transformers.json"
-            | "generation_config.json"
             | "normalizer.json"
             | "preprocessor_config.json"
-            | "special_tokens_map.json"
-            | "tokenizer_config.json" => Some(Self::Companion),
+            | "special_tokens_map.json" => Some(Self::Companion),
             "merges.txt" | "model.safetensors.index.json" | "vocab.json" | "vocab.txt" => {
                 Some(Self::Vocabulary)
             }
@@ -84,7 +87,7 @@ impl FileKind {
     pub fn bytes_max(self) -> u64 {
         match self {
             Self::Manifest | Self::Modules | Self::Pooling | Self::SentenceBert => 64 * KIB,
-            Self::Config | Self::Companion | Self::Readme => MIB,
+            Self::Config | Self::Conversation | Self::Companion | Self::Readme => MIB,
             Self::Vocabulary => 16 * MIB,
             Self::Tokenizer => 64 * MIB,
             Self::Weights => 64 * GIB,
@@ -99,7 +102,8 @@ impl FileKind {
             | Self::Weights
             | Self::Modules
             | Self::Pooling
-            | Self::SentenceBert => true,
+            | Self::SentenceBert
+            | Self::Conversation => true,
             Self::Manifest | Self::Companion | Self::Vocabulary | Self::Readme => false,
         }
     }
