@@ -139,7 +139,7 @@ fn what_can_not_be_done_is_refused_by_name() {
     check(of_body("prompt", json!([999_999])), 400, "token_unknown");
     check(of_body("logit_bias", json!({"999999": 1})), 400, "token_unknown");
     check(of_body("max_tokens", json!(5_000)), 400, "context_length_exceeded");
-    check(of_body("prompt", json!("x ".repeat(400_000))), 400, "context_length_exceeded");
+    check(of_body("prompt", json!("x ".repeat(100_000))), 400, "context_length_exceeded");
     check(of_body("stop", json!(vec!["a"; 17])), 400, "option_invalid");
     check(of_body("model", json!("tiny-bert")), 400, "task_unsupported");
     check(of_body("model", json!("absent")), 404, "model_unknown");
@@ -163,6 +163,25 @@ fn what_can_not_be_done_is_refused_by_name() {
         "context_length_exceeded",
     );
     assert_eq!(complete(&api, &body("x")).status, 200);
+    server.stop();
+}
+
+#[test]
+fn the_open_inference_protocol_goes_on_from_a_text_as_well() {
+    let home = home();
+    let server = home.start();
+    let described = server.api().get(&format!("/v2/models/{MODEL}")).ok();
+    let text = json!([{"name": "text", "datatype": "BYTES", "shape": [1]}]);
+    assert_eq!((&described["inputs"], &described["outputs"]), (&text, &text));
+    let parameters = json!({"max_tokens": 12, "seed": 5, "ignore_eos": true});
+    let input = json!({"name": "text", "datatype": "BYTES", "shape": [1], "data": ["the rain"]});
+    let asked = json!({"parameters": parameters, "inputs": [input]});
+    let route = format!("/v2/models/{MODEL}/infer");
+    let answer = server.api().post(&route, &asked).ok();
+    let whole = complete(&server.api(), &body("the rain")).ok();
+    assert_eq!(answer["outputs"][0]["data"], json!([text_of(&whole)]));
+    let refused = server.api().post(&route, &with(asked, "parameters", json!({"temperature": 5.0})));
+    assert_eq!((refused.status, &refused.json()["code"]), (400, &json!("option_invalid")));
     server.stop();
 }
 
@@ -225,5 +244,19 @@ fn a_granted_file_is_a_part_of_a_chat_and_ends_with_its_grant() {
     assert_eq!(server.api().send("DELETE", &format!("/grants/{grant}"), &[], b"").status, 200);
     let after = chat(&server.api(), &chat_body(content));
     assert_eq!((after.status, after.code().as_str()), (403, "grant_revoked"));
+    server.stop();
+}
+
+#[test]
+fn a_model_that_is_to_write_on_a_gpu_is_refused_with_what_to_do() {
+    let home = home();
+    home.quotas("[models.tiny-llama]\ndevice = \"wgpu\"\nlease_mib = 64\n");
+    let server = home.start();
+    let refused = complete(&server.api(), &body("x"));
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let models = server.status()["models"].clone();
+    let model = models.as_array().unwrap().iter().find(|model| model["name"] == MODEL).unwrap();
+    let reason = model["reason"].as_str().unwrap();
+    assert!(reason.contains("device = \"cpu\"") && reason.contains(MODEL), "{reason}");
     server.stop();
 }

@@ -46,7 +46,7 @@ pub(super) struct Sampling {
     pub(super) max_tokens: Option<u32>,
     /// The same, as newer clients say it; it wins.
     #[serde(default)]
-    max_completion_tokens: Option<u32>,
+    pub(super) max_completion_tokens: Option<u32>,
     /// From 0, which always takes the likeliest token, to 2; without it 1.
     #[serde(default)]
     pub(super) temperature: Option<f32>,
@@ -61,16 +61,16 @@ pub(super) struct Sampling {
     pub(super) min_p: Option<f32>,
     /// Above 1, what was said before becomes less likely. Not in OpenAI's interface.
     #[serde(default)]
-    repetition_penalty: Option<f32>,
+    pub(super) repetition_penalty: Option<f32>,
     /// Taken from the logits of what the answer has.
     #[serde(default)]
-    presence_penalty: Option<f32>,
+    pub(super) presence_penalty: Option<f32>,
     /// The same for each time that the answer has it.
     #[serde(default)]
-    frequency_penalty: Option<f32>,
+    pub(super) frequency_penalty: Option<f32>,
     /// Added to logits, by token id.
     #[serde(default)]
-    logit_bias: Option<BTreeMap<String, f32>>,
+    pub(super) logit_bias: Option<BTreeMap<String, f32>>,
     /// A text that ends the answer, or a list of them.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -80,13 +80,13 @@ pub(super) struct Sampling {
     pub(super) seed: Option<i64>,
     /// Without a seed: 0 is taken, so that the answer is the same each time. Not in OpenAI's interface.
     #[serde(default)]
-    deterministic: bool,
+    pub(super) deterministic: bool,
     /// The model's own end of an answer does not end it. Not in OpenAI's interface.
     #[serde(default)]
     pub(super) ignore_eos: bool,
     /// Answers; only 1.
     #[serde(default)]
-    n: Option<u32>,
+    pub(super) n: Option<u32>,
     /// Whether pieces come as they are written, as server-sent events.
     #[serde(default)]
     pub(super) stream: bool,
@@ -96,7 +96,7 @@ pub(super) struct Sampling {
     /// `text`, `json_object`, or `json_schema` with a schema.
     #[serde(default)]
     #[schema(value_type = Object)]
-    response_format: Option<ResponseFormat>,
+    pub(super) response_format: Option<ResponseFormat>,
     /// As the header `Ringfence-Deadline`, which wins. Not in OpenAI's interface.
     #[serde(default)]
     pub(super) ringfence_deadline_ms: Option<u64>,
@@ -123,14 +123,14 @@ pub(super) enum Stop {
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum ResponseFormat {
+pub(super) enum ResponseFormat {
     Text,
     JsonObject,
     JsonSchema { json_schema: JsonSchema },
 }
 
 #[derive(Debug, Deserialize)]
-struct JsonSchema {
+pub(super) struct JsonSchema {
     schema: Value,
 }
 

@@ -276,6 +276,11 @@ impl Terms {
                 (package, ModelQuota { device: ModelDevice::Cpu, lease_mib: None, ..quota })
             }
         };
+        if surveyed.architecture == protocol::Architecture::Llama && quota.device != ModelDevice::Cpu {
+            return Err(format!(
+                "device_unsupported: text is generated on the CPU so far; set device = \"cpu\" in models.{name} of quotas.toml"
+            ));
+        }
         let threads = quotas.threads(name, machine.cores);
         let measured_on = measured_on(&quota.device, quotas);
         let predicted = measured_on.and_then(|device| surveyed.predicted(device, threads, quota.step_tokens));

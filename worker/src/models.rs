@@ -206,8 +206,8 @@ pub trait Generator {
     /// Overwrites what earlier steps left on the device beside the blocks, before a step of another domain.
     fn forget(&mut self);
 
-    /// Overwrites blocks with others, in this order: from and to.
-    fn copy(&mut self, copies: &[(u32, u32)]);
+    /// Overwrites a block with another.
+    fn copy(&mut self, from: u32, to: u32);
 
     /// Overwrites blocks with zeros.
     fn wipe(&mut self, blocks: &[u32]);

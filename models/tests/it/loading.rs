@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[test]
 fn a_worker_gets_the_files_that_it_reads_and_no_others() {
     let fixture = Fixture::empty();
-    let companions = [("README.md", "read me"), ("vocab.txt", "a\nb"), ("tokenizer_config.json", "{}")];
+    let companions = [("README.md", "read me"), ("vocab.txt", "a\nb"), ("special_tokens_map.json", "{}")];
     fixture.write(&[&FILES[..], &companions[..]].concat());
     let package = fixture.load().unwrap();
     let names: Vec<&str> = package.files.iter().map(|file| file.name.as_str()).collect();

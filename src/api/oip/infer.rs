@@ -146,7 +146,8 @@ fn sampling(parameters: &mut Parameters) -> Result<Sampling, ApiError> {
         let wrong = |_| ApiError::invalid("parameter_invalid", name, format!("{name} is too large"));
         count.map(u32::try_from).transpose().map_err(wrong)
     };
-    let mut float = |name: &str| Ok::<_, ApiError>(parameters.number(name)?.map(|number| number as f32));
+    let mut float =
+        |name: &'static str| Ok::<_, ApiError>(parameters.number(name)?.map(|number| number as f32));
     let (temperature, top_p, min_p) = (float("temperature")?, float("top_p")?, float("min_p")?);
     Ok(Sampling {
         temperature,

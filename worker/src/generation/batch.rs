@@ -52,13 +52,25 @@ pub struct Batch {
     lanes: Lanes,
 }
 
+/// What becomes of a block before a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// It is overwritten with zeros.
+    Wipe(u32),
+    /// It is overwritten with another.
+    Copy {
+        /// With which.
+        from: u32,
+        /// It.
+        to: u32,
+    },
+}
+
 /// What to do before a step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Preparation {
-    /// Blocks to overwrite with zeros, first.
-    pub wiped: Vec<u32>,
-    /// Blocks to copy, from and to.
-    pub copied: Vec<(u32, u32)>,
+    /// In this order: a block may be copied, then taken, given up and wiped, all while one step is planned.
+    pub moves: Vec<Move>,
     /// Sequences that gave up their blocks.
     pub preempted: usize,
 }
@@ -249,7 +261,7 @@ impl Batch {
         if let Some((known, tokens)) = part
             && let Some(copy) = self.blocks.take_copy(known)
         {
-            preparation.copied.push((known, copy));
+            preparation.moves.push(Move::Copy { from: known, to: copy });
             sequence.blocks.push(copy);
             sequence.computed += tokens;
         }
@@ -305,9 +317,10 @@ impl Batch {
     fn give_up(&mut self, at: usize, preparation: &mut Preparation) {
         let sequence = &mut self.sequences[at];
         let given_up = give_up(sequence, &mut self.blocks);
-        preparation.copied.retain(|(_, copy)| !given_up.contains(copy));
+        let is_for_them = |one: &Move| matches!(one, Move::Copy { to, .. } if given_up.contains(to));
+        preparation.moves.retain(|one| !is_for_them(one));
         if sequence.is_private {
-            preparation.wiped.extend(given_up);
+            preparation.moves.extend(given_up.into_iter().map(Move::Wipe));
         }
     }
 
@@ -453,10 +466,11 @@ mod tests {
         }
 
         fn step(&mut self, rows_max: usize) {
-            let Preparation { wiped, copied, .. } = self.batch.plan(rows_max);
-            self.wipe(&wiped);
-            for (from, to) in copied {
-                self.blocks[to as usize] = self.blocks[from as usize].clone();
+            for one in self.batch.plan(rows_max).moves {
+                match one {
+                    Move::Wipe(block) => self.wipe(&[block]),
+                    Move::Copy { from, to } => self.blocks[to as usize] = self.blocks[from as usize].clone(),
+                }
             }
             let mut answered = Vec::new();
             let (mut rows, mut writers) = (0, 0);

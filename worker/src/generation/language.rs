@@ -20,7 +20,7 @@ const STRETCH_BYTES_MAX: usize = 64 * 1024;
 /// Why an answer of some packages can't follow a schema.
 const NO_END: &str = "the model has no token that ends an answer";
 /// Tokens of a prompt that is too long are counted so far, in bytes, for the refusal.
-const COUNTED_BYTES_MAX: usize = 1024 * 1024;
+const COUNTED_BYTES_MAX: usize = 256 * 1024;
 
 /// A package's tokeniser and the words that belong to it.
 pub struct Language {

@@ -23,28 +23,22 @@ impl StepPace {
         Self { rows_max, step_us: u64::from(step_us), micros: [0; SIZES] }
     }
 
-    /// Rows of the next step, at least 1: those of the largest size that should be over in time. Of a size that was never
-    /// tried no more is expected than that it takes twice as long as half of it.
+    /// Rows of the next step, at least 1: those of the largest size that was over in time. A larger one that was never tried
+    /// is tried where it would be over in time if it took twice as long.
     pub(super) fn rows(&self) -> usize {
         let Some(known) = self.micros.iter().position(|micros| *micros > 0) else {
             return ROWS_FIRST.min(self.rows_max);
         };
-        let mut expected = (self.micros[known] >> known).max(1);
-        let mut rows = 1;
-        for (size, measured) in self.micros.iter().enumerate() {
-            expected = if *measured > 0 {
-                *measured
-            } else if size == 0 {
-                expected
-            } else {
-                expected * 2
-            };
-            if expected > self.step_us {
-                break;
-            }
-            rows = 1 << size;
+        let was_in_time = |size: &usize| (1..=self.step_us).contains(&self.micros[*size]);
+        let mut size = (0..SIZES).rev().find(was_in_time).unwrap_or(known);
+        let mut expected = self.micros[size];
+        while size > 0 && expected > self.step_us {
+            (size, expected) = (size - 1, expected / 2);
         }
-        rows.min(self.rows_max)
+        while self.micros.get(size + 1) == Some(&0) && expected * 2 <= self.step_us {
+            (size, expected) = (size + 1, expected * 2);
+        }
+        (1 << size).min(self.rows_max)
     }
 
     /// A step of so many rows has lasted so long.

@@ -7,7 +7,7 @@
 //! Running     its sequence is in the batch: tokens of the prompt, then the answer
 //! ```
 
-use super::batch::{Batch, Part, Preparation, Sequence};
+use super::batch::{Batch, Move, Part, Sequence};
 use super::language::Prompting;
 use super::pace::StepPace;
 use super::writing::{Writing, Written};
@@ -339,9 +339,11 @@ impl Server<'_> {
         let slot = job.slot;
         let Phase::Tokenising { prompting, .. } = &mut job.phase else { return Ok(()) };
         let is_done = prompting.advance(&self.loaded.language, TOKENISE_BYTES);
-        job.compute_us += watch.micros();
+        let busy_us = watch.micros();
+        job.compute_us += busy_us;
         match is_done {
-            Ok(false) => Ok(()),
+            // Else a long prompt would look like a worker that hangs.
+            Ok(false) => send(self.link, FromWorker::Step { busy_us, tokens: vec![(slot, 1)] }),
             Ok(true) => match self.join(at) {
                 Ok(()) => Ok(()),
                 Err(Failed::Job(error)) => self.fail(slot, error),
@@ -383,9 +385,12 @@ impl Server<'_> {
             return Ok(());
         }
         let watch = Stopwatch::start();
-        let Preparation { wiped, copied, .. } = self.batch.plan(self.pace.rows());
-        self.loaded.model.wipe(&wiped);
-        self.loaded.model.copy(&copied);
+        for one in self.batch.plan(self.pace.rows()).moves {
+            match one {
+                Move::Wipe(block) => self.loaded.model.wipe(&[block]),
+                Move::Copy { from, to } => self.loaded.model.copy(from, to),
+            }
+        }
         let parts: Vec<Part<'_>> = self.batch.parts().collect();
         let domains = parts.iter().filter_map(|part| self.batch.get(part.slot)).map(|s| s.share.domain);
         if self.owner.passes_to(domains) {

@@ -338,9 +338,9 @@ impl<D: DecodingDevice> Generator for Llama<D> {
         w.written = 0;
     }
 
-    fn copy(&mut self, copies: &[(u32, u32)]) {
+    fn copy(&mut self, from: u32, to: u32) {
         for cache in &mut self.caches {
-            copies.iter().for_each(|(from, to)| self.device.copy_block(*from, *to, cache));
+            self.device.copy_block(from, to, cache);
         }
     }
 
