@@ -1,10 +1,10 @@
 //! What a generator's tokens mean: prompts to tokens, and what ends an answer.
 
 use super::detokenise::TokenBytes;
-use super::grammar::{Grammar, GrammarError, TokenTrie};
+use super::grammar::{Grammar, TokenTrie};
 use super::special::{Piece, Specials};
 use super::template::{Message, Part};
-use crate::memory::{Memory, load_error};
+use crate::memory::{Memory, job_error, load_error};
 use crate::package::chat::{Chat, EndTokens};
 use crate::package::{Files, tokenizer};
 use crate::text::{TABLES_FACTOR, special_tokens};
@@ -17,6 +17,8 @@ use tokenizers::Tokenizer;
 const WINDOW_BYTES: usize = 8 * 1024;
 /// A stretch that can't be cut between words is cut after so many bytes.
 const STRETCH_BYTES_MAX: usize = 64 * 1024;
+/// What the library may take for one schema; its own allocations can't be refused one by one.
+const GRAMMAR_BYTES: u64 = 8 * 1024 * 1024;
 /// Why an answer of some packages can't follow a schema.
 const NO_END: &str = "the model has no token that ends an answer";
 /// Tokens of a prompt that is too long are counted so far, in bytes, for the refusal.
@@ -90,11 +92,15 @@ impl Language {
     /// What an answer that follows a JSON schema may go on with.
     ///
     /// # Errors
-    /// The schema can't be followed, or not by this package's tokens.
-    pub fn grammar(&self, schema: &str) -> Result<Grammar, GrammarError> {
+    /// The schema can't be followed, or not by this package's tokens, or there is no memory for that.
+    pub fn grammar(&self, schema: &str, memory: &dyn Memory) -> Result<Grammar, JobError> {
+        if self.trie.get().is_none() {
+            memory.check(TokenTrie::bytes_needed(self.vocabulary as usize)).map_err(job_error)?;
+        }
         let trie = self.trie.get_or_init(|| TokenTrie::new(&self.bytes, &self.ends));
-        let trie = trie.as_ref().ok_or_else(|| GrammarError::Refused(NO_END.to_owned()))?;
-        Grammar::json_schema(schema, trie)
+        let trie = trie.as_ref().ok_or_else(|| schema_refused(NO_END))?;
+        memory.check(GRAMMAR_BYTES).map_err(job_error)?;
+        Grammar::json_schema(schema, trie).map_err(|error| schema_refused(&error.to_string()))
     }
 
     /// Takes a prompt to pieces; `file` stands where the messages have it.
@@ -140,6 +146,12 @@ impl Language {
         })?;
         Ok(Prompting { pieces: self.specials.pieces(&parts).into(), ..Prompting::default() })
     }
+}
+
+/// Why an answer can't follow its schema.
+pub(super) fn schema_refused(reason: &str) -> JobError {
+    let end = reason.floor_char_boundary(TEMPLATE_REASON_BYTES_MAX);
+    JobError::Schema { reason: reason[..end].to_owned() }
 }
 
 fn content(message: &ChatMessage, file: Option<&str>) -> String {

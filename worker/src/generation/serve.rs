@@ -373,7 +373,8 @@ impl Server<'_> {
             let limit = used.saturating_add(block_bytes);
             return Err(JobError::OutOfMemory { wanted: wanted as u64 * block_bytes, used, limit }.into());
         }
-        let writing = Writing::new(&self.loaded.language, &tokens, options, max_tokens.min(room))?;
+        let writing =
+            Writing::new(&self.loaded.language, &tokens, options, max_tokens.min(room), self.memory)?;
         job.prompt = count(tokens.len());
         job.phase = Phase::Running(Box::new(writing));
         self.batch.join(Sequence::new(job.slot, job.share, job.precedence, job.is_private, tokens));

@@ -2,13 +2,14 @@
 
 use super::detokenise::{Detokeniser, Stops, TokenBytes};
 use super::grammar::{Grammar, GrammarError};
-use super::language::Language;
+use super::language::{Language, schema_refused};
 use super::sampling::{SampleError, Sampled, Sampler, Sampling, SamplingError, SamplingOptions};
+use crate::memory::Memory;
 use crate::serve::End;
 use crate::speech::Failed;
 use ringfence_protocol::{
-    FinishReason, GenerateOptions, JobError, LikelyToken, TEMPLATE_REASON_BYTES_MAX, TEXT_TOKENS_MAX,
-    TOKEN_BYTES_MAX, TextPiece, TokenLogprob,
+    FinishReason, GenerateOptions, JobError, LikelyToken, TEXT_TOKENS_MAX, TOKEN_BYTES_MAX, TextPiece,
+    TokenLogprob,
 };
 
 /// Tokens of a piece where chances are told, of which each takes some kilobytes.
@@ -46,6 +47,7 @@ impl Writing {
         prompt: &[u32],
         options: &GenerateOptions,
         tokens_max: usize,
+        memory: &dyn Memory,
     ) -> Result<Self, Failed> {
         let illegal = || Failed::Worker(End::Illegal("options out of bounds"));
         let sampling = Sampling::new(sampling_options(options)).map_err(|_| illegal())?;
@@ -59,7 +61,7 @@ impl Writing {
             })?;
         sampler.prompt(prompt);
         let schema = options.schema.as_ref();
-        let grammar = schema.map(|schema| language.grammar(schema)).transpose().map_err(of_grammar)?;
+        let grammar = schema.map(|schema| language.grammar(schema, memory)).transpose()?;
         let room = u32::try_from(tokens_max.saturating_sub(prompt.len())).unwrap_or(u32::MAX);
         Ok(Self {
             sampler,
@@ -160,11 +162,6 @@ fn sampling_options(options: &GenerateOptions) -> SamplingOptions {
 
 fn of_grammar(error: GrammarError) -> JobError {
     schema_refused(&error.to_string())
-}
-
-fn schema_refused(reason: &str) -> JobError {
-    let end = reason.floor_char_boundary(TEMPLATE_REASON_BYTES_MAX);
-    JobError::Schema { reason: reason[..end].to_owned() }
 }
 
 fn likely(sampled: &Sampled, bytes: &TokenBytes) -> TokenLogprob {

@@ -360,8 +360,8 @@ impl<D: DecodingDevice> Generator for Llama<D> {
     }
 }
 
-/// Room in a lease for jobs' inputs, and for what else is counted against it while they run.
-const JOBS_BYTES: u64 = 16 * 1024 * 1024;
+/// Room in a lease for jobs' inputs and schemas, and for what else is counted against it while they run.
+const JOBS_BYTES: u64 = 32 * 1024 * 1024;
 /// What choosing a token takes for each that could be chosen: logits twice, and candidates with their numbers.
 const BYTES_PER_LOGIT: usize = 16;
 
