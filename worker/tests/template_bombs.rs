@@ -5,6 +5,10 @@ use ringfence_sandbox::CountingAllocator;
 use ringfence_worker::generation::template::{
     ChatTemplate, Message, SpecialTokens, TEMPLATE_BYTES_MAX, TemplateError, render_bytes_max,
 };
+use std::sync::{Mutex, PoisonError};
+
+/// One at a time: the allocator counts what all threads have.
+static TURN: Mutex<()> = Mutex::new(());
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -12,6 +16,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// Ends as `ends` says, having taken no more memory than is documented.
 #[track_caller]
 fn check(template: &str, ends: impl FnOnce(&Result<usize, TemplateError>) -> bool) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     CountingAllocator::restart_peak();
     let before = CountingAllocator::used();
     let messages = [Message { role: "user", content: "abc" }];
