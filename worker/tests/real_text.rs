@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use ringfence_protocol::SourceForm;
+use ringfence_sandbox::CountingAllocator;
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
 use ringfence_worker::generation::detokenise::{Detokeniser, TokenBytes};
@@ -15,6 +16,9 @@ use ringfence_worker::package::tokenizer::{encode, read_bpe};
 use ringfence_worker::package::{FileBytes, Files};
 use std::sync::Arc;
 use tokenizers::Tokenizer;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const VOCABULARY: usize = 49_152;
 
@@ -65,7 +69,6 @@ fn a_chat_becomes_the_tokens_that_its_text_becomes_and_a_spelled_special_token_d
 fn tokens_one_at_a_time_are_the_text_that_the_library_makes_of_all() {
     let (_, tokenizer) = package();
     let table = TokenBytes::new(&tokenizer, VOCABULARY);
-    eprintln!("the table takes {} bytes at most", TokenBytes::bytes_needed(&tokenizer, VOCABULARY));
     let text = |ids: &[u32]| {
         let mut detokeniser = Detokeniser::default();
         let mut text = String::new();
@@ -87,7 +90,12 @@ fn tokens_one_at_a_time_are_the_text_that_the_library_makes_of_all() {
 fn an_answer_in_its_tokens_is_held_to_a_schema() {
     let (files, tokenizer) = package();
     let ends = EndTokens::read(&files, &tokenizer, VOCABULARY).unwrap();
-    let tokens = TokenTrie::new(&TokenBytes::new(&tokenizer, VOCABULARY), &ends).unwrap();
+    let table = TokenBytes::new(&tokenizer, VOCABULARY);
+    CountingAllocator::restart_peak();
+    let before = CountingAllocator::used();
+    let tokens = TokenTrie::new(&table, &ends).unwrap();
+    let peak = CountingAllocator::peak() - before;
+    assert!(peak <= TokenTrie::bytes_needed(VOCABULARY), "{peak}");
     let schema = r#"{"type":"object","properties":{"city":{"type":"string"},"people":{"type":"integer"}},"required":["city","people"],"additionalProperties":false}"#;
     let follows = |text: &str| {
         let mut grammar = Grammar::json_schema(schema, &tokens).unwrap();

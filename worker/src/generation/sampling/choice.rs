@@ -5,9 +5,8 @@ use crate::generation::bitmask::{Bitmask, WORD_TOKENS};
 use crate::random::Random;
 use std::cmp::Ordering;
 
-/// How many of the likeliest tokens are put in order first, to find those of `top_p`; this times as many each next time.
-const NUCLEUS_FIRST: usize = 64;
-const NUCLEUS_GROWTH: usize = 8;
+/// Among this many tokens the last one of `top_p` is found by putting them in order.
+const SORTED_MAX: usize = 64;
 
 /// The likeliest token that is allowed, the lower id of two. One pass: the largest of each 32 logits is found without a
 /// branch, and only where it is larger than all before it is looked for.
@@ -72,23 +71,29 @@ impl Choice {
         let weights = Weights { max: logits[best as usize], temperature: sampling.temperature() };
         if let Some(count) = sampling.top_k(logits.len()) {
             self.collect_likeliest(logits, allowed, count);
-            for candidate in &mut self.candidates {
-                candidate.weight = weights.of(candidate.weight);
-            }
-            if let Some(mass) = sampling.top_p() {
-                let total = sum(&self.candidates);
-                cut_to_mass(&mut self.candidates, mass * total);
-            }
-        } else {
-            let total = weigh(logits, allowed, weights);
-            let Some(mass) = sampling.top_p() else {
-                return draw_from_all(logits, sampling.min_p(), best, random);
-            };
-            self.collect_nucleus(logits, mass, total);
+            return self.draw_from_likeliest(sampling, weights, random);
+        }
+        let total = weigh(logits, allowed, weights);
+        let likely = |weight: f32| weight >= sampling.min_p();
+        let Some(mass) = sampling.top_p() else {
+            return draw_from_all(logits, |_, weight| likely(weight), best, random);
+        };
+        self.collect_heavy(logits, mass, total);
+        let last = last_of_mass(&mut self.candidates, mass * total);
+        let kept = |id, weight| order(&Candidate { id, weight }, &last) != Ordering::Greater;
+        draw_from_all(logits, |id, weight| likely(weight) && kept(id, weight), best, random)
+    }
+
+    fn draw_from_likeliest(&mut self, sampling: &Sampling, weights: Weights, random: &mut Random) -> u32 {
+        for candidate in &mut self.candidates {
+            candidate.weight = weights.of(candidate.weight);
+        }
+        if let Some(mass) = sampling.top_p() {
+            let total = sum(&self.candidates);
+            cut_to_mass(&mut self.candidates, mass * total);
         }
         let kept = self.candidates.partition_point(|candidate| candidate.weight >= sampling.min_p());
-        // Rounding may not leave nothing: the likeliest has the weight 1.
-        draw_from(&self.candidates[..kept.max(1)], random)
+        draw_from(&self.candidates[..kept], random)
     }
 
     /// The likeliest `count` tokens in order. Whenever the buffer has twice as many, the worse half goes.
@@ -112,27 +117,43 @@ impl Choice {
         candidates.sort_unstable_by(order);
     }
 
-    /// The likeliest tokens whose weights sum up to `mass` of the total, in order.
+    /// The tokens among which those are whose weights sum up to `mass` of the total.
     ///
     /// Tokens below `(1 - mass) * total / vocabulary` have less than `1 - mass` together, so the others reach it without
-    /// them: few tokens are left to be put in order.
-    fn collect_nucleus(&mut self, weights: &[f32], mass: f64, total: f64) {
+    /// them.
+    fn collect_heavy(&mut self, weights: &[f32], mass: f64, total: f64) {
         let negligible = ((1.0 - mass) * total / weights.len() as f64) as f32;
+        // Rounding must leave the likeliest, whose weight is 1.
+        let negligible = negligible.min(1.0);
         self.candidates.clear();
         let heavy = (0..).zip(weights).filter(|(_, weight)| **weight > 0.0 && **weight >= negligible);
         self.candidates.extend(heavy.map(|(id, weight)| Candidate { id, weight: *weight }));
-        let mut count = NUCLEUS_FIRST;
-        while count < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(count - 1, order);
-            if sum(&self.candidates[..count]) >= mass * total {
-                break;
-            }
-            count *= NUCLEUS_GROWTH;
-        }
-        self.candidates.truncate(count);
-        self.candidates.sort_unstable_by(order);
-        cut_to_mass(&mut self.candidates, mass * total);
     }
+}
+
+/// The one with which candidates, the likeliest first, reach a sum of weights; the last one if they don't. There is one
+/// at least. The half in which it is is halved again, so that they are never put in order as a whole.
+fn last_of_mass(candidates: &mut [Candidate], mass: f64) -> Candidate {
+    let mut rest = candidates;
+    let mut reached = 0.0;
+    while rest.len() > SORTED_MAX {
+        let half = rest.len() / 2;
+        rest.select_nth_unstable_by(half, order);
+        let (likely, unlikely) = rest.split_at_mut(half);
+        let more = sum(likely);
+        if reached + more >= mass {
+            rest = likely;
+        } else {
+            reached += more;
+            rest = unlikely;
+        }
+    }
+    rest.sort_unstable_by(order);
+    let enough = rest.iter().find(|candidate| {
+        reached += f64::from(candidate.weight);
+        reached >= mass
+    });
+    *enough.unwrap_or(&rest[rest.len() - 1])
 }
 
 /// The more likely first, of equals the lower id.
@@ -185,12 +206,12 @@ fn weigh(logits: &mut [f32], allowed: Option<&Bitmask>, weights: Weights) -> f64
     total
 }
 
-/// One of all tokens whose weight is at least `min`.
-fn draw_from_all(weights: &[f32], min: f32, best: u32, random: &mut Random) -> u32 {
-    let kept = |weight: &f32| if *weight >= min { f64::from(*weight) } else { 0.0 };
-    let mut rest = random.unit() * weights.iter().map(kept).sum::<f64>();
+/// One of all tokens that are kept, by their weights in the order of ids.
+fn draw_from_all(weights: &[f32], keeps: impl Fn(u32, f32) -> bool, best: u32, random: &mut Random) -> u32 {
+    let kept = |(id, weight): (u32, &f32)| if keeps(id, *weight) { f64::from(*weight) } else { 0.0 };
+    let mut rest = random.unit() * (0..).zip(weights).map(kept).sum::<f64>();
     for (id, weight) in (0..).zip(weights) {
-        rest -= kept(weight);
+        rest -= kept((id, weight));
         if rest < 0.0 {
             return id;
         }
