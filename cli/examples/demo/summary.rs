@@ -79,7 +79,7 @@ fn show_lease(home: &Home) -> Result<(), CliError> {
     let size = |field: &str| worker[field].as_u64().map_or("-".to_owned(), bytes);
     println!(
         "{MODEL} ran in worker {} under a lease of {} (tier {}), of which it used at most {}",
-        worker["worker"],
+        worker["id"],
         size("lease_bytes"),
         worker["tier"].as_str().unwrap_or("-"),
         size("peak_bytes"),
@@ -97,7 +97,7 @@ fn worker(home: &Home) -> Result<Option<Value>, CliError> {
 
 /// Whether a job is in it.
 pub(crate) fn is_at_work(home: &Home) -> Result<bool, CliError> {
-    Ok(worker(home)?.is_some_and(|worker| worker["jobs"].as_u64() > Some(0)))
+    Ok(worker(home)?.is_some_and(|worker| worker["running"].as_u64() > Some(0)))
 }
 
 /// Revokes the grant of a summary that is being written.
