@@ -110,16 +110,17 @@ impl Pieces {
                 show(text)?;
                 self.add(text)?;
             }
-            let answer = &mut self.answer;
-            for (field, value) in
-                [(&mut answer.model, &event["model"]), (&mut answer.finish_reason, &choice["finish_reason"])]
-            {
+            for (field, value) in [
+                (&mut self.answer.model, &event["model"]),
+                (&mut self.answer.finish_reason, &choice["finish_reason"]),
+            ] {
                 if let Some(value) = value.as_str() {
                     value.clone_into(field);
                 }
             }
             if event["usage"].is_object() {
-                answer.usage = Usage::deserialize(&event["usage"]).map_err(|error| self.unreadable(error))?;
+                let usage = Usage::deserialize(&event["usage"]);
+                self.answer.usage = usage.map_err(|error| self.unreadable(error))?;
             }
         }
         Ok(())
