@@ -1,13 +1,14 @@
 //! The OpenAI-compatible routes of speech: transcriptions and translations. Audio goes into sealed memory as it comes, or
 //! straight from a granted file into the worker; nothing of it is looked at here.
 
+use super::answered::stamped;
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::identity::Caller;
-use super::openai::{answer_granted, deadline, with_fallback};
+use super::openai::{answer_granted, deadline};
 use super::transcript::{self, ResponseFormat, Transcription};
 use super::transcript_events::{TranscriptEvent, TranscriptEvents};
-use super::{App, pieces, timing};
+use super::{App, pieces};
 use crate::clock;
 use crate::dispatch::{AudioSource, JobInput, JobRequest, Purpose, seal};
 use crate::grants::{GrantedFile, Holder};
@@ -38,7 +39,7 @@ const FIELDS_MAX: usize = 32;
 /// Uploads that are in memory at a time, from their first byte to their answer.
 const UPLOADS_MAX: usize = 16;
 /// How long a client may take to send its form.
-const FORM_TIME_MAX: Duration = Duration::from_secs(120);
+pub(super) const FORM_TIME_MAX: Duration = Duration::from_secs(120);
 
 static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_MAX);
 
@@ -160,15 +161,7 @@ async fn answer(
         return Err(ApiError::internal(&"a transcription without text"));
     };
     let body = transcript::body(speech, format, translate).map_err(|error| ApiError::internal(&error))?;
-    let stamps = timing::header(clock::instant().duration_since(received), &answered.output);
-    let job = answered.output.job.to_string();
-    let headers = [
-        ("content-type", format.content_type()),
-        ("server-timing", stamps.as_str()),
-        ("ringfence-job", job.as_str()),
-        ("ringfence-device", answered.output.device.as_str()),
-    ];
-    with_fallback((headers, body).into_response(), answered.fallback_from.as_deref())
+    stamped(([("content-type", format.content_type())], body).into_response(), &answered, received)
 }
 
 pub(super) fn options(
@@ -235,7 +228,7 @@ impl<S: Send + Sync> FromRequest<S> for Asked {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         if kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data"))
         {
-            let place = UPLOADS.try_acquire().map_err(|_| busy())?;
+            let place = upload_place()?;
             let form = Multipart::from_request(request, state)
                 .await
                 .map_err(|error| malformed(&error.body_text()))?;
@@ -346,6 +339,28 @@ impl Form {
         let (language, prompt) = (self.language, self.prompt);
         Ok(Asked { model, audio, language, prompt, format, temperature, stream, deadline_ms, received })
     }
+}
+
+/// A place among the uploads, for as long as it is kept.
+pub(super) fn upload_place() -> Result<SemaphorePermit<'static>, ApiError> {
+    UPLOADS.try_acquire().map_err(|_| busy())
+}
+
+/// The bytes of a file that came as a whole, in memory that nobody changes any more; `name` is what the request calls it.
+pub(super) fn sealed_bytes(name: &str, bytes: &[u8]) -> Result<AudioSource, ApiError> {
+    let internal = |error: &dyn std::fmt::Display| ApiError::internal(&error.to_string());
+    if bytes.len() > AUDIO_BYTES_MAX {
+        return Err(too_large());
+    }
+    if bytes.is_empty() {
+        return Err(ApiError::invalid("input_empty", name, format!("{name} is empty")));
+    }
+    let memfd = memfd_create("audio", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|error| internal(&error))?;
+    let mut file = File::from(memfd);
+    file.write_all(bytes).map_err(|error| internal(&error))?;
+    let memfd = seal(file).map_err(|error| internal(&error))?;
+    Ok(AudioSource::Sealed { memfd, bytes: bytes.len() as u64 })
 }
 
 /// A file's bytes, in memory that nobody changes any more.

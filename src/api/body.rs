@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use std::time::{Duration, Instant};
 
 /// The largest request body in bytes.
-const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long a client may take to send its body.
 pub(super) const BODY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -27,17 +27,18 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
         let received = clock::instant();
         require_json(&request)?;
         let bytes = read(request, BODY_BYTES_MAX).await?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| {
-            let at = error.valid_up_to();
-            ApiError::new(
-                StatusCode::BAD_REQUEST,
-                "invalid_utf8",
-                format!("the body is not UTF-8 at byte {at}"),
-            )
-        })?;
-        let value = serde_json::from_str(text).map_err(|error| malformed(&error))?;
-        Ok(Self { value, received })
+        Ok(Self { value: parse(&bytes)?, received })
     }
+}
+
+/// The JSON of a body.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        let message = format!("the body is not UTF-8 at byte {at}");
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_utf8", message)
+    })?;
+    serde_json::from_str(text).map_err(|error| malformed(&error))
 }
 
 /// Of a route that takes nothing: no body, or `{}`. It is read all the same, so that a client that writes it late gets its
@@ -45,7 +46,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
 pub(super) struct NoBody;
 
 /// What an empty object may take with white space around it.
-const NO_BODY_BYTES_MAX: usize = 1024;
+pub(super) const NO_BODY_BYTES_MAX: usize = 1024;
 
 impl<S: Sync> FromRequest<S> for NoBody {
     type Rejection = ApiError;
@@ -78,17 +79,22 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
 
 /// The bytes of a body, at most `max`.
 pub(super) async fn read(request: Request, max: usize) -> Result<Vec<u8>, ApiError> {
+    read_within(request, max, BODY_TIME_MAX).await
+}
+
+/// The same of a body that may take longer to arrive.
+pub(super) async fn read_within(request: Request, max: usize, time: Duration) -> Result<Vec<u8>, ApiError> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|bytes: u64| bytes > max as u64) {
         return Err(too_large(max));
     }
     let body = Limited::new(request.into_body(), max);
-    match tokio::time::timeout(BODY_TIME_MAX, body.collect()).await {
+    match tokio::time::timeout(time, body.collect()).await {
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "request_timeout",
-            format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs()),
+            format!("the body did not arrive within {} s", time.as_secs()),
         )),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(max)),
         Ok(Err(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early")),

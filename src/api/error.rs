@@ -161,7 +161,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.counted())).into_response();
+        let body = self.counted();
+        let detail = body.error.clone();
+        let mut response = (self.status, Json(body)).into_response();
+        // For those who say it in another form.
+        response.extensions_mut().insert(detail);
         if !self.recorded {
             response.extensions_mut().insert(RefusedWith(self.code));
         }

@@ -2,16 +2,16 @@
 //! a request to an answer.
 
 use super::App;
+use super::answered::stamped;
 use super::completion_events::{Completed, CompletionEvents, Form};
 use super::error::ApiError;
 use super::identity::Caller;
-use super::openai::{MODEL_NAME_BYTES_MAX, answer_granted, deadline, with_fallback};
-use super::{pieces, timing};
-use crate::clock;
+use super::openai::{MODEL_NAME_BYTES_MAX, answer_granted, deadline};
+use super::pieces;
 use crate::dispatch::{JobInput, JobRequest, Purpose};
 use crate::grants::GrantedFile;
 use crate::workers::Made;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use ringfence_protocol::{
     GenerateInput, GenerateOptions, Prompt, STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX,
@@ -43,22 +43,22 @@ const IGNORED: [&str; 11] = [
 pub(super) struct Sampling {
     /// The most tokens of the answer; without it as many as the model has room for.
     #[serde(default)]
-    max_tokens: Option<u32>,
+    pub(super) max_tokens: Option<u32>,
     /// The same, as newer clients say it; it wins.
     #[serde(default)]
     max_completion_tokens: Option<u32>,
     /// From 0, which always takes the likeliest token, to 2; without it 1.
     #[serde(default)]
-    temperature: Option<f32>,
+    pub(super) temperature: Option<f32>,
     /// Only the likeliest tokens that are so likely together; without it 1.
     #[serde(default)]
-    top_p: Option<f32>,
+    pub(super) top_p: Option<f32>,
     /// Only so many of the likeliest tokens; 0 for all. Not in OpenAI's interface.
     #[serde(default)]
-    top_k: Option<u32>,
+    pub(super) top_k: Option<u32>,
     /// Only tokens at least so likely, where the likeliest is 1. Not in OpenAI's interface.
     #[serde(default)]
-    min_p: Option<f32>,
+    pub(super) min_p: Option<f32>,
     /// Above 1, what was said before becomes less likely. Not in OpenAI's interface.
     #[serde(default)]
     repetition_penalty: Option<f32>,
@@ -74,16 +74,16 @@ pub(super) struct Sampling {
     /// A text that ends the answer, or a list of them.
     #[serde(default)]
     #[schema(value_type = Object)]
-    stop: Option<Stop>,
+    pub(super) stop: Option<Stop>,
     /// The same seed gives the same answer, whatever else runs.
     #[serde(default)]
-    seed: Option<i64>,
+    pub(super) seed: Option<i64>,
     /// Without a seed: 0 is taken, so that the answer is the same each time. Not in OpenAI's interface.
     #[serde(default)]
     deterministic: bool,
     /// The model's own end of an answer does not end it. Not in OpenAI's interface.
     #[serde(default)]
-    ignore_eos: bool,
+    pub(super) ignore_eos: bool,
     /// Answers; only 1.
     #[serde(default)]
     n: Option<u32>,
@@ -116,7 +116,7 @@ pub(super) struct StreamOptions {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Stop {
+pub(super) enum Stop {
     One(String),
     Many(Vec<String>),
 }
@@ -289,15 +289,8 @@ pub(super) async fn answer(
         return Err(ApiError::internal(&"an answer without text"));
     };
     let body = completed.whole(&answered.model, answer)?;
-    let stamps = timing::header(clock::instant().duration_since(received), &answered.output);
-    let job = answered.output.job.to_string();
-    let headers = [
-        ("content-type", "application/json"),
-        ("server-timing", stamps.as_str()),
-        ("ringfence-job", job.as_str()),
-        ("ringfence-device", answered.output.device.as_str()),
-    ];
-    with_fallback((headers, body).into_response(), answered.fallback_from.as_deref())
+    let response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+    stamped(response, &answered, received)
 }
 
 /// A name that can be a model's.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod alerts;
+mod answered;
 mod audio;
 mod body;
 mod captures;
@@ -16,6 +17,7 @@ mod health;
 mod identity;
 mod jobs;
 mod listen;
+mod oip;
 mod openai;
 mod openapi;
 mod pieces;
@@ -105,6 +107,18 @@ enum Route {
     OpenAiModelsPrefixed,
     OpenAiModel,
     OpenAiModelPrefixed,
+    InferenceLive,
+    InferenceReady,
+    InferenceServer,
+    InferenceModel,
+    InferenceModelVersion,
+    InferenceModelReady,
+    InferenceModelVersionReady,
+    Infer,
+    InferVersion,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryUnload,
     Job,
     Usage,
     GrantsList,
@@ -148,7 +162,7 @@ enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 56] = [
+    const ALL: [Self; 68] = [
         Self::Health,
         Self::OpenApi,
         Self::Embeddings,
@@ -165,6 +179,18 @@ impl Route {
         Self::OpenAiModelsPrefixed,
         Self::OpenAiModel,
         Self::OpenAiModelPrefixed,
+        Self::InferenceLive,
+        Self::InferenceReady,
+        Self::InferenceServer,
+        Self::InferenceModel,
+        Self::InferenceModelVersion,
+        Self::InferenceModelReady,
+        Self::InferenceModelVersionReady,
+        Self::Infer,
+        Self::InferVersion,
+        Self::RepositoryIndex,
+        Self::RepositoryLoad,
+        Self::RepositoryUnload,
         Self::Job,
         Self::Usage,
         Self::GrantsList,
@@ -227,6 +253,24 @@ impl Route {
             Self::OpenAiModelsPrefixed => (Method::GET, "/openai/v1/models", Surface::Public),
             Self::OpenAiModel => (Method::GET, "/v1/models/{model}", Surface::Public),
             Self::OpenAiModelPrefixed => (Method::GET, "/openai/v1/models/{model}", Surface::Public),
+            Self::InferenceLive => (Method::GET, "/v2/health/live", Surface::Open),
+            Self::InferenceReady => (Method::GET, "/v2/health/ready", Surface::Open),
+            Self::InferenceServer => (Method::GET, "/v2", Surface::Open),
+            Self::InferenceModel => (Method::GET, "/v2/models/{model}", Surface::Own),
+            Self::InferenceModelVersion => {
+                (Method::GET, "/v2/models/{model}/versions/{version}", Surface::Own)
+            }
+            Self::InferenceModelReady => (Method::GET, "/v2/models/{model}/ready", Surface::Own),
+            Self::InferenceModelVersionReady => {
+                (Method::GET, "/v2/models/{model}/versions/{version}/ready", Surface::Own)
+            }
+            Self::Infer => (Method::POST, "/v2/models/{model}/infer", Surface::Public),
+            Self::InferVersion => {
+                (Method::POST, "/v2/models/{model}/versions/{version}/infer", Surface::Public)
+            }
+            Self::RepositoryIndex => (Method::POST, "/v2/repository/index", Surface::Own),
+            Self::RepositoryLoad => (Method::POST, "/v2/repository/models/{model}/load", Surface::Admin),
+            Self::RepositoryUnload => (Method::POST, "/v2/repository/models/{model}/unload", Surface::Admin),
             Self::Job => (Method::GET, "/jobs/{job}", Surface::Own),
             Self::Usage => (Method::GET, "/usage", Surface::Own),
             Self::GrantsList => (Method::GET, "/grants", Surface::Own),
@@ -285,6 +329,18 @@ impl Route {
             }
             Self::OpenAiModels | Self::OpenAiModelsPrefixed => get(openai::models),
             Self::OpenAiModel | Self::OpenAiModelPrefixed => get(openai::model),
+            Self::InferenceLive => get(oip::live),
+            Self::InferenceReady => get(oip::ready),
+            Self::InferenceServer => get(oip::server),
+            Self::InferenceModel => get(oip::model),
+            Self::InferenceModelVersion => get(oip::model_version),
+            Self::InferenceModelReady => get(oip::model_ready),
+            Self::InferenceModelVersionReady => get(oip::model_version_ready),
+            Self::Infer => post(oip::infer),
+            Self::InferVersion => post(oip::infer_version),
+            Self::RepositoryIndex => post(oip::repository::index),
+            Self::RepositoryLoad => post(oip::repository::load),
+            Self::RepositoryUnload => post(oip::repository::unload),
             Self::Job => get(jobs::job),
             Self::Usage => get(jobs::usage),
             Self::GrantsList => get(grants::list),
@@ -354,6 +410,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
 async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = RequestId(format!("{:016x}", app.request_ids.fetch_add(1, Ordering::Relaxed)));
     let surface = surface_of(&request);
+    let of_oip = oip::has(request.uri().path());
     let peer = request.extensions().get::<Peer>().expect("`listen` names every connection's peer").clone();
     let mut who = Who { uid: peer.uid(), request: Some(id.0.clone()), ..Who::default() };
     let admitted = identity::admit(&app, &peer, surface, request.headers(), request.uri().authority());
@@ -376,7 +433,7 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     if let Some(RefusedWith(code)) = response.extensions().get() {
         app.audit.refused(&who, code);
     }
-    stamp(response, &id)
+    stamp(if of_oip { oip::reworded(response) } else { response }, &id)
 }
 
 /// Gives a request up whose client is removed meanwhile; what it has asked for is dropped, its jobs are cancelled.
@@ -470,11 +527,19 @@ mod tests {
             let here = Route::ALL.iter().filter(|route| route.place().2 == wanted);
             here.map(|route| route.place().1).collect::<Vec<_>>()
         };
-        assert_eq!(of(Surface::Open), ["/health", "/openapi.json"]);
+        assert_eq!(
+            of(Surface::Open),
+            ["/health", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/v2"]
+        );
         assert_eq!(of(Surface::Metrics), ["/metrics"]);
         assert_eq!(
             of(Surface::Own),
             [
+                "/v2/models/{model}",
+                "/v2/models/{model}/versions/{version}",
+                "/v2/models/{model}/ready",
+                "/v2/models/{model}/versions/{version}/ready",
+                "/v2/repository/index",
                 "/jobs/{job}",
                 "/usage",
                 "/grants",
@@ -486,7 +551,7 @@ mod tests {
                 "/audio/captures/{capture}/stop"
             ]
         );
-        let begins = ["/grants", "/audio/captures"];
+        let begins = ["/grants", "/audio/captures", "/v2/models/"];
         let public =
             |path: &&str| path.contains("/v1/") || begins.iter().any(|begin| path.starts_with(begin));
         assert!(of(Surface::Public).iter().all(public));

@@ -1,10 +1,10 @@
 //! The OpenAI-compatible routes: embeddings and the list of models.
 
+use super::App;
+use super::answered::stamped;
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::identity::Caller;
-use super::{App, timing};
-use crate::clock;
 use crate::dispatch::{Answered, JobInput, JobRequest, Output, Purpose};
 use crate::grants::{GrantedFile, Holder};
 use crate::workers::Made;
@@ -150,8 +150,8 @@ pub(super) async fn embeddings(
         None => app.dispatcher.answer(job).await?,
         Some(file) => answer_granted(&app, job, &file).await?,
     };
-    let response = answer(&answered.model, items, request.encoding_format, &answered.output, received);
-    with_fallback(response, answered.fallback_from.as_deref())
+    let body = body(&answered.model, items, request.encoding_format, &answered.output)?;
+    stamped(([("content-type", "application/json")], body).into_response(), &answered, received)
 }
 
 /// Says which model was asked for, where another one answered.
@@ -197,15 +197,9 @@ fn split(passage_tokens: Option<u32>, truncate: bool) -> Result<Split, ApiError>
     }
 }
 
-fn answer(
-    model: &str,
-    items: usize,
-    format: EncodingFormat,
-    output: &Output,
-    received: std::time::Instant,
-) -> Response {
+fn body(model: &str, items: usize, format: EncodingFormat, output: &Output) -> Result<Vec<u8>, ApiError> {
     let Made::Vectors { data, passages, truncated } = &output.made else {
-        return ApiError::internal(&"an embedding without vectors").into_response();
+        return Err(ApiError::internal(&"an embedding without vectors"));
     };
     let items = passages.as_ref().map_or(items, Vec::len);
     // A text without passages has no bytes.
@@ -224,19 +218,7 @@ fn answer(
     let truncated = (*truncated > 0).then_some(*truncated);
     let usage = Usage { prompt_tokens: output.tokens, total_tokens: output.tokens, truncated };
     let body = EmbeddingsResponse { object: "list", data, model, usage };
-    let body = match serde_json::to_vec(&body) {
-        Ok(body) => body,
-        Err(error) => return ApiError::internal(&error).into_response(),
-    };
-    let stamps = timing::header(clock::instant().duration_since(received), output);
-    let job = output.job.to_string();
-    let headers = [
-        ("content-type", "application/json"),
-        ("server-timing", stamps.as_str()),
-        ("ringfence-job", job.as_str()),
-        ("ringfence-device", output.device.as_str()),
-    ];
-    (headers, body).into_response()
+    serde_json::to_vec(&body).map_err(|error| ApiError::internal(&error))
 }
 
 /// The header's deadline, else the body's.
@@ -248,14 +230,16 @@ pub(super) fn deadline(headers: &HeaderMap, in_body: Option<u64>) -> Result<Opti
         (None, Some(millis)) => ("ringfence_deadline_ms", Some(millis)),
         (None, None) => return Ok(None),
     };
-    match millis.map(Duration::from_millis) {
-        Some(deadline) if !deadline.is_zero() && deadline <= DEADLINE_MAX => Ok(Some(deadline)),
-        Some(_) | None => Err(ApiError::invalid(
-            "deadline_invalid",
-            name,
-            format!("{name} is a number of milliseconds from 1 to {}", DEADLINE_MAX.as_millis()),
-        )),
+    let message = format!("{name} is a number of milliseconds from 1 to {}", DEADLINE_MAX.as_millis());
+    match millis.map(Duration::from_millis).filter(can_be_deadline) {
+        Some(deadline) => Ok(Some(deadline)),
+        None => Err(ApiError::invalid("deadline_invalid", name, message)),
     }
+}
+
+/// Whether a job can be given so long.
+pub(super) fn can_be_deadline(deadline: &Duration) -> bool {
+    !deadline.is_zero() && *deadline <= DEADLINE_MAX
 }
 
 /// An embedding as the worker sent it: little-endian f32.
@@ -269,15 +253,22 @@ impl Serialize for Vector<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.format {
             EncodingFormat::Base64 => serializer.serialize_str(&STANDARD.encode(self.bytes)),
-            EncodingFormat::Float => {
-                let mut sequence = serializer.serialize_seq(Some(self.bytes.len() / 4))?;
-                for number in self.bytes.chunks_exact(4) {
-                    let number: [u8; 4] = number.try_into().expect("chunks of four");
-                    sequence.serialize_element(&f32::from_le_bytes(number))?;
-                }
-                sequence.end()
-            }
+            EncodingFormat::Float => Floats(self.bytes).serialize(serializer),
         }
+    }
+}
+
+/// Little-endian f32 as a JSON array of numbers.
+pub(super) struct Floats<'a>(pub(super) &'a [u8]);
+
+impl Serialize for Floats<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sequence = serializer.serialize_seq(Some(self.0.len() / 4))?;
+        for number in self.0.chunks_exact(4) {
+            let number: [u8; 4] = number.try_into().expect("chunks of four");
+            sequence.serialize_element(&f32::from_le_bytes(number))?;
+        }
+        sequence.end()
     }
 }
 
@@ -309,19 +300,22 @@ impl Input {
             Self::Many(items) => items,
             Self::Granted(_) => return Err(ApiError::internal(&"a file has no items")),
         };
-        if items.is_empty() {
-            return Err(ApiError::invalid("input_empty", "input", "input is an empty list"));
-        }
-        for (index, item) in items.iter().enumerate() {
-            let empty = match item {
-                Item::Text(text) => text.is_empty(),
-                Item::Tokens(tokens) => tokens.is_empty(),
-            };
-            if empty {
-                return Err(ApiError::invalid("input_empty", "input", format!("input {index} is empty")));
-            }
-        }
-        Ok(items)
+        not_empty("input", items)
+    }
+}
+
+/// Refuses an empty list, and one with an empty item.
+pub(super) fn not_empty(name: &str, items: Vec<Item>) -> Result<Vec<Item>, ApiError> {
+    if items.is_empty() {
+        return Err(ApiError::invalid("input_empty", name, format!("{name} is an empty list")));
+    }
+    let empty = |item: &Item| match item {
+        Item::Text(text) => text.is_empty(),
+        Item::Tokens(tokens) => tokens.is_empty(),
+    };
+    match items.iter().position(empty) {
+        Some(index) => Err(ApiError::invalid("input_empty", name, format!("{name} {index} is empty"))),
+        None => Ok(items),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `GET /openapi.json`: the document made from the handlers' own types.
 
 use super::{
-    admin, alerts, audio, captures, chat, completions, files, grants, health, jobs, openai, quotas, trace,
+    admin, alerts, audio, captures, chat, completions, files, grants, health, jobs, oip, openai, quotas,
+    trace,
 };
 use axum::Json;
 use utoipa::OpenApi;
@@ -18,6 +19,18 @@ use utoipa::OpenApi;
         audio::translations,
         openai::models,
         openai::model,
+        oip::live,
+        oip::ready,
+        oip::server,
+        oip::model,
+        oip::model_version,
+        oip::model_ready,
+        oip::model_version_ready,
+        oip::infer,
+        oip::infer_version,
+        oip::repository::index,
+        oip::repository::load,
+        oip::repository::unload,
         jobs::job,
         jobs::usage,
         grants::list,

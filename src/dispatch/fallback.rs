@@ -3,6 +3,7 @@
 use super::models::{package_of_twin, twin};
 use super::{Dispatcher, JobRequest, Output};
 use crate::api::ApiError;
+use ringfence_protocol::Architecture;
 use std::sync::Arc;
 
 /// The most models that are tried for one request; circles are refused by `quotas.toml`.
@@ -59,6 +60,26 @@ impl Dispatcher {
                 (Err(error), _) => return Err(error),
             }
         }
+    }
+
+    /// What models of this name do, for a client or the operator: its own package, or the first that can be asked where it
+    /// falls back to.
+    pub(crate) fn architecture_for(
+        &self,
+        client: Option<&str>,
+        asked: &str,
+    ) -> Result<Architecture, ApiError> {
+        if package_of_twin(asked).is_some() {
+            return Err(ApiError::model_unknown(asked));
+        }
+        let rest = client.map_or_else(Vec::new, |client| self.chain(client, asked));
+        let state = self.lock();
+        if client.is_some_and(|client| !state.quotas.quotas.may_use(client, asked)) {
+            return Err(ApiError::model_unknown(asked));
+        }
+        let mut chain = std::iter::once(asked).chain(rest.iter().map(String::as_str));
+        let found = chain.find_map(|name| state.models.named(name));
+        found.map(|found| found.architecture).ok_or_else(|| state.unusable(asked))
     }
 
     /// The models that are tried after the one that a client asks for: those it falls back to, then all of them on the CPU.

@@ -32,6 +32,11 @@ pub(crate) fn tiny_package() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert")
 }
 
+/// A generator with random weights.
+pub(crate) fn tiny_llama() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama")
+}
+
 /// A home with keys and packages.
 pub(crate) struct Home {
     pub(crate) folder: TempDir,
@@ -126,8 +131,13 @@ impl Home {
     }
 
     pub(crate) fn add_tiny(&self, name: &str) {
+        self.add(&tiny_package(), name);
+    }
+
+    /// Adds the package of a folder under a name.
+    pub(crate) fn add(&self, package: &Path, name: &str) {
         let folder = self.folder.path().join("source").join(name);
-        copy(&tiny_package(), &folder);
+        copy(package, &folder);
         self.cli_ok(&["model", "add", folder.to_str().unwrap(), "--accept-unverified-source"]);
     }
 
