@@ -215,9 +215,11 @@ impl Chat<'_> {
     }
 }
 
-/// Whether fewer turns could help.
+/// Whether fewer turns could help: they are more than the model takes, its lease has room for, or a request may have.
 fn is_too_long(error: &CliError) -> bool {
-    matches!(error.code(), "context_length_exceeded" | "body_too_large" | "messages_too_many")
+    const CODES: [&str; 4] =
+        ["context_length_exceeded", "out_of_memory", "body_too_large", "messages_too_many"];
+    CODES.contains(&error.code())
 }
 
 #[cfg(test)]

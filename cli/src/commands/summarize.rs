@@ -216,11 +216,11 @@ impl Work<'_> {
     }
 }
 
-/// Says which file it is; the server says how many tokens it has and how many there may be.
+/// Says which file it is; the server says how many tokens it has and how many there may be, or that the lease has no room.
 fn too_long(file: &File, error: CliError) -> CliError {
     match error {
         CliError::Refused { request, status, code, message, retry_after_ms, rung }
-            if code == "context_length_exceeded" =>
+            if code == "context_length_exceeded" || code == "out_of_memory" =>
         {
             let message =
                 format!("{} ({} bytes) is too long to be summed up whole: {message}", file.name, file.bytes);
