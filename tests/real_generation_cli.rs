@@ -19,7 +19,7 @@ use support::{Home, Server, WAIT_MAX};
 const MODEL: &str = "smollm2-135m";
 
 fn home() -> Home {
-    Home::made("generates", |home| {
+    Home::made("shell", |home| {
         let model = std::env::var("RINGFENCE_SMOLLM2").expect("set by `make test`: SmolLM2 as GGUF");
         let cache = Path::new(&model).parent().unwrap().with_file_name("archives");
         home.add_tiny("tiny-bert");
