@@ -4,6 +4,7 @@ use crate::commands::alert::AlertArgs;
 use crate::commands::audio::AudioArgs;
 use crate::commands::audit::AuditArgs;
 use crate::commands::bench::BenchArgs;
+use crate::commands::chat::ChatArgs;
 use crate::commands::client::ClientArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::grant::GrantArgs;
@@ -14,10 +15,12 @@ use crate::commands::listen::ListenArgs;
 use crate::commands::logs::LogsArgs;
 use crate::commands::model::ModelArgs;
 use crate::commands::quota::QuotaArgs;
+use crate::commands::run::RunArgs;
 use crate::commands::search::SearchArgs;
 use crate::commands::serve::ServeArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::stress::StressArgs;
+use crate::commands::summarize::SummarizeArgs;
 use crate::commands::top::TopArgs;
 use crate::commands::trace::TraceArgs;
 use crate::commands::transcribe::TranscribeArgs;
@@ -102,6 +105,12 @@ pub enum Command {
     Index(IndexArgs),
     /// Find passages of an indexed folder by what they mean
     Search(SearchArgs),
+    /// Ask a model once
+    Run(RunArgs),
+    /// Talk with a model
+    Chat(ChatArgs),
+    /// Sum up text files, through grants
+    Summarize(SummarizeArgs),
     /// Write down what is said in audio files
     Transcribe(TranscribeArgs),
     /// Write down what is said into a microphone, as it is said

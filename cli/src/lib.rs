@@ -9,6 +9,7 @@ pub mod commands;
 pub mod doctor;
 pub mod durable;
 pub mod error;
+pub mod generate;
 pub mod home;
 pub mod http;
 pub mod index;

@@ -1,6 +1,7 @@
 //! What is printed where: answers to standard output, notes and errors to standard error, JSON on request.
 
 use crate::error::CliError;
+use crate::generate::answer::shown;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
@@ -111,6 +112,17 @@ impl Output {
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// A piece of what a model writes, on standard output at once; a terminal gets it without what it would take for an order.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] where standard output can't be written; so is a closed pipe, as nobody reads what is still to come.
+    pub fn piece(&self, text: &str) -> Result<(), CliError> {
+        let mut out = io::stdout().lock();
+        let text = if out.is_terminal() { Cow::from(shown(text)) } else { Cow::from(text) };
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|error| CliError::io("standard output", error))
     }
 
     /// A remark for people, on standard error; silent with `--json`.

@@ -1,9 +1,11 @@
 //! The whole way on real input: keys, a signed model, a sandboxed worker, and answers from this repository itself, which is
-//! read through grants; then a note that is spoken into a microphone. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
+//! read through grants; a note that is spoken into a microphone; a summary of both by a language model, and a grant that is revoked
+//! while it reads. Run it from the repository's root, after `cargo build --release`, as `make demo` does; with the word `wgpu`,
 //! as `make demo DEVICE=wgpu` does, the model runs on Vulkan.
 
 mod meeting;
 mod programs;
+mod summary;
 
 use ignore::WalkBuilder;
 use meeting::Meeting;
@@ -90,11 +92,16 @@ fn demonstrate(device: Device, output: &Output) -> Result<(), CliError> {
     use_server((&programs, device), &home, &server, (&repository, &passphrase), &mut stages, output)
         .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
     if let Some(meeting) = &meeting {
-        meeting
+        let note = meeting
             .hold(&programs, &home, &passphrase)
             .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
+        summary::keep_note(&repository, &note)?;
         stages.ended("write down a note while it is spoken");
     }
+    programs.add_models(&home, folder.path(), &passphrase, &[summary::MODEL])?;
+    stages.ended("add a language model to the running server");
+    summarize(&programs, &home, (&repository, &passphrase), &mut stages)
+        .inspect_err(|_| println!("\nthe end of the server's log:\n{}", server.log_tail()))?;
     server.stop()?;
     stages.ended("stop the server");
     show_accesses(&programs.audit(&home, folder.path())?);
@@ -164,6 +171,19 @@ fn use_server(
     stages.ended("answer three questions");
     show_status(home, output)?;
     stages.ended("ask for the status");
+    Ok(())
+}
+
+fn summarize(
+    programs: &Programs,
+    home: &Home,
+    paths: (&Path, &Path),
+    stages: &mut Stages,
+) -> Result<(), CliError> {
+    summary::sum_up(programs, home, paths)?;
+    stages.ended("sum up texts and note under a lease (first worker start included)");
+    summary::revoke(programs, home, paths)?;
+    stages.ended("revoke a grant while a summary is written");
     Ok(())
 }
 

@@ -119,18 +119,23 @@ impl Meeting {
         if status.success() { Ok(()) } else { Err(failed(&name, format!("ended with {status}"))) }
     }
 
-    /// Asks for the microphone, has it approved, speaks, and holds what was written against what was said.
+    /// Asks for the microphone, has it approved, speaks, and holds what was written against what was said. What was written.
     ///
     /// # Errors
     /// [`CliError::Failed`] where too little was understood, and those of the commands.
-    pub(crate) fn hold(&self, programs: &Programs, home: &Home, passphrase: &Path) -> Result<(), CliError> {
-        let heard = programs.listen(home, passphrase, || self.speak())?;
-        println!("{}", heard.trim_end());
+    pub(crate) fn hold(
+        &self,
+        programs: &Programs,
+        home: &Home,
+        passphrase: &Path,
+    ) -> Result<String, CliError> {
+        let written = programs.listen(home, passphrase, || self.speak())?;
+        println!("{}", written.trim_end());
         let words = |text: &str| -> Vec<String> {
             let plain = |word: &str| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
             text.split_whitespace().map(plain).collect()
         };
-        let (said, heard) = (words(NOTE), words(&heard));
+        let (said, heard) = (words(NOTE), words(&written));
         let understood = said.iter().filter(|word| heard.contains(word)).count() as f64 / said.len() as f64;
         println!("({:.0}% of the words)", understood * 100.0);
         if understood < WORDS_MIN {
@@ -139,6 +144,6 @@ impl Meeting {
                 format!("only {understood:.2} of its words were understood"),
             ));
         }
-        Ok(())
+        Ok(written)
     }
 }

@@ -1,5 +1,6 @@
 //! The programs, run as a person would run them: each command is printed before it runs.
 
+use super::summary;
 use ringfence_cli::clock;
 use ringfence_cli::error::CliError;
 use ringfence_cli::home::Home;
@@ -13,7 +14,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -166,6 +167,37 @@ impl Programs {
         self.approved_while(home, command, 1, (&run_folder, passphrase), meanwhile)
     }
 
+    /// `ringfence summarize`, approved; its answer as JSON.
+    pub(crate) fn summarize(
+        &self,
+        home: &Home,
+        files: &[PathBuf],
+        passphrase: &Path,
+    ) -> Result<String, CliError> {
+        let mut command = self.command(home, &["summarize"]);
+        command.args(files).args(["--client", CLIENT, "--json"]).stdout(Stdio::piped());
+        self.approved(home, command, 1, (&self.folder_of(passphrase), passphrase))
+    }
+
+    /// The same of one file, whose grant is revoked as soon as the model is at work; what it answers to that.
+    pub(crate) fn summarize_and_revoke(
+        &self,
+        home: &Home,
+        file: &Path,
+        passphrase: &Path,
+    ) -> Result<String, CliError> {
+        let mut command = self.command(home, &["summarize"]);
+        command.arg(file).args(["--client", CLIENT, "--json"]).stdout(Stdio::piped());
+        let meanwhile = |grants: &[String]| {
+            until("the summary", || summary::is_at_work(home))?;
+            let revoke = ["grant", "revoke", &grants[0]];
+            run(self.command(home, &revoke)).map(drop)
+        };
+        let (_, printed) =
+            self.answered_while(home, command, 1, (&self.folder_of(passphrase), passphrase), meanwhile)?;
+        Ok(printed)
+    }
+
     fn folder_of(&self, passphrase: &Path) -> PathBuf {
         passphrase.parent().unwrap_or(Path::new(".")).to_owned()
     }
@@ -191,11 +223,28 @@ impl Programs {
     fn approved_while(
         &self,
         home: &Home,
+        command: Command,
+        grants: usize,
+        paths: (&Path, &Path),
+        meanwhile: impl FnOnce() -> Result<(), CliError>,
+    ) -> Result<String, CliError> {
+        let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
+        let (status, printed) = self.answered_while(home, command, grants, paths, |_| meanwhile())?;
+        if status.success() {
+            return Ok(printed);
+        }
+        Err(failed(&format!("ringfence {name}"), format!("ended with {status}")))
+    }
+
+    /// The same for a command that may fail; how it ended and what it printed. What is done meanwhile hears the grants' numbers.
+    fn answered_while(
+        &self,
+        home: &Home,
         mut command: Command,
         grants: usize,
         (run, passphrase): (&Path, &Path),
-        meanwhile: impl FnOnce() -> Result<(), CliError>,
-    ) -> Result<String, CliError> {
+        meanwhile: impl FnOnce(&[String]) -> Result<(), CliError>,
+    ) -> Result<(ExitStatus, String), CliError> {
         show(&command);
         let name = command.get_args().next().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
         let io = |source| CliError::io(format!("ringfence {name}"), source);
@@ -207,17 +256,13 @@ impl Programs {
         let approved = crate::programs::run(approve)?;
         // What was decided on, once; the other questions differ by a line or two.
         println!("{}", approved.split("\n\n").next().unwrap_or_default());
-        meanwhile()?;
+        meanwhile(&numbers)?;
         let mut printed = String::new();
         if let Some(stdout) = &mut child.0.stdout {
             stdout.read_to_string(&mut printed).map_err(io)?;
         }
         let status = child.0.wait().map_err(io)?;
-        if status.success() {
-            Ok(printed)
-        } else {
-            Err(failed(&format!("ringfence {name}"), format!("ended with {status}")))
-        }
+        Ok((status, printed))
     }
 
     /// `ringfence serve`, ready to be asked.
@@ -282,6 +327,18 @@ fn pending(home: &Home, wanted: usize) -> Result<Vec<String>, CliError> {
         thread::sleep(LOOK_EVERY);
     }
     Err(failed("grants", format!("{wanted} questions did not come in time")))
+}
+
+/// Waits until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool, CliError>) -> Result<(), CliError> {
+    let until = clock::now() + START_WAIT_MAX;
+    while clock::now() < until {
+        if is_so()? {
+            return Ok(());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Err(failed(what, "did not begin in time"))
 }
 
 /// Whether a question can be answered: a file is open by then, of sound nothing is.

@@ -64,8 +64,8 @@ pub struct RunReport {
 /// How busy the machine was before a run.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Machine {
-    cores: usize,
-    load_1m: f64,
+    pub(super) cores: usize,
+    pub(super) load_1m: f64,
     load_5m: f64,
 }
 

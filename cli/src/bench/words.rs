@@ -31,13 +31,18 @@ pub fn bodies(model: &str, batch: u32, tokens: u32) -> Vec<Bytes> {
 
 /// A text of `tokens` tokens, special tokens included; `seed` chooses the words.
 fn text(tokens: u32, seed: u32) -> String {
+    plain(tokens.saturating_sub(SPECIAL_TOKENS), seed)
+}
+
+/// A text of so many words; `seed` chooses them.
+pub fn plain(words: u32, seed: u32) -> String {
     // Numerical Recipes' generator; its high bits are random enough to choose words.
     let mut state = seed;
     let mut word = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         WORDS[(state >> 26) as usize]
     };
-    let words: Vec<&str> = (0..tokens.saturating_sub(SPECIAL_TOKENS)).map(|_| word()).collect();
+    let words: Vec<&str> = (0..words).map(|_| word()).collect();
     words.join(" ")
 }
 

@@ -1,13 +1,15 @@
 //! `ringfence bench`: measures a running server.
 
 use super::client_name;
+use crate::bench::chat;
 use crate::bench::load::{self, Pace, Plan, Progress, Until};
 use crate::bench::report::{Machine, Report, RunReport, SCHEMA};
 use crate::bench::words;
 use crate::error::CliError;
+use crate::generate::MODEL;
 use crate::home::Home;
 use crate::http::{self, Address, ApiKey, Ask, Connection};
-use crate::output::Output;
+use crate::output::{Output, progress_of};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,7 +29,9 @@ const PATH: &str = "/v1/embeddings";
 
 /// Measure a running server
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  ringfence bench embed\n  ringfence bench embed --json > before.json")]
+#[command(
+    after_help = "Examples:\n  ringfence bench embed\n  ringfence bench embed --json > before.json\n  ringfence bench chat --clients 8"
+)]
 pub struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -38,6 +42,9 @@ enum BenchCommand {
     /// Load of embedding requests: latency, throughput, and what the server spent beside the model
     #[command(after_help = examples())]
     Embed(EmbedArgs),
+    /// Load of chats: time to the first token, and tokens a second of each stream and in all
+    #[command(after_help = chat_examples())]
+    Chat(ChatArgs),
 }
 
 fn examples() -> String {
@@ -55,12 +62,25 @@ Exit code 1 and no report where no request was answered; errors beside answers a
     )
 }
 
-/// Options of `ringfence bench embed`.
+fn chat_examples() -> String {
+    format!(
+        "\
+Examples:
+  ringfence bench chat
+  ringfence bench chat --clients 8 --requests 64 --prompt-tokens 512 --max-tokens 64
+  ringfence bench chat --model smollm2-135m --json
+
+Prompts differ from each other and are the same in every run, as are seeds; answers go on to their last token.
+Exit code 1 and no report where no request was answered; errors beside answers are in it.
+
+{}",
+        chat::SCHEMA
+    )
+}
+
+/// Whom to ask, and as whom.
 #[derive(Args, Debug)]
-struct EmbedArgs {
-    /// The model to ask
-    #[arg(long, default_value = "minilm")]
-    model: String,
+struct Target {
     /// Ask on this client's socket [default: the socket for all, HOME/run/api.sock]
     #[arg(long, value_name = "NAME", value_parser = client_name)]
     client: Option<String>,
@@ -70,6 +90,55 @@ struct EmbedArgs {
     /// The file with the API key
     #[arg(long, value_name = "FILE", requires = "url")]
     key_file: Option<PathBuf>,
+}
+
+impl Target {
+    fn address(&self, home: &Home) -> Result<Address, CliError> {
+        match (&self.url, &self.key_file, &self.client) {
+            (Some(url), Some(file), _) => {
+                let key = fs::read_to_string(file);
+                let key = key.map_err(|source| CliError::io(file.display().to_string(), source))?;
+                Address::from_url(url, Some(ApiKey::new(&key)))
+            }
+            (Some(_), None, _) | (None, _, None) => Ok(Address::Unix(home.api_socket())),
+            (None, _, Some(client)) => Ok(Address::Unix(home.client_socket(client))),
+        }
+    }
+}
+
+/// Options of `ringfence bench chat`.
+#[derive(Args, Debug)]
+struct ChatArgs {
+    /// The model to ask
+    #[arg(long, default_value = MODEL)]
+    model: String,
+    #[command(flatten)]
+    target: Target,
+    /// Streams at a time, each on a connection of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections)]
+    clients: usize,
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// Tokens of each prompt, less those of the model's template
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    prompt_tokens: u32,
+    /// Tokens of each answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_tokens: u32,
+    /// Requests beforehand that are not counted
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: u64,
+}
+
+/// Options of `ringfence bench embed`.
+#[derive(Args, Debug)]
+struct EmbedArgs {
+    /// The model to ask
+    #[arg(long, default_value = "minilm")]
+    model: String,
+    #[command(flatten)]
+    target: Target,
     /// Connections, each with one request at a time; a run for each number [default: 1,16, or 32 with --rate]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = connections)]
     connections: Vec<usize>,
@@ -98,32 +167,53 @@ struct EmbedArgs {
 /// # Errors
 /// Those of [`Connection`], and [`CliError::Failed`] where nothing was answered.
 pub fn run(args: BenchArgs, home: &Home, output: &Output) -> Result<(), CliError> {
-    let BenchCommand::Embed(args) = args.command;
-    let report = http::runtime()?.block_on(embed(&args, address(&args, home)?, output))?;
+    match args.command {
+        BenchCommand::Embed(args) => run_embed(&args, home, output),
+        BenchCommand::Chat(args) => run_chat(&args, home, output),
+    }
+}
+
+fn run_embed(args: &EmbedArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let report = http::runtime()?.block_on(embed(args, args.target.address(home)?, output))?;
     if report.answered() == 0 {
-        return Err(nothing_answered(&report));
+        return Err(nothing_answered(&report.model, &report.errors()));
     }
     output.answer(&report, |style| report.page(style))
 }
 
-fn nothing_answered(report: &Report) -> CliError {
-    CliError::Failed {
-        subject: report.model.clone(),
-        code: "nothing_answered",
-        source: format!("no request was answered: {}", report.errors()).into(),
-        advice: "look at: ringfence status".to_owned(),
+fn run_chat(args: &ChatArgs, home: &Home, output: &Output) -> Result<(), CliError> {
+    let ChatArgs { model, clients, requests, prompt_tokens, max_tokens, .. } = args;
+    let plan = chat::Plan {
+        address: args.target.address(home)?,
+        model: model.clone(),
+        clients: *clients,
+        requests: *requests,
+        prompt_tokens: *prompt_tokens,
+        max_tokens: *max_tokens,
+    };
+    let bar = progress_of(output, *requests, "requests");
+    let ended = {
+        let bar = bar.clone();
+        move || bar.inc(1)
+    };
+    let report = http::runtime()?.block_on(async {
+        let warm_up = chat::Plan { clients: 1, requests: args.warm_up, ..plan.clone() };
+        chat::run(warm_up, || {}).await?;
+        chat::run(plan, ended).await
+    })?;
+    bar.finish_and_clear();
+    if report.answered() == 0 {
+        return Err(nothing_answered(model, &report.errors()));
     }
+    output.answer(&report, |style| report.page(style))
 }
 
-fn address(args: &EmbedArgs, home: &Home) -> Result<Address, CliError> {
-    match (&args.url, &args.key_file, &args.client) {
-        (Some(url), Some(file), _) => {
-            let key = fs::read_to_string(file);
-            let key = key.map_err(|source| CliError::io(file.display().to_string(), source))?;
-            Address::from_url(url, Some(ApiKey::new(&key)))
-        }
-        (Some(_), None, _) | (None, _, None) => Ok(Address::Unix(home.api_socket())),
-        (None, _, Some(client)) => Ok(Address::Unix(home.client_socket(client))),
+fn nothing_answered(model: &str, errors: &str) -> CliError {
+    CliError::Failed {
+        subject: model.to_owned(),
+        code: "nothing_answered",
+        source: format!("no request was answered: {errors}").into(),
+        advice: "look at: ringfence status".to_owned(),
     }
 }
 

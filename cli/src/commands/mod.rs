@@ -4,6 +4,7 @@ pub mod alert;
 pub mod audio;
 pub mod audit;
 pub mod bench;
+pub mod chat;
 pub mod client;
 pub mod doctor;
 pub mod grant;
@@ -15,10 +16,12 @@ pub mod listen;
 pub mod logs;
 pub mod model;
 pub mod quota;
+pub mod run;
 pub mod search;
 pub mod serve;
 pub mod status;
 pub mod stress;
+pub mod summarize;
 pub mod top;
 pub mod trace;
 pub mod transcribe;
@@ -56,6 +59,9 @@ pub fn run(command: Command, home: &Home, output: &Output) -> Result<(), CliErro
         Command::Alert(args) => alert::run(args, home, output),
         Command::Index(args) => index::run(args, home, output),
         Command::Search(args) => search::run(args, home, output),
+        Command::Run(args) => run::run(args, home, output),
+        Command::Chat(args) => chat::run(args, home, output),
+        Command::Summarize(args) => summarize::run(args, home, output),
         Command::Transcribe(args) => transcribe::run(args, home, output),
         Command::Listen(args) => listen::run(args, home, output),
         Command::Audio(args) => audio::run(args, home, output),

@@ -85,6 +85,14 @@ fn usage_errors_end_with_2() {
     check(&["bench", "embed", "--rate", "nan"]);
     check(&["bench", "embed", "--url", "http://127.0.0.1:1"]);
     check(&["bench", "embed", "--requests", "5", "--duration", "5s"]);
+    check(&["bench", "chat", "--clients", "0"]);
+    check(&["bench", "chat", "--max-tokens", "0"]);
+    check(&["run"]);
+    check(&["run", "m", "a", "--temperature", "2.1"]);
+    check(&["run", "m", "a", "--raw", "--system", "b"]);
+    check(&["chat"]);
+    check(&["summarize"]);
+    check(&["summarize", "a", "--minutes", "0"]);
     check(&["audit"]);
     check(&["audit", "show"]);
     check(&["audit", "show", "7", "--client", "notes"]);

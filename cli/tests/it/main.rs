@@ -6,6 +6,7 @@ mod audit;
 mod command_line;
 mod connection;
 mod doctor;
+mod generate;
 mod load;
 mod quota;
 mod server;

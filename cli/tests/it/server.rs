@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 
-/// What it answers to every request, or to the first one if there is another for the rest.
+/// What it answers to every request, or to the first one if there is another for the rest; that may have another in its turn.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -79,10 +79,11 @@ impl State {
     fn reply_to(&self, asked: Asked) -> &Reply {
         let mut all = self.asked.lock().unwrap();
         all.push(asked);
-        match &self.reply.then {
-            Some(rest) if all.len() > 1 => rest,
-            Some(_) | None => &self.reply,
+        let mut reply = &self.reply;
+        for _ in 1..all.len() {
+            reply = reply.then.as_deref().unwrap_or(reply);
         }
+        reply
     }
 }
 
