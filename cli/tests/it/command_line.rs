@@ -37,11 +37,18 @@ fn every_command_shows_examples_that_are_legal() {
         assert!(!examples.is_empty(), "`{name} --help` shows no example");
         for example in examples {
             assert!(example.starts_with(&name), "`{name} --help` shows `{example}`");
-            let words = example.split(['|', '>']).next().unwrap().split_whitespace();
-            let words = words.map(|word| word.trim_matches('\''));
-            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{example}: {error}"));
+            Cli::try_parse_from(words(example.split(['|', '>', '<']).next().unwrap()))
+                .unwrap_or_else(|error| panic!("{example}: {error}"));
         }
     }
+}
+
+/// As a shell takes them apart, where quotes stand around whole words.
+fn words(line: &str) -> Vec<&str> {
+    let parts = line.split('\'').enumerate();
+    parts
+        .flat_map(|(at, part)| if at % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
+        .collect()
 }
 
 #[test]
