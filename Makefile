@@ -41,6 +41,7 @@ soak: system-packages nextest $(CACHE)/sources/ready
 	RINGFENCE_HISTORIES=10000 PROPTEST_CASES=1000 $(CARGO) nextest run --profile soak --release -p ringfence-gpu
 	RINGFENCE_MUTATIONS=100000 $(CARGO) nextest run --profile soak --release -p ringfence-models
 	PROPTEST_CASES=5000 $(CARGO) nextest run --profile soak --release -p ringfence-kernels -p ringfence-protocol
+	PROPTEST_CASES=10000 $(CARGO) nextest run --profile soak --release -p ringfence-worker -E 'test(/^generation::/)'
 	RINGFENCE_AUDIT_KILLS=200 RINGFENCE_AUDIT_FLIPS=8 RINGFENCE_AUDIT_CUTS=10000 $(CARGO) nextest run --profile soak --release -p ringfence-audit
 	RINGFENCE_AUDIT_KILLS=200 $(CARGO) nextest run --profile soak --release -p ringfence-server -E 'binary(audit)'
 	RINGFENCE_RACES=1000000 $(CARGO) nextest run --profile soak --release -p ringfence-fileguard -E 'binary(escapes)'

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::chown;
 use std::time::{Duration, Instant};
-use support::{Answer, Home, Server, Target, tiny_llama};
+use support::{Answer, Home, Server, Stream, Target, copy, tiny_llama};
 
 const MODEL: &str = "tiny-llama";
 
@@ -191,27 +191,67 @@ fn jobs(server: &Server) -> u64 {
     models.iter().map(|model| model["running"].as_u64().unwrap()).sum()
 }
 
+/// Sends a request and reads nothing of its answer.
+fn begin(server: &Server, body: &Value) -> Box<dyn Stream> {
+    let body = body.to_string();
+    let mut stream = server.api().connect();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    stream
+}
+
+fn await_no_jobs(server: &Server) {
+    let began = Instant::now();
+    while jobs(server) > 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", server.status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_loses_its_job_before_pieces_pile_up() {
+    let home = Home::made("generates-long", |home| {
+        let folder = home.folder.path().join("long");
+        copy(&tiny_llama(), &folder);
+        let config = fs::read_to_string(folder.join("config.json")).unwrap();
+        let longer = config.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 8192");
+        assert_ne!(config, longer);
+        fs::write(folder.join("config.json"), longer).unwrap();
+        home.add(&folder, MODEL);
+    });
+    let server = home.start();
+    let whole = complete(&server.api(), &body("x")).ok();
+    let told = with(with(body("x"), "logprobs", 20), "stream", true);
+    let mut stream = begin(&server, &with(told, "max_tokens", 4_000));
+    while jobs(&server) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    await_no_jobs(&server);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.contains("\"code\":\"cancelled\"") && !answer.contains("[DONE]"),
+        "{}",
+        &answer[answer.len() - 600..]
+    );
+    assert_eq!(text_of(&complete(&server.api(), &body("x")).ok()), text_of(&whole));
+    server.stop();
+}
+
 #[test]
 fn a_client_that_leaves_takes_its_job_along() {
     let home = home();
     let server = home.start();
     complete(&server.api(), &body("x")).ok();
-    let long = with(with(body("x"), "max_tokens", 500), "stream", true).to_string();
-    let mut stream = server.api().connect();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        long.len()
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(long.as_bytes()).unwrap();
+    let mut stream = begin(&server, &with(with(body("x"), "max_tokens", 500), "stream", true));
     let mut first = [0; 64];
     stream.read_exact(&mut first).unwrap();
     drop(stream);
-    let began = Instant::now();
-    while jobs(&server) > 0 {
-        assert!(began.elapsed() < Duration::from_secs(10), "{}", server.status());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    await_no_jobs(&server);
     assert_eq!(complete(&server.api(), &body("x")).status, 200);
     server.stop();
 }

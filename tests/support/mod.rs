@@ -276,7 +276,7 @@ fn copy_all(from: &Path, to: &Path) {
     assert!(status.success(), "cp -aT {} {}", from.display(), to.display());
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

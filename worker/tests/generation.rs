@@ -249,6 +249,16 @@ fn where_there_is_too_little_room_the_later_give_way_and_are_written_to_their_en
 }
 
 #[test]
+fn more_jobs_than_room_was_made_for_wait_for_each_other() {
+    let (worker, _) = started(Start { slots: 1, ..LLAMA }, &package(), u64::MAX);
+    let jobs: Vec<Job> = (0..3).map(|slot| job(slot, "the rain in Spain")).collect();
+    let found = run(&worker, &jobs);
+    let expected = one(&ready(), &jobs[0]).exactly();
+    assert!(found.values().all(|answer| answer.exactly() == expected));
+    worker.stop();
+}
+
+#[test]
 fn what_is_longer_than_the_model_or_the_lease_takes_is_refused_with_the_numbers() {
     let worker = ready();
     let long = job(0, &"x ".repeat(300)).with(|options| options.max_tokens = None);

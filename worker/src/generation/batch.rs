@@ -151,6 +151,11 @@ impl Batch {
         &self.blocks
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()

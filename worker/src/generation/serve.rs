@@ -11,6 +11,7 @@ use super::batch::{Batch, Move, Part, Sequence};
 use super::language::Prompting;
 use super::pace::StepPace;
 use super::writing::{Writing, Written};
+use crate::device::CACHE_BLOCK_TOKENS;
 use crate::files::{self, Progress, Reading};
 use crate::jobs::{Owner, SlotFault};
 use crate::lanes::Share;
@@ -66,6 +67,8 @@ struct Server<'a> {
     loaded: Box<LoadedGenerator>,
     pace: StepPace,
     batch: Batch,
+    /// Sequences that room was made for; the server may give more jobs, if its quota has changed.
+    sequences_max: usize,
     readings: Vec<Awaiting>,
     /// Oldest first.
     jobs: Vec<Job>,
@@ -93,6 +96,7 @@ pub(crate) fn serve_generation(
         memory,
         pace: StepPace::new(loaded.rows_max, start.step_us),
         batch: Batch::new(loaded.model.blocks()),
+        sequences_max: usize::from(start.slots),
         loaded,
         readings: Vec::new(),
         jobs: Vec::new(),
@@ -314,6 +318,7 @@ impl Server<'_> {
         self.remove(slot);
         if count(self) < before {
             self.loaded.model.forget();
+            self.logits.fill(0.0);
             self.refuse(slot, JobError::Cancelled)?;
         }
         Ok(())
@@ -330,8 +335,11 @@ impl Server<'_> {
         self.refuse(slot, error)
     }
 
-    /// Tokenises a bounded piece of the first prompt that is not done.
+    /// Tokenises a bounded piece of the first prompt that is not done, if there is room for its sequence.
     fn tokenise(&mut self) -> Result<(), End> {
+        if self.batch.len() == self.sequences_max {
+            return Ok(());
+        }
         let is_tokenising = |job: &Job| matches!(job.phase, Phase::Tokenising { .. });
         let Some(at) = self.jobs.iter().position(is_tokenising) else { return Ok(()) };
         let watch = Stopwatch::start();
@@ -367,11 +375,12 @@ impl Server<'_> {
         }
         let room = self.batch.tokens_max();
         if tokens.len() + answer as usize > room {
-            let wanted = (tokens.len() + answer as usize).div_ceil(room / self.batch.blocks().count().max(1));
             let block_bytes = self.loaded.model.block_bytes();
-            let used = self.loaded.model.usage(self.memory).used;
-            let limit = used.saturating_add(block_bytes);
-            return Err(JobError::OutOfMemory { wanted: wanted as u64 * block_bytes, used, limit }.into());
+            let wanted = (tokens.len() + answer as usize).div_ceil(CACHE_BLOCK_TOKENS) as u64 * block_bytes;
+            // What is not the blocks' is used, and all blocks together are what is left.
+            let limit = self.loaded.model.usage(self.memory).used;
+            let used = limit.saturating_sub(self.batch.blocks().count() as u64 * block_bytes);
+            return Err(JobError::OutOfMemory { wanted, used, limit }.into());
         }
         let writing =
             Writing::new(&self.loaded.language, &tokens, options, max_tokens.min(room), self.memory)?;
