@@ -4,8 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use std::process::Command;
-use support::Home;
+use support::{Home, python};
 
 const SCRIPT: &str = r#"
 import json, sys
@@ -63,22 +62,13 @@ print(json.dumps(result))
 
 #[test]
 fn the_openai_package_chats_over_tcp_whole_in_pieces_and_by_schema() {
-    let python =
-        std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
     let model = std::env::var("RINGFENCE_SMOLLM2").expect("set by `make test`: SmolLM2's file");
     let cache = std::path::Path::new(&model).ancestors().nth(2).unwrap().join("archives");
     let home = Home::made("chats", |home| {
         home.cli_ok(&["model", "add", "smollm2-135m", "--cache", cache.to_str().unwrap()]);
     });
     let server = home.start();
-    let key = home.cli_ok(&["key", "add", "python"]);
-    let url = server.facts["url"].as_str().unwrap();
-    let output = Command::new(python)
-        .args(["-c", SCRIPT, url.trim_end_matches('/'), key.trim(), "smollm2-135m"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let result = python(&server, &home, SCRIPT, &["smollm2-135m"]);
     let chat = result["chat"].as_str().unwrap();
     assert!(chat.contains("Paris") && result["finish"] == "stop", "{result}");
     assert_eq!(result["pieces"], chat);

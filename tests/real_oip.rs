@@ -4,10 +4,9 @@
 
 mod support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use support::{Home, Server};
+use support::{Home, python};
 
 const MINILM: &str = r#"
 import base64, json, sys, urllib.request
@@ -96,17 +95,6 @@ fn home(model: &str, variable: &str) -> Home {
     Home::made(&format!("oip-{model}"), |home| {
         home.cli_ok(&["model", "add", model, "--cache", cache.to_str().unwrap()]);
     })
-}
-
-fn python(server: &Server, home: &Home, script: &str, arguments: &[&str]) -> Value {
-    let key = home.cli_ok(&["key", "add", "python"]);
-    let url = server.facts["url"].as_str().unwrap().trim_end_matches('/');
-    let output = Command::new(folder_of("RINGFENCE_PYTHON"))
-        .args([&["-c", script, url, key.trim()], arguments].concat())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]

@@ -2,8 +2,7 @@
 
 mod support;
 
-use serde_json::{Value, json};
-use std::process::Command;
+use serde_json::json;
 
 const SCRIPT: &str = r#"
 import json, sys
@@ -38,18 +37,9 @@ print(json.dumps(result))
 
 #[test]
 fn the_openai_package_embeds_over_tcp_and_sees_typed_errors() {
-    let python =
-        std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
     let home = support::Home::with_tiny();
     let server = home.start();
-    let key = home.cli_ok(&["key", "add", "python"]);
-    let url = server.facts["url"].as_str().expect("the ready file has the url");
-    let output = Command::new(python)
-        .args(["-c", SCRIPT, url.trim_end_matches('/'), key.trim(), "tiny-bert"])
-        .output()
-        .expect("Python runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let result: Value = serde_json::from_slice(&output.stdout).expect("the script prints JSON");
+    let result = support::python(&server, &home, SCRIPT, &["tiny-bert"]);
     assert_eq!(result["models"], json!(["tiny-bert"]));
     assert_eq!(result["default"].as_array().map(Vec::len), Some(3));
     let default = result["default"][0][0].as_f64().expect("a number");

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use support::{Answer, Home, Server, Target};
+use support::{Answer, Home, Server, Target, python};
 
 const MODEL: &str = "whisper-tiny.en";
 /// What is said in the sample.
@@ -246,15 +246,9 @@ print(json.dumps(result))
 fn the_openai_package_and_the_command_line_transcribe() {
     let home = home();
     let server = home.start();
-    let key = home.cli_ok(&["key", "add", "python"]);
-    let url = server.facts["url"].as_str().unwrap().trim_end_matches('/').to_owned();
     let jfk = speech("jfk.wav");
     let jfk = jfk.to_str().unwrap();
-    let python =
-        std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with the openai package");
-    let output = Command::new(python).args(["-c", SCRIPT, &url, key.trim(), MODEL, jfk]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let result = python(&server, &home, SCRIPT, &[MODEL, jfk]);
     assert_eq!(plain(result["json"].as_str().unwrap()), WORDS);
     assert_eq!(
         (plain(result["verbose"][0].as_str().unwrap()), &result["verbose"][1]),

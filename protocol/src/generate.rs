@@ -1,11 +1,12 @@
 //! What a job of text generation is, and what comes of it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The most messages of a chat.
 pub const CHAT_MESSAGES_MAX: usize = 1_024;
 /// The longest name of a role, in bytes.
-pub const ROLE_BYTES_MAX: usize = 64;
+pub const ROLE_BYTES_MAX: usize = 32;
 /// The most texts that end an answer.
 pub const STOPS_MAX: usize = 16;
 /// The longest of them, in bytes.
@@ -125,6 +126,8 @@ impl GenerateOptions {
         let positive = |value: f32, most: f32| value > 0.0 && value <= most;
         let stop = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
         let bias = |(_, bias): &(u32, f32)| within(*bias, -100.0, 100.0);
+        let biased: BTreeSet<u32> = self.logit_bias.iter().map(|(token, _)| *token).collect();
+        let each_once = biased.len() == self.logit_bias.len();
         let legal = [
             ("max_tokens", self.max_tokens != Some(0)),
             ("temperature", within(self.temperature, 0.0, 2.0)),
@@ -133,12 +136,28 @@ impl GenerateOptions {
             ("repetition_penalty", within(self.repetition_penalty, 0.01, 10.0)),
             ("presence_penalty", within(self.presence_penalty, -2.0, 2.0)),
             ("frequency_penalty", within(self.frequency_penalty, -2.0, 2.0)),
-            ("logit_bias", self.logit_bias.len() <= LOGIT_BIAS_MAX && self.logit_bias.iter().all(bias)),
+            ("logit_bias", each_once && biased.len() <= LOGIT_BIAS_MAX && self.logit_bias.iter().all(bias)),
             ("stop", self.stops.len() <= STOPS_MAX && self.stops.iter().all(stop)),
             ("top_logprobs", self.logprobs.is_none_or(|top| top <= TOP_LOGPROBS_MAX)),
             ("response_format", self.schema.as_ref().is_none_or(|schema| schema.len() <= SCHEMA_BYTES_MAX)),
         ];
         legal.into_iter().find(|(_, is_legal)| !is_legal).map(|(name, _)| name)
+    }
+
+    /// What an option may be, for people; options as [`GenerateOptions::out_of_bounds`] names them.
+    pub fn bounds_of(option: &str) -> String {
+        match option {
+            "max_tokens" => "is at least 1".to_owned(),
+            "temperature" => "is from 0 to 2".to_owned(),
+            "top_p" => "is above 0 and at most 1".to_owned(),
+            "min_p" => "is from 0 to 1".to_owned(),
+            "repetition_penalty" => "is from 0.01 to 10".to_owned(),
+            "presence_penalty" | "frequency_penalty" => "is from -2 to 2".to_owned(),
+            "logit_bias" => format!("has at most {LOGIT_BIAS_MAX} tokens, each once and from -100 to 100"),
+            "stop" => format!("has at most {STOPS_MAX} texts, each of 1 to {STOP_BYTES_MAX} bytes"),
+            "top_logprobs" => format!("is from 0 to {TOP_LOGPROBS_MAX}"),
+            _ => format!("has a schema of at most {SCHEMA_BYTES_MAX} bytes"),
+        }
     }
 }
 
@@ -297,18 +316,59 @@ mod tests {
             assert_eq!(options.out_of_bounds(), Some(name));
         };
         check("max_tokens", |o| o.max_tokens = Some(0));
-        check("temperature", |o| o.temperature = f32::NAN);
         check("temperature", |o| o.temperature = 2.1);
+        check("temperature", |o| o.temperature = -0.1);
         check("top_p", |o| o.top_p = 0.0);
-        check("min_p", |o| o.min_p = 1.1);
+        check("top_p", |o| o.top_p = 1.01);
+        check("min_p", |o| o.min_p = 1.01);
         check("repetition_penalty", |o| o.repetition_penalty = 0.0);
         check("presence_penalty", |o| o.presence_penalty = -3.0);
-        check("frequency_penalty", |o| o.frequency_penalty = 3.0);
-        check("logit_bias", |o| o.logit_bias = vec![(1, 101.0)]);
+        check("frequency_penalty", |o| o.frequency_penalty = 2.01);
+        check("logit_bias", |o| o.logit_bias = vec![(7, -100.5)]);
+        check("logit_bias", |o| o.logit_bias = (0..301).map(|id| (id, 0.0)).collect());
+        check("logit_bias", |o| o.logit_bias = vec![(7, 1.0), (5, 1.0), (7, 2.0)]);
+        type Change = fn(&mut GenerateOptions, f32);
+        let floats: [(&str, Change); 7] = [
+            ("temperature", |o, value| o.temperature = value),
+            ("top_p", |o, value| o.top_p = value),
+            ("min_p", |o, value| o.min_p = value),
+            ("repetition_penalty", |o, value| o.repetition_penalty = value),
+            ("presence_penalty", |o, value| o.presence_penalty = value),
+            ("frequency_penalty", |o, value| o.frequency_penalty = value),
+            ("logit_bias", |o, value| o.logit_bias = vec![(1, value)]),
+        ];
+        for (name, change) in floats {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut options = GenerateOptions::default();
+                change(&mut options, value);
+                assert_eq!(options.out_of_bounds(), Some(name), "{value}");
+            }
+        }
         check("stop", |o| o.stops = vec![String::new()]);
+        check("stop", |o| o.stops = vec!["a".to_owned(), String::new()]);
+        check("stop", |o| o.stops = vec!["a".repeat(STOP_BYTES_MAX + 1)]);
         check("stop", |o| o.stops = vec!["a".to_owned(); STOPS_MAX + 1]);
         check("top_logprobs", |o| o.logprobs = Some(21));
         check("response_format", |o| o.schema = Some(" ".repeat(SCHEMA_BYTES_MAX + 1)));
+    }
+
+    #[test]
+    fn what_is_at_its_bound_is_taken() {
+        let options = GenerateOptions {
+            max_tokens: Some(1),
+            temperature: 2.0,
+            top_p: 1.0,
+            min_p: 1.0,
+            repetition_penalty: 10.0,
+            presence_penalty: -2.0,
+            frequency_penalty: 2.0,
+            logit_bias: (0..300).map(|id| (id, 100.0)).collect(),
+            stops: vec!["a".repeat(STOP_BYTES_MAX); STOPS_MAX],
+            logprobs: Some(20),
+            schema: Some(" ".repeat(SCHEMA_BYTES_MAX)),
+            ..GenerateOptions::default()
+        };
+        assert_eq!(options.out_of_bounds(), None);
     }
 
     #[test]

@@ -13,9 +13,7 @@ use crate::grants::GrantedFile;
 use crate::workers::Made;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use ringfence_protocol::{
-    GenerateInput, GenerateOptions, Prompt, STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX,
-};
+use ringfence_protocol::{GenerateInput, GenerateOptions, Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -175,7 +173,10 @@ impl Sampling {
         };
         match options.out_of_bounds() {
             None => Ok(options),
-            Some(name) => Err(ApiError::invalid("option_invalid", name, bounds_of(name))),
+            Some(name) => {
+                let message = format!("{name} {}", GenerateOptions::bounds_of(name));
+                Err(ApiError::invalid("option_invalid", name, message))
+            }
         }
     }
 
@@ -195,25 +196,6 @@ fn random_seed() -> Result<u64, ApiError> {
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|error| ApiError::internal(&error))?;
     Ok(u64::from_le_bytes(seed))
-}
-
-/// What a field may be.
-fn bounds_of(name: &str) -> String {
-    let bounds = match name {
-        "max_tokens" => "is at least 1",
-        "temperature" => "is from 0 to 2",
-        "top_p" => "is above 0 and at most 1",
-        "min_p" => "is from 0 to 1",
-        "repetition_penalty" => "is from 0.01 to 10",
-        "presence_penalty" | "frequency_penalty" => "is from -2 to 2",
-        "logit_bias" => "has at most 300 tokens, each from -100 to 100",
-        "stop" => {
-            return format!("stop has at most {STOPS_MAX} texts, each of 1 to {STOP_BYTES_MAX} bytes");
-        }
-        "top_logprobs" => return format!("top_logprobs is from 0 to {TOP_LOGPROBS_MAX}"),
-        _ => "has a schema of at most 65536 bytes",
-    };
-    format!("{name} {bounds}")
 }
 
 /// Refuses fields that nobody here knows: what they ask for would silently not be done.

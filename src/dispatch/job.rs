@@ -174,7 +174,8 @@ impl JobInput {
             Self::Granted { split: Split::Whole { .. }, .. } => Expected::Vectors(Items::Given(1)),
             Self::Granted { split: Split::Passages { .. }, .. } => Expected::Vectors(Items::Awaited),
             Self::Audio { .. } => Expected::Speech,
-            Self::Generate { .. } => Expected::Text,
+            // What is told in pieces is kept by whoever is told.
+            Self::Generate { pieces, .. } => Expected::Text { is_kept: pieces.is_none() },
             Self::Live(_) => Expected::Live,
         }
     }
@@ -431,11 +432,7 @@ fn failed(failure: &Failure) -> ApiError {
 
 /// Kept until the end, as a crash of its worker replays a job.
 pub(super) enum Input {
-    Inline(EmbedInput),
-    Sealed {
-        memfd: Arc<OwnedFd>,
-        bytes: u64,
-    },
+    Items(Encoded<EmbedInput>),
     Granted {
         file: Arc<GrantedFile>,
         split: Split,
@@ -447,56 +444,54 @@ pub(super) enum Input {
     },
     Live(LiveInput),
     Generate {
-        data: PromptData,
+        prompt: Encoded<Box<GenerateInput>>,
         file: Option<Arc<GrantedFile>>,
         pieces: Option<mpsc::Sender<Piece>>,
         precedence: Precedence,
     },
 }
 
-/// Where an encoded prompt is.
-pub(super) enum PromptData {
-    Inline(Box<GenerateInput>),
+/// Small inputs travel in the message, large ones as sealed memory.
+pub(super) enum Encoded<T> {
+    Inline(T),
     Sealed { memfd: Arc<OwnedFd>, bytes: u64 },
 }
 
-impl Input {
-    /// Small inputs travel in the message, large ones as sealed memory.
-    fn new(input: JobInput, precedence: Precedence) -> Result<Self, std::io::Error> {
-        let input = match input {
-            JobInput::Items(input) => input,
-            JobInput::Granted { file, split } => return Ok(Self::Granted { file, split }),
-            JobInput::Audio { options, source, pieces } => {
-                return Ok(Self::Audio { options, source, pieces });
-            }
-            JobInput::Live(live) => return Ok(Self::Live(live)),
-            JobInput::Generate { input, file, pieces } => {
-                let encoded = input.encode();
-                let data = if encoded.len() <= INLINE_INPUT_BYTES_MAX {
-                    PromptData::Inline(input)
-                } else {
-                    let (memfd, bytes) = sealed(&encoded)?;
-                    PromptData::Sealed { memfd, bytes }
-                };
-                return Ok(Self::Generate { data, file, pieces, precedence });
-            }
-        };
-        let encoded = input.encode();
+impl<T> Encoded<T> {
+    fn new(input: T, encoded: &[u8]) -> Result<Self, std::io::Error> {
         if encoded.len() <= INLINE_INPUT_BYTES_MAX {
             return Ok(Self::Inline(input));
         }
-        let (memfd, bytes) = sealed(&encoded)?;
-        Ok(Self::Sealed { memfd, bytes })
+        let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut file = std::fs::File::from(memfd);
+        file.write_all(encoded)?;
+        Ok(Self::Sealed { memfd: seal(file)?, bytes: encoded.len() as u64 })
+    }
+}
+
+impl Input {
+    fn new(input: JobInput, precedence: Precedence) -> Result<Self, std::io::Error> {
+        Ok(match input {
+            JobInput::Items(input) => {
+                let encoded = input.encode();
+                Self::Items(Encoded::new(input, &encoded)?)
+            }
+            JobInput::Granted { file, split } => Self::Granted { file, split },
+            JobInput::Audio { options, source, pieces } => Self::Audio { options, source, pieces },
+            JobInput::Live(live) => Self::Live(live),
+            JobInput::Generate { input, file, pieces } => {
+                let encoded = input.encode();
+                let prompt = Encoded::new(input, &encoded)?;
+                Self::Generate { prompt, file, pieces, precedence }
+            }
+        })
     }
 
     fn granted(&self) -> Option<&Arc<GrantedFile>> {
         match self {
             Self::Granted { file, .. } | Self::Audio { source: AudioSource::Granted(file), .. } => Some(file),
             Self::Generate { file, .. } => file.as_ref(),
-            Self::Inline(_)
-            | Self::Sealed { .. }
-            | Self::Audio { source: AudioSource::Sealed { .. }, .. }
-            | Self::Live(_) => None,
+            Self::Items(_) | Self::Audio { source: AudioSource::Sealed { .. }, .. } | Self::Live(_) => None,
         }
     }
 
@@ -504,11 +499,7 @@ impl Input {
     pub(super) fn live(&self) -> Option<&LiveInput> {
         match self {
             Self::Live(live) => Some(live),
-            Self::Inline(_)
-            | Self::Sealed { .. }
-            | Self::Granted { .. }
-            | Self::Audio { .. }
-            | Self::Generate { .. } => None,
+            Self::Items(_) | Self::Granted { .. } | Self::Audio { .. } | Self::Generate { .. } => None,
         }
     }
 
@@ -516,7 +507,7 @@ impl Input {
     pub(super) fn pieces(&self) -> Option<&mpsc::Sender<Piece>> {
         match self {
             Self::Audio { pieces, .. } | Self::Generate { pieces, .. } => pieces.as_ref(),
-            Self::Inline(_) | Self::Sealed { .. } | Self::Granted { .. } | Self::Live(_) => None,
+            Self::Items(_) | Self::Granted { .. } | Self::Live(_) => None,
         }
     }
 
@@ -524,8 +515,10 @@ impl Input {
     pub(super) fn message(&self, slot: u32, domain: u64, weight: u16) -> (ToWorker, Vec<Arc<OwnedFd>>) {
         let run = |input| ToWorker::Run { slot, domain, weight, input };
         match self {
-            Self::Inline(input) => (run(Data::Inline(input.clone())), Vec::new()),
-            Self::Sealed { memfd, bytes } => (run(Data::Descriptor { bytes: *bytes }), vec![memfd.clone()]),
+            Self::Items(Encoded::Inline(input)) => (run(Data::Inline(input.clone())), Vec::new()),
+            Self::Items(Encoded::Sealed { memfd, bytes }) => {
+                (run(Data::Descriptor { bytes: *bytes }), vec![memfd.clone()])
+            }
             Self::Granted { file, split } => {
                 let (bytes, descriptor) = file.hand_over();
                 let data = match bytes {
@@ -543,10 +536,10 @@ impl Input {
                 let options = options.clone();
                 (ToWorker::Transcribe { slot, domain, weight, options, audio }, vec![descriptor])
             }
-            Self::Generate { data, file, precedence, .. } => {
-                let (input, mut descriptors) = match data {
-                    PromptData::Inline(input) => (GenerateData::Inline((**input).clone()), Vec::new()),
-                    PromptData::Sealed { memfd, bytes } => {
+            Self::Generate { prompt, file, precedence, .. } => {
+                let (input, mut descriptors) = match prompt {
+                    Encoded::Inline(input) => (GenerateData::Inline((**input).clone()), Vec::new()),
+                    Encoded::Sealed { memfd, bytes } => {
                         (GenerateData::Descriptor { bytes: *bytes }, vec![memfd.clone()])
                     }
                 };
@@ -566,14 +559,6 @@ impl Input {
             }
         }
     }
-}
-
-/// Bytes in sealed memory, and how many.
-fn sealed(bytes: &[u8]) -> Result<(Arc<OwnedFd>, u64), std::io::Error> {
-    let memfd = memfd_create("input", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = std::fs::File::from(memfd);
-    file.write_all(bytes)?;
-    Ok((seal(file)?, bytes.len() as u64))
 }
 
 /// Nobody changes these bytes any more.

@@ -1,15 +1,12 @@
 //! What a serving worker may say: the table of its slots. Anything else is illegal, and the worker is killed.
 
+use super::writing::{Answer, Writing};
 use ringfence_protocol::{
-    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FinishReason, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX,
-    Listened, Passage, SEGMENT_TEXT_BYTES_MAX, SEGMENTS_MAX, SLOTS_MAX, Segment, StreamPublic, TextPiece,
-    TokenLogprob,
+    AUDIO_MS_MAX, CHUNK_BYTES_MAX, FromWorker, ITEMS_MAX, JobError, LANGUAGE_BYTES_MAX, Listened, Passage,
+    SEGMENT_TEXT_BYTES_MAX, SEGMENTS_MAX, SLOTS_MAX, Segment, StreamPublic, TextPiece,
 };
 use ringfence_scheduler::JobId;
 use std::collections::BTreeMap;
-
-/// Bytes that a job's text may have, with what is told of its tokens.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Bytes that a job's segments may have together, texts and tokens.
 const SPEECH_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -59,17 +56,6 @@ enum Growing {
     Text(Writing),
 }
 
-/// What has come of an answer.
-#[derive(Debug, Default)]
-struct Writing {
-    answer: Answer,
-    /// Whether the worker has read the prompt.
-    is_prompted: bool,
-    sequence: u32,
-    finish: Option<FinishReason>,
-    bytes: usize,
-}
-
 /// What has come of a live job.
 #[derive(Debug, Default)]
 struct Live {
@@ -100,7 +86,10 @@ pub(crate) enum Expected {
     /// What is being said in its stream.
     Live,
     /// An answer to its prompt.
-    Text,
+    Text {
+        /// Whether it is to be there as a whole at the end, because nobody is told it before.
+        is_kept: bool,
+    },
 }
 
 impl Expected {
@@ -108,7 +97,7 @@ impl Expected {
     pub(crate) fn items(&self) -> u32 {
         match self {
             Self::Vectors(items) => items.count().unwrap_or(1),
-            Self::Speech | Self::Live | Self::Text => 1,
+            Self::Speech | Self::Live | Self::Text { .. } => 1,
         }
     }
 }
@@ -131,36 +120,6 @@ pub(crate) enum Made {
     Live,
     /// An answer to its prompt.
     Text(Answer),
-}
-
-/// An answer to a prompt.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Answer {
-    /// Tokens of the prompt.
-    pub(crate) prompt_tokens: u32,
-    /// Of these, those that were known from earlier jobs.
-    pub(crate) cached_tokens: u32,
-    /// Tokens of the answer.
-    pub(crate) tokens: u32,
-    /// The answer.
-    pub(crate) text: String,
-    /// How likely its tokens were, where that was asked for.
-    pub(crate) logprobs: Vec<TokenLogprob>,
-    /// Why it is over.
-    pub(crate) finish: FinishReason,
-}
-
-impl Default for Answer {
-    fn default() -> Self {
-        Self {
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            tokens: 0,
-            text: String::new(),
-            logprobs: Vec::new(),
-            finish: FinishReason::Stop,
-        }
-    }
 }
 
 /// What is said in audio.
@@ -348,7 +307,7 @@ impl Slots {
             Expected::Vectors(items) => Growing::Vectors(Vectors { items, data: Vec::new(), next_chunk: 0 }),
             Expected::Speech => Growing::Speech(None),
             Expected::Live => Growing::Live(Live::default()),
-            Expected::Text => Growing::Text(Writing::default()),
+            Expected::Text { is_kept } => Growing::Text(Writing::new(is_kept)),
         };
         self.running.insert(slot, Running { job, output });
         slot
@@ -427,17 +386,12 @@ impl Slots {
             FromWorker::Text { slot, sequence, piece } => {
                 let Shape { max_tokens, vocabulary, .. } = self.shape;
                 let (job, writing) = self.writing(slot)?;
-                if !piece.is_legal(vocabulary) {
-                    return Err(Illegal::Range);
-                }
-                writing.text(sequence, &piece, max_tokens)?;
+                writing.text(sequence, &piece, max_tokens, vocabulary)?;
                 Ok(Effect::Text { job, piece })
             }
             FromWorker::Finished { slot, reason } => {
                 let (_, writing) = self.writing(slot)?;
-                if !writing.is_prompted || writing.finish.replace(reason).is_some() {
-                    return Err(Illegal::State);
-                }
+                writing.finished(reason)?;
                 Ok(Effect::Progress)
             }
         }
@@ -535,47 +489,6 @@ impl Slots {
             Growing::Live(_) => Some(u64::from(u32::MAX)),
             Growing::Text(_) => Some(u64::from(self.shape.max_tokens)),
         }
-    }
-}
-
-impl Writing {
-    fn prompted(&mut self, tokens: u32, cached: u32, max_tokens: u32) -> Result<(), Illegal> {
-        if std::mem::replace(&mut self.is_prompted, true) {
-            return Err(Illegal::State);
-        }
-        if tokens == 0 || tokens > max_tokens || cached >= tokens {
-            return Err(Illegal::Count);
-        }
-        (self.answer.prompt_tokens, self.answer.cached_tokens) = (tokens, cached);
-        Ok(())
-    }
-
-    fn text(&mut self, sequence: u32, piece: &TextPiece, max_tokens: u32) -> Result<(), Illegal> {
-        if !self.is_prompted || self.finish.is_some() {
-            return Err(Illegal::State);
-        }
-        if sequence != self.sequence {
-            return Err(Illegal::ChunkOrder);
-        }
-        self.sequence += 1;
-        self.answer.tokens = self.answer.tokens.saturating_add(piece.tokens);
-        if self.answer.prompt_tokens.saturating_add(self.answer.tokens) > max_tokens {
-            return Err(Illegal::Count);
-        }
-        let likely = piece.logprobs.iter().flat_map(|one| one.top.iter().chain([&one.token]));
-        self.bytes +=
-            piece.text.len() + likely.map(|token| size_of_val(token) + token.bytes.len()).sum::<usize>();
-        if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Illegal::OutputLength);
-        }
-        self.answer.text.push_str(&piece.text);
-        self.answer.logprobs.extend_from_slice(&piece.logprobs);
-        Ok(())
-    }
-
-    fn done(self) -> Result<Answer, Illegal> {
-        let finish = self.finish.ok_or(Illegal::State)?;
-        Ok(Answer { finish, ..self.answer })
     }
 }
 

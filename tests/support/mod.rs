@@ -522,6 +522,21 @@ fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Whether a process is there and not a zombie.
+/// Runs a script, with the server's address and a key of its own before these arguments, in the environment that has the
+/// clients' packages; the JSON that it prints.
+pub(crate) fn python(server: &Server, home: &Home, script: &str, arguments: &[&str]) -> Value {
+    let python =
+        std::env::var("RINGFENCE_PYTHON").expect("set by `make test`: a Python with clients' packages");
+    let key = home.cli_ok(&["key", "add", "python"]);
+    let url = server.facts["url"].as_str().expect("the ready file has the url").trim_end_matches('/');
+    let output = Command::new(python)
+        .args([&["-c", script, url, key.trim()], arguments].concat())
+        .output()
+        .expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+}
+
 pub(crate) fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()

@@ -182,20 +182,44 @@ pub enum SlotFault {
     Never,
 }
 
-/// The jobs by age.
+/// Slots that have had a job: a cancel may cross its job's end on the way.
 #[derive(Debug)]
-pub struct Jobs {
-    jobs: Vec<Job>,
-    /// Slots that have had a job: a cancel may cross its job's end on the way.
-    used: Vec<bool>,
-    /// By domain; those without a job are forgotten at the next step.
-    lanes: Lanes,
+pub(crate) struct UsedSlots(Vec<bool>);
+
+impl Default for UsedSlots {
+    fn default() -> Self {
+        Self(vec![false; SLOTS_MAX as usize])
+    }
 }
 
-impl Default for Jobs {
-    fn default() -> Self {
-        Self { jobs: Vec::new(), used: vec![false; SLOTS_MAX as usize], lanes: Lanes::default() }
+impl UsedSlots {
+    /// Gives a slot a job, if it has none now.
+    pub(crate) fn take(&mut self, slot: u32, is_taken: bool) -> Result<(), SlotFault> {
+        let used = self.0.get_mut(slot as usize).ok_or(SlotFault::Beyond)?;
+        if is_taken {
+            return Err(SlotFault::Taken);
+        }
+        *used = true;
+        Ok(())
     }
+
+    /// Whether a slot's job may be cancelled, even if it has ended.
+    pub(crate) fn check(&self, slot: u32) -> Result<(), SlotFault> {
+        match self.0.get(slot as usize) {
+            None => Err(SlotFault::Beyond),
+            Some(false) => Err(SlotFault::Never),
+            Some(true) => Ok(()),
+        }
+    }
+}
+
+/// The jobs by age.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    jobs: Vec<Job>,
+    used: UsedSlots,
+    /// By domain; those without a job are forgotten at the next step.
+    lanes: Lanes,
 }
 
 impl Jobs {
@@ -206,12 +230,8 @@ impl Jobs {
 
     /// A slot that may take a job now.
     pub fn free(&mut self, slot: u32) -> Result<(), SlotFault> {
-        let used = self.used.get_mut(slot as usize).ok_or(SlotFault::Beyond)?;
-        if self.jobs.iter().any(|job| job.slot == slot) {
-            return Err(SlotFault::Taken);
-        }
-        *used = true;
-        Ok(())
+        let is_taken = self.jobs.iter().any(|job| job.slot == slot);
+        self.used.take(slot, is_taken)
     }
 
     /// Adds a job to a free slot.
@@ -236,11 +256,8 @@ impl Jobs {
 
     /// Drops a slot's job; false if it has ended already.
     pub fn cancel(&mut self, slot: u32) -> Result<bool, SlotFault> {
-        match self.used.get(slot as usize) {
-            None => Err(SlotFault::Beyond),
-            Some(false) => Err(SlotFault::Never),
-            Some(true) => Ok(self.remove(slot)),
-        }
+        self.used.check(slot)?;
+        Ok(self.remove(slot))
     }
 
     /// Ends a slot's job; false if there is none.

@@ -3,7 +3,7 @@
 //! ```text
 //! serve     the state machine of the link: start, load, jobs            (shell.rs: what the sandbox gives it)
 //! jobs      slots, their items, what comes next; batch.rs chooses
-//! generation  from logits to text, and from a chat to a prompt
+//! generation  jobs of text, beside each other: prompts, steps, answers
 //! text      texts and token arrays to token ids within the model's length
 //! sound     a client's sound to the floats that a speech model hears
 //! speech    jobs of speech, beside each other; live.rs has those whose sound comes while it is heard

@@ -14,7 +14,7 @@ mod answers;
 pub(crate) use answers::{Failed, of_job, of_start};
 
 use crate::files::{Progress, Reading};
-use crate::jobs::{Owner, SlotFault};
+use crate::jobs::{Owner, SlotFault, UsedSlots};
 use crate::lanes::{Lanes, Share};
 use crate::live::{Ears, Load, STREAM_BYTES, STREAMS_MAX, Stream, Wish};
 use crate::memory::{Memory, Refusal, job_error};
@@ -29,8 +29,8 @@ use crate::sound::{Sound, WORKING_BYTES};
 use crate::stopwatch::Stopwatch;
 use answers::{of_step, options, refused};
 use ringfence_protocol::{
-    AUDIO_BYTES_MAX, Audio, FromWorker, JobError, LoadError, Received, SLOTS_MAX, Segment, Start,
-    StreamFault, StreamKey, StreamPublic, StreamReader, ToWorker, TranscribeOptions, WorkerSideLink,
+    AUDIO_BYTES_MAX, Audio, FromWorker, JobError, LoadError, Received, Segment, Start, StreamFault,
+    StreamKey, StreamPublic, StreamReader, ToWorker, TranscribeOptions, WorkerSideLink,
 };
 use ringfence_sandbox::{SealedFile, hoard};
 use std::collections::VecDeque;
@@ -125,8 +125,7 @@ struct Server<'a> {
     lanes: Lanes,
     /// Of the model's workspace.
     owner: Owner,
-    /// Slots that have had a job: a cancel may cross its job's end on the way.
-    used: Vec<bool>,
+    used: UsedSlots,
     /// That some job waits for room, and none has ended since.
     is_full: bool,
 }
@@ -158,7 +157,7 @@ pub(crate) fn serve_speech(
         turns: 0,
         lanes: Lanes::default(),
         owner: Owner::default(),
-        used: vec![false; SLOTS_MAX as usize],
+        used: UsedSlots::default(),
         is_full: false,
     };
     server.run()
@@ -284,23 +283,14 @@ impl Server<'_> {
     }
 
     fn occupy(&mut self, slot: u32) -> Result<(), SlotFault> {
-        let used = self.used.get_mut(slot as usize).ok_or(SlotFault::Beyond)?;
         let is_taken = self.jobs.iter().any(|job| job.slot == slot)
             || self.streams.iter().any(|stream| stream.slot == slot)
             || self.readings.iter().any(|(reading, _)| reading.slot == slot);
-        if is_taken {
-            return Err(SlotFault::Taken);
-        }
-        *used = true;
-        Ok(())
+        self.used.take(slot, is_taken)
     }
 
     fn cancel(&mut self, slot: u32) -> Result<(), End> {
-        match self.used.get(slot as usize) {
-            None => return Err(SlotFault::Beyond.into()),
-            Some(false) => return Err(SlotFault::Never.into()),
-            Some(true) => {}
-        }
+        self.used.check(slot)?;
         let count = |server: &Self| server.readings.len() + server.jobs.len() + server.streams.len();
         let before = count(self);
         self.readings.retain(|(reading, _)| reading.slot != slot);

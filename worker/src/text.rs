@@ -22,7 +22,7 @@ const COUNTED_BYTES_MAX: usize = 1024 * 1024;
 const BYTES_FOR_TOKEN: usize = 8;
 
 /// The tokeniser library's tables take about twelve times the bytes of their file; reading it takes as much again.
-pub(crate) const TABLES_FACTOR: u64 = 32;
+const TABLES_FACTOR: u64 = 32;
 
 /// The tokens of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +73,7 @@ impl Text {
         max_tokens: usize,
         memory: &dyn Memory,
     ) -> Result<Self, LoadError> {
-        // The library's own allocations can't be refused one by one.
-        let bytes = files.require(tokenizer::FILE, tokenizer::BYTES_MAX)?.len() as u64;
-        memory.check(bytes * TABLES_FACTOR).map_err(load_error)?;
+        check_tables(files, memory)?;
         let tokenizer = tokenizer::read(files, vocabulary)?;
         let (before, after) = special_tokens(&tokenizer)?;
         if before.len() + after.len() >= max_tokens {
@@ -216,6 +214,12 @@ fn cut(window: &str, encoding: &Encoding, tokens_max: usize) -> usize {
 }
 
 /// What the tokeniser puts before and after a text.
+/// Whether there is memory to read a package's tokeniser: the library's own allocations can't be refused one by one.
+pub(crate) fn check_tables(files: &Files, memory: &dyn Memory) -> Result<(), LoadError> {
+    let bytes = files.require(tokenizer::FILE, tokenizer::BYTES_MAX)?.len() as u64;
+    memory.check(bytes * TABLES_FACTOR).map_err(load_error)
+}
+
 pub(crate) fn special_tokens(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let refused = || malformed(tokenizer::FILE, "it doesn't tokenise `a` between special tokens of type 0");
     let encoding = tokenizer::encode(tokenizer, "a", true).ok_or_else(refused)?;

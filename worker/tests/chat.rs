@@ -23,7 +23,8 @@ fn config(config: &Value) -> Files {
 fn prompt(files: &Files, expected: Option<&str>) {
     let chat = Chat::read(files).unwrap();
     let messages = [Message { role: "user", content: "hi" }];
-    let prompt = chat.template.map(|template| template.render(&messages, &chat.tokens).unwrap());
+    let parts = chat.template.map(|template| template.render_parts(&messages, &chat.tokens).unwrap());
+    let prompt = parts.map(|parts| parts.into_iter().map(|part| part.text).collect::<String>());
     assert_eq!(prompt.as_deref(), expected);
 }
 

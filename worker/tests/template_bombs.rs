@@ -21,7 +21,8 @@ fn check(template: &str, ends: impl FnOnce(&Result<usize, TemplateError>) -> boo
     let before = CountingAllocator::used();
     let messages = [Message { role: "user", content: "abc" }];
     let result = ChatTemplate::parse(template)
-        .and_then(|template| template.render(&messages, &SpecialTokens::default()).map(|text| text.len()));
+        .and_then(|template| template.render_parts(&messages, &SpecialTokens::default()))
+        .map(|parts| parts.iter().map(|part| part.text.len()).sum());
     let taken = CountingAllocator::peak() - before;
     let shown: String = template.chars().take(80).collect();
     eprintln!("{taken:>10} bytes, {result:?}: {shown}");

@@ -3,7 +3,7 @@
 mod stops;
 mod table;
 
-pub use stops::{STOP_BYTES_MAX, STOPS_MAX, Stops, StopsError};
+pub use stops::Stops;
 pub use table::TokenBytes;
 
 /// The longest beginning of a character that is not one yet, in bytes.

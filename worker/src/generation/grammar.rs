@@ -1,7 +1,7 @@
 //! Output held to a JSON schema: which tokens may come next, by llguidance, which works a mask out of the schema and the
 //! vocabulary's tree for each token instead of compiling all states before.
 //!
-//! "Any JSON object" is the schema [`ANY_OBJECT`]. What the library does not know in a schema is refused, not ignored.
+//! What the library does not know in a schema is refused, not ignored.
 //! Schemas are a client's: everything that the library can bound is bounded here, and a panic of it is an error.
 
 mod tokens;
@@ -11,15 +11,12 @@ pub use tokens::TokenTrie;
 use super::bitmask::Bitmask;
 use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::{Logger, TokenParser};
+use ringfence_protocol::SCHEMA_BYTES_MAX;
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The longest schema, in bytes.
-pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 /// The longest reason why a schema is refused, in bytes.
 pub const REASON_BYTES_MAX: usize = 256;
-/// Any JSON object.
-pub const ANY_OBJECT: &str = r#"{"type": "object"}"#;
 
 /// The library's bounds. Its own defaults let one client take a second and hundreds of megabytes.
 fn limits() -> ParserLimits {

@@ -3,11 +3,11 @@
 use super::detokenise::TokenBytes;
 use super::grammar::{Grammar, TokenTrie};
 use super::special::{Piece, Specials};
-use super::template::{Message, Part};
+use super::template::{Message, Part, render_bytes_max};
 use crate::memory::{Memory, job_error, load_error};
 use crate::package::chat::{Chat, EndTokens};
 use crate::package::{Files, tokenizer};
-use crate::text::{TABLES_FACTOR, special_tokens};
+use crate::text::{check_tables, special_tokens};
 use ringfence_protocol::{ChatContent, ChatMessage, JobError, LoadError, Prompt, TEMPLATE_REASON_BYTES_MAX};
 use std::cell::OnceCell;
 use std::collections::VecDeque;
@@ -63,9 +63,7 @@ impl Language {
         max_tokens: usize,
         memory: &dyn Memory,
     ) -> Result<Self, LoadError> {
-        // The library's own allocations can't be refused one by one.
-        let bytes = files.require(tokenizer::FILE, tokenizer::BYTES_MAX)?.len() as u64;
-        memory.check(bytes * TABLES_FACTOR).map_err(load_error)?;
+        check_tables(files, memory)?;
         let mut tokenizer = tokenizer::read_bpe(files, vocabulary)?;
         let (before, _) = special_tokens(&tokenizer)?;
         // In a text of a prompt nothing is a special token: those of a template are found before.
@@ -106,8 +104,14 @@ impl Language {
     /// Takes a prompt to pieces; `file` stands where the messages have it.
     ///
     /// # Errors
-    /// It is empty, or the package has no template that can be used for it, or a token is unknown.
-    pub fn prompting(&self, prompt: Prompt, file: Option<&str>) -> Result<Prompting, JobError> {
+    /// It is empty, or the package has no template that can be used for it, or there is no memory for that, or a token is
+    /// unknown.
+    pub fn prompting(
+        &self,
+        prompt: Prompt,
+        file: Option<&str>,
+        memory: &dyn Memory,
+    ) -> Result<Prompting, JobError> {
         match prompt {
             Prompt::Text(text) if text.is_empty() && self.before.is_empty() => {
                 Err(JobError::InputEmpty { item: 0 })
@@ -124,11 +128,16 @@ impl Language {
                 }
                 None => Ok(Prompting { ids, ..Prompting::default() }),
             },
-            Prompt::Chat(messages) => self.chat(&messages, file),
+            Prompt::Chat(messages) => self.chat(&messages, file, memory),
         }
     }
 
-    fn chat(&self, messages: &[ChatMessage], file: Option<&str>) -> Result<Prompting, JobError> {
+    fn chat(
+        &self,
+        messages: &[ChatMessage],
+        file: Option<&str>,
+        memory: &dyn Memory,
+    ) -> Result<Prompting, JobError> {
         let Some(template) = &self.chat.template else {
             let reason = "the package has no chat template; it writes on from a text: POST /v1/completions";
             return Err(JobError::Template { reason: reason.to_owned() });
@@ -139,6 +148,7 @@ impl Language {
             .zip(&contents)
             .map(|(message, content)| Message { role: &message.role, content })
             .collect();
+        memory.check(render_bytes_max(&written)).map_err(job_error)?;
         let parts = template.render_parts(&written, &self.chat.tokens).map_err(|error| {
             let reason = error.to_string();
             let end = reason.floor_char_boundary(TEMPLATE_REASON_BYTES_MAX);

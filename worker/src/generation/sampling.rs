@@ -8,9 +8,7 @@ mod logprobs;
 mod options;
 mod penalties;
 
-pub use options::{
-    LOGIT_BIAS_MAX, LOGPROBS_MAX, REPETITION_PENALTY_MAX, Sampling, SamplingError, SamplingOptions,
-};
+pub use options::Sampling;
 
 use super::bitmask::Bitmask;
 use crate::random::Random;
@@ -44,6 +42,11 @@ pub enum SampleError {
     NothingAllowed,
 }
 
+/// A token with a bias is beyond the vocabulary: which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`logit_bias` has the token {0}, which the model doesn't know")]
+pub struct BiasOfUnknownToken(pub u32);
+
 /// Chooses the tokens of one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -61,10 +64,10 @@ impl Sampler {
     ///
     /// # Errors
     /// A token with a bias is beyond the vocabulary.
-    pub fn new(sampling: Sampling, vocabulary: usize) -> Result<Self, SamplingError> {
+    pub fn new(sampling: Sampling, vocabulary: usize) -> Result<Self, BiasOfUnknownToken> {
         let beyond = |(id, _): &&(u32, f32)| *id as usize >= vocabulary;
         if let Some((id, _)) = sampling.logit_bias().iter().find(beyond) {
-            return Err(SamplingError::BiasOfUnknownToken(*id));
+            return Err(BiasOfUnknownToken(*id));
         }
         let penalties = Penalties::new(&sampling);
         let random = Random::new(sampling.seed());

@@ -13,17 +13,16 @@ use super::pace::StepPace;
 use super::writing::{Writing, Written};
 use crate::device::CACHE_BLOCK_TOKENS;
 use crate::files::{self, Progress, Reading};
-use crate::jobs::{Owner, SlotFault};
+use crate::jobs::{Owner, SlotFault, UsedSlots};
 use crate::lanes::Share;
 use crate::memory::{Memory, job_error};
 use crate::models::LoadedGenerator;
 use crate::models::llama::Run;
 use crate::serve::{End, Next, are_cancelled, await_bytes, listen, message_waits, send};
-use crate::speech::Failed;
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{
     FinishReason, FromWorker, GenerateData, GenerateInput, GenerateOptions, GrantedText, INPUT_BYTES_MAX,
-    JobError, Precedence, Received, SLOTS_MAX, Start, ToWorker, WorkerSideLink,
+    JobError, Precedence, Received, Start, ToWorker, WorkerSideLink,
 };
 use ringfence_sandbox::{Map, SealedFile, hoard};
 use std::collections::VecDeque;
@@ -76,8 +75,7 @@ struct Server<'a> {
     owner: Owner,
     /// What came while a step ran.
     heard: VecDeque<Received<ToWorker>>,
-    /// Slots that have had a job: a cancel may cross its job's end on the way.
-    used: Vec<bool>,
+    used: UsedSlots,
     logits: Vec<f32>,
 }
 
@@ -102,7 +100,7 @@ pub(crate) fn serve_generation(
         jobs: Vec::new(),
         owner: Owner::default(),
         heard: VecDeque::new(),
-        used: vec![false; SLOTS_MAX as usize],
+        used: UsedSlots::default(),
         logits: Vec::new(),
     };
     server.run()
@@ -180,14 +178,9 @@ impl Server<'_> {
     }
 
     fn occupy(&mut self, slot: u32) -> Result<(), SlotFault> {
-        let used = self.used.get_mut(slot as usize).ok_or(SlotFault::Beyond)?;
         let is_taken = self.jobs.iter().any(|job| job.slot == slot)
             || self.readings.iter().any(|one| one.reading.slot == slot);
-        if is_taken {
-            return Err(SlotFault::Taken);
-        }
-        *used = true;
-        Ok(())
+        self.used.take(slot, is_taken)
     }
 
     fn generate(
@@ -285,7 +278,7 @@ impl Server<'_> {
         file: Option<&str>,
     ) -> Result<(), End> {
         let GenerateInput { prompt, options } = input;
-        match self.loaded.language.prompting(prompt, file) {
+        match self.loaded.language.prompting(prompt, file, self.memory) {
             Ok(prompting) => {
                 let phase = Phase::Tokenising { prompting, options: Box::new(options) };
                 let is_private = file.is_some();
@@ -307,11 +300,7 @@ impl Server<'_> {
 
     /// What the job left in blocks and buffers goes as well: it may be cancelled because it may not be kept.
     fn cancel(&mut self, slot: u32) -> Result<(), End> {
-        match self.used.get(slot as usize) {
-            None => return Err(SlotFault::Beyond.into()),
-            Some(false) => return Err(SlotFault::Never.into()),
-            Some(true) => {}
-        }
+        self.used.check(slot)?;
         let count = |server: &Self| server.readings.len() + server.jobs.len();
         let before = count(self);
         self.readings.retain(|one| one.reading.slot != slot);
@@ -354,15 +343,14 @@ impl Server<'_> {
             Ok(false) => send(self.link, FromWorker::Step { busy_us, tokens: vec![(slot, 1)] }),
             Ok(true) => match self.join(at) {
                 Ok(()) => Ok(()),
-                Err(Failed::Job(error)) => self.fail(slot, error),
-                Err(Failed::Worker(end)) => Err(end),
+                Err(error) => self.fail(slot, error),
             },
             Err(error) => self.fail(slot, error),
         }
     }
 
     /// Puts a job's prompt into the batch.
-    fn join(&mut self, at: usize) -> Result<(), Failed> {
+    fn join(&mut self, at: usize) -> Result<(), JobError> {
         let max_tokens = self.loaded.max_tokens;
         let job = &mut self.jobs[at];
         let Phase::Tokenising { prompting, options } = &mut job.phase else { return Ok(()) };
@@ -371,7 +359,7 @@ impl Server<'_> {
         let answer = options.max_tokens.unwrap_or(1);
         if tokens.len().saturating_add(answer as usize) > max_tokens {
             let (tokens, max_tokens) = (count(tokens.len()), count(max_tokens));
-            return Err(JobError::ContextTooLong { tokens, answer, max_tokens }.into());
+            return Err(JobError::ContextTooLong { tokens, answer, max_tokens });
         }
         let room = self.batch.tokens_max();
         if tokens.len() + answer as usize > room {
@@ -380,8 +368,9 @@ impl Server<'_> {
             // What is not the blocks' is used, and all blocks together are what is left.
             let limit = self.loaded.model.usage(self.memory).used;
             let used = limit.saturating_sub(self.batch.blocks().count() as u64 * block_bytes);
-            return Err(JobError::OutOfMemory { wanted, used, limit }.into());
+            return Err(JobError::OutOfMemory { wanted, used, limit });
         }
+        let options = std::mem::take(&mut **options);
         let writing =
             Writing::new(&self.loaded.language, &tokens, options, max_tokens.min(room), self.memory)?;
         job.prompt = count(tokens.len());

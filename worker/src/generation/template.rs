@@ -22,6 +22,7 @@ mod shape;
 use environment::Raised;
 use marks::{Marked, mark};
 use minijinja::{Environment, Error, ErrorKind, Value};
+use ringfence_protocol::{CHAT_MESSAGES_MAX, ROLE_BYTES_MAX};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -29,12 +30,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub const TEMPLATE_BYTES_MAX: usize = 64 * 1024;
 /// The longest prompt, and the longest contents together, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The most messages of a chat.
-pub const MESSAGES_MAX: usize = 4096;
 /// The longest text of an exception that a template raises, in bytes.
 pub const RAISED_BYTES_MAX: usize = 256;
-/// The longest role, in bytes.
-const ROLE_BYTES_MAX: usize = 32;
 /// Steps that a rendering may take whatever the chat, and for each message; 64 bytes that are made take as much as a step.
 /// SmolLM2's template takes 20 for a message, those that know tools 100 and more. A list in a list, and so on, is let go
 /// of by a call for each level, so a short chat must not pay for thousands of them.
@@ -96,8 +93,8 @@ pub enum TemplateError {
     /// A content, or a special token, has the noncharacter U+FDD0 or U+FDD1.
     #[error("a content has the noncharacter U+FDD0 or U+FDD1")]
     Noncharacter,
-    /// There are more than [`MESSAGES_MAX`].
-    #[error("a chat has at most {MESSAGES_MAX} messages")]
+    /// There are more than [`CHAT_MESSAGES_MAX`].
+    #[error("a chat has at most {CHAT_MESSAGES_MAX} messages")]
     TooManyMessages,
     /// The contents, or the prompt, have more than [`OUTPUT_BYTES_MAX`].
     #[error("a prompt has at most {OUTPUT_BYTES_MAX} bytes")]
@@ -163,15 +160,6 @@ impl ChatTemplate {
         Ok(marked.parts().map(|(text, is_content)| Part { text: text.to_owned(), is_content }).collect())
     }
 
-    /// The same as one text, in which nobody can tell whose a special token is: for showing only.
-    ///
-    /// # Errors
-    /// [`TemplateError`]
-    pub fn render(&self, messages: &[Message<'_>], tokens: &SpecialTokens) -> Result<String, TemplateError> {
-        let parts = self.render_parts(messages, tokens)?;
-        Ok(parts.into_iter().map(|part| part.text).collect())
-    }
-
     fn rendered(&self, context: Value, fuel: u64) -> Result<String, TemplateError> {
         let mut environment = self.0.clone();
         environment.set_fuel(Some(fuel));
@@ -204,7 +192,7 @@ fn fuel(messages: &[Message<'_>]) -> u64 {
 const PANICKED: &str = "the template engine gave up";
 
 fn check(messages: &[Message<'_>], tokens: &SpecialTokens) -> Result<(), TemplateError> {
-    if messages.len() > MESSAGES_MAX {
+    if messages.len() > CHAT_MESSAGES_MAX {
         return Err(TemplateError::TooManyMessages);
     }
     if messages.iter().map(|message| message.content.len()).sum::<usize>() > OUTPUT_BYTES_MAX {

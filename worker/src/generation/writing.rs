@@ -3,10 +3,8 @@
 use super::detokenise::{Detokeniser, Stops, TokenBytes};
 use super::grammar::{Grammar, GrammarError};
 use super::language::{Language, schema_refused};
-use super::sampling::{SampleError, Sampled, Sampler, Sampling, SamplingError, SamplingOptions};
-use crate::memory::Memory;
-use crate::serve::End;
-use crate::speech::Failed;
+use super::sampling::{BiasOfUnknownToken, SampleError, Sampled, Sampler, Sampling};
+use crate::memory::{Memory, job_error};
 use ringfence_protocol::{
     FinishReason, GenerateOptions, JobError, LikelyToken, TEXT_TOKENS_MAX, TOKEN_BYTES_MAX, TextPiece,
     TokenLogprob,
@@ -45,32 +43,29 @@ impl Writing {
     pub(super) fn new(
         language: &Language,
         prompt: &[u32],
-        options: &GenerateOptions,
+        mut options: GenerateOptions,
         tokens_max: usize,
         memory: &dyn Memory,
-    ) -> Result<Self, Failed> {
-        let illegal = || Failed::Worker(End::Illegal("options out of bounds"));
-        let sampling = Sampling::new(sampling_options(options)).map_err(|_| illegal())?;
-        let mut sampler =
-            Sampler::new(sampling, language.vocabulary() as usize).map_err(|error| match error {
-                SamplingError::BiasOfUnknownToken(token) => {
-                    let vocabulary = language.vocabulary();
-                    Failed::Job(JobError::TokenUnknown { item: 0, token, vocabulary })
-                }
-                _ => illegal(),
-            })?;
-        sampler.prompt(prompt);
-        let schema = options.schema.as_ref();
-        let grammar = schema.map(|schema| language.grammar(schema, memory)).transpose()?;
+    ) -> Result<Self, JobError> {
+        let (stops, schema) = (std::mem::take(&mut options.stops), options.schema.take());
+        let (ignore_end, tells_logprobs) = (options.ignore_end, options.logprobs.is_some());
         let room = u32::try_from(tokens_max.saturating_sub(prompt.len())).unwrap_or(u32::MAX);
+        let limit = options.max_tokens.unwrap_or(u32::MAX).min(room);
+        let vocabulary = language.vocabulary();
+        let sampling = Sampling::new(options);
+        let bytes = Sampler::bytes_max(&sampling, vocabulary as usize, tokens_max);
+        memory.check(bytes).map_err(job_error)?;
+        let unknown = |BiasOfUnknownToken(token)| JobError::TokenUnknown { item: 0, token, vocabulary };
+        let mut sampler = Sampler::new(sampling, vocabulary as usize).map_err(unknown)?;
+        sampler.prompt(prompt);
         Ok(Self {
             sampler,
             detokeniser: Detokeniser::default(),
-            stops: Stops::new(options.stops.clone()).map_err(|_| illegal())?,
-            grammar,
-            ignore_end: options.ignore_end,
-            tells_logprobs: options.logprobs.is_some(),
-            limit: options.max_tokens.unwrap_or(u32::MAX).min(room),
+            stops: Stops::new(stops),
+            grammar: schema.map(|schema| language.grammar(&schema, memory)).transpose()?,
+            ignore_end,
+            tells_logprobs,
+            limit,
             tokens: 0,
             piece: TextPiece::default(),
             is_told: false,
@@ -142,21 +137,6 @@ impl Writing {
         let piece = std::mem::take(&mut self.piece);
         let is_empty = piece.text.is_empty() && piece.tokens == 0;
         Written { token, piece: (!is_empty).then_some(piece), finish: Some(finish) }
-    }
-}
-
-fn sampling_options(options: &GenerateOptions) -> SamplingOptions {
-    SamplingOptions {
-        temperature: options.temperature,
-        top_k: options.top_k,
-        top_p: options.top_p,
-        min_p: options.min_p,
-        repetition_penalty: options.repetition_penalty,
-        presence_penalty: options.presence_penalty,
-        frequency_penalty: options.frequency_penalty,
-        logit_bias: options.logit_bias.clone(),
-        logprobs: options.logprobs,
-        seed: options.seed,
     }
 }
 

@@ -134,7 +134,7 @@ fn random_answers_are_json_of_the_schema() {
 
 #[test]
 fn any_object_is_an_object() {
-    let any = || Grammar::json_schema(ANY_OBJECT, trie()).unwrap();
+    let any = || Grammar::json_schema(r#"{"type": "object"}"#, trie()).unwrap();
     let text = r#"{"a":[1,{"b":null}],"c":"\n\"é"}"#;
     assert_eq!(taken(&mut any(), text), text);
     assert_eq!(taken(&mut any(), "[1]"), "");

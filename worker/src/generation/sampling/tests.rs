@@ -1,11 +1,12 @@
 use super::*;
 use proptest::prelude::*;
+use ringfence_protocol::GenerateOptions;
 use std::collections::BTreeMap;
 
-fn sampler(vocabulary: usize, change: impl FnOnce(&mut SamplingOptions)) -> Sampler {
-    let mut options = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+fn sampler(vocabulary: usize, change: impl FnOnce(&mut GenerateOptions)) -> Sampler {
+    let mut options = GenerateOptions { temperature: 0.0, ..GenerateOptions::default() };
     change(&mut options);
-    Sampler::new(Sampling::new(options).unwrap(), vocabulary).unwrap()
+    Sampler::new(Sampling::new(options), vocabulary).unwrap()
 }
 
 fn mask(vocabulary: usize, ids: &[u32]) -> Bitmask {
@@ -65,7 +66,7 @@ fn where_nothing_is_allowed_nothing_is_chosen() {
 #[test]
 fn penalties_count_what_they_are_documented_to_count() {
     let logits = [2.0, 1.9, 1.8, -1.0];
-    let chosen = |change: fn(&mut SamplingOptions), prompt: &[u32], count| {
+    let chosen = |change: fn(&mut GenerateOptions), prompt: &[u32], count| {
         let mut sampler = sampler(4, change);
         sampler.prompt(prompt);
         ids(&mut sampler, &logits, count)
@@ -90,9 +91,9 @@ fn a_bias_moves_a_token_and_must_be_of_a_known_one() {
         ids(&mut sampler(3, |options| options.logit_bias = vec![(2, 5.0)]), &[1.0, 0.0, -3.0], 1),
         [2]
     );
-    let options = SamplingOptions { logit_bias: vec![(3, 1.0)], ..SamplingOptions::default() };
-    let refused = Sampler::new(Sampling::new(options).unwrap(), 3).map(|_| ());
-    assert_eq!(refused, Err(SamplingError::BiasOfUnknownToken(3)));
+    let options = GenerateOptions { logit_bias: vec![(3, 1.0)], ..GenerateOptions::default() };
+    let refused = Sampler::new(Sampling::new(options), 3).map(|_| ());
+    assert_eq!(refused, Err(BiasOfUnknownToken(3)));
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn tokens_come_as_often_as_they_are_likely() {
 }
 
 /// The tokens that may be drawn and their probabilities, by sorting everything.
-fn by_sorting(options: &SamplingOptions, logits: &[f32], allowed: &Bitmask) -> BTreeMap<u32, f64> {
+fn by_sorting(options: &GenerateOptions, logits: &[f32], allowed: &Bitmask) -> BTreeMap<u32, f64> {
     let mut tokens: Vec<(u32, f64)> = (0..)
         .zip(logits.iter().map(|logit| f64::from(*logit)))
         .filter(|(id, _)| allowed.allows(*id))
@@ -197,11 +198,11 @@ proptest! {
         let vocabulary = logits.len();
         let allowed: Vec<u32> = (0..vocabulary as u32).filter(|id| !masked || id % 3 == 0).collect();
         let allowed = mask(vocabulary, &allowed);
-        let options = SamplingOptions { temperature, top_k, top_p: top_p.min(1.0), min_p, ..SamplingOptions::default() };
+        let options = GenerateOptions { temperature, top_k, top_p: top_p.min(1.0), min_p, ..GenerateOptions::default() };
         let expected = by_sorting(&options, &logits, &allowed);
         let mut drawn = BTreeMap::new();
         for seed in 0..64 {
-            let sampling = Sampling::new(SamplingOptions { seed, ..options.clone() }).unwrap();
+            let sampling = Sampling::new(GenerateOptions { seed, ..options.clone() });
             let sampled = Sampler::new(sampling, vocabulary).unwrap().sample(&mut logits.clone(), Some(&allowed));
             let id = sampled.unwrap().id;
             prop_assert!(expected.contains_key(&id), "{id} of {expected:?}");

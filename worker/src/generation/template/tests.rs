@@ -16,9 +16,14 @@ fn parts(template: &str, contents: &[&str]) -> Result<Vec<Part>, TemplateError> 
     ChatTemplate::parse(template)?.render_parts(&messages, &tokens())
 }
 
+/// One text, in which nobody can tell whose a word is.
+fn whole(parts: Vec<Part>) -> String {
+    parts.into_iter().map(|part| part.text).collect()
+}
+
 fn rendered(template: &str, contents: &[&str]) -> Result<String, TemplateError> {
     let messages: Vec<Message<'_>> = contents.iter().map(|content| message("user", content)).collect();
-    ChatTemplate::parse(template)?.render(&messages, &tokens())
+    ChatTemplate::parse(template)?.render_parts(&messages, &tokens()).map(whole)
 }
 
 #[track_caller]
@@ -29,7 +34,8 @@ fn check(template: &str, contents: &[&str], expected: &str) {
 #[test]
 fn a_chat_becomes_the_prompt_that_its_template_says() {
     let messages = [message("user", "Hi"), message("assistant", "Hello!"), message("user", " 1 < 2? ")];
-    let prompt = ChatTemplate::parse(SMOLLM2).unwrap().render(&messages, &SpecialTokens::default());
+    let prompt =
+        ChatTemplate::parse(SMOLLM2).unwrap().render_parts(&messages, &SpecialTokens::default()).map(whole);
     let expected = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
         <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\n 1 < 2? <|im_end|>\n\
         <|im_start|>assistant\n";
@@ -180,8 +186,8 @@ fn sizes_are_bounded() {
     assert_eq!(ChatTemplate::parse(&"a".repeat(65_536)).map(|_| ()), Ok(()));
     assert_eq!(ChatTemplate::parse(&"a".repeat(65_537)).map(|_| ()), Err(TemplateError::TooLarge(65_537)));
     let all = "{% for m in messages %}{{ m.content }}{% endfor %}";
-    assert_eq!(rendered(all, &vec!["a"; 4096]), Ok("a".repeat(4096)));
-    assert_eq!(rendered(all, &vec!["a"; 4097]), Err(TemplateError::TooManyMessages));
+    assert_eq!(rendered(all, &vec!["a"; CHAT_MESSAGES_MAX]), Ok("a".repeat(CHAT_MESSAGES_MAX)));
+    assert_eq!(rendered(all, &vec!["a"; CHAT_MESSAGES_MAX + 1]), Err(TemplateError::TooManyMessages));
     let long = "a".repeat(OUTPUT_BYTES_MAX);
     assert_eq!(rendered(all, &[&long, "a"]), Err(TemplateError::TooLong));
     assert_eq!(rendered(&format!("{all}bbbbbb"), &[&long]), Err(TemplateError::TooLong));
@@ -196,7 +202,7 @@ fn what_could_hide_whose_text_it_is_is_refused() {
     assert_eq!(rendered("", &["a\u{fdd1}"]), Err(TemplateError::Noncharacter));
     let chat = |role, eos: &str| {
         let tokens = SpecialTokens { bos: None, eos: Some(eos.to_owned()) };
-        ChatTemplate::parse("").unwrap().render(&[message(role, "a")], &tokens)
+        ChatTemplate::parse("").unwrap().render_parts(&[message(role, "a")], &tokens).map(whole)
     };
     assert_eq!(chat("tool_call", "</s>"), Ok(String::new()));
     assert_eq!(chat("user", "\u{fdd0}"), Err(TemplateError::Noncharacter));
