@@ -6,7 +6,7 @@
 
 use ringfence_protocol::{
     FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileAccess, FileLink, FileReply, FileRequest, FileguardLink,
-    FromFileguard, ToFileguard, connected_pair,
+    FromFileguard, Packet, ToFileguard, connected_pair,
 };
 use ringfence_sandbox::{Child, Environment, SpawnRequest, StatusPage, User, spawn};
 use rustix::fs::{Mode, OFlags, open};
@@ -131,9 +131,11 @@ impl Guard {
         };
         (0..FILE_STEPS_MAX).for_each(|_| ask());
         let mut got = 0;
+        let mut packet = Packet::default();
         while got < bytes {
-            let FileReply::Bytes { data, .. } = file.receive().unwrap().message else { panic!("refused") };
-            got += data.0.len();
+            let reply = file.receive_carried(&mut packet).unwrap().message;
+            assert!(matches!(reply, FileReply::Bytes { .. }), "{reply:?}");
+            got += packet.carried().len();
             ask();
         }
         let took = start.elapsed();

@@ -6,6 +6,7 @@
 //! served    one open file: its requests, its window, its end
 //! root      from a name to a descriptor       path     names that can't lead elsewhere
 //! reading, writing, listing, snapshot         what is done with a descriptor
+//! buffers   memory that all of them use in turn
 //! ```
 //!
 //! Ending the process is the revocation: no other process holds a descriptor of what it serves, but for snapshots.
@@ -30,6 +31,7 @@
 //! have to be renamed over it, so the folder that it is in is mounted, and this program keeps to the one name: a program
 //! that was taken over could reach that folder's other files.
 
+pub mod buffers;
 pub mod clock;
 pub mod listing;
 pub mod path;

@@ -1,5 +1,6 @@
 //! The program's one thread: the server's link and the sockets of all open files.
 
+use crate::buffers::Buffers;
 use crate::clock::boot_ms;
 use crate::listing;
 use crate::reading::{DigestKey, Reading};
@@ -49,6 +50,7 @@ pub enum End {
 pub struct Serving<'a> {
     link: &'a FileguardSideLink,
     root: Root,
+    buffers: Buffers,
     /// From the start on.
     key: Option<DigestKey>,
     files: BTreeMap<u32, Served>,
@@ -81,7 +83,14 @@ pub fn set_nonblocking(socket: impl AsFd) -> Result<(), Errno> {
 impl<'a> Serving<'a> {
     /// Serves this root over a link that does not block.
     pub fn new(link: &'a FileguardSideLink, root: Root) -> Self {
-        Self { link, root, key: None, files: BTreeMap::new(), outbox: VecDeque::new() }
+        Self {
+            link,
+            root,
+            buffers: Buffers::default(),
+            key: None,
+            files: BTreeMap::new(),
+            outbox: VecDeque::new(),
+        }
     }
 
     /// Until the server closes the link.
@@ -143,7 +152,7 @@ impl<'a> Serving<'a> {
     fn turn(&mut self, number: u32) -> Result<(), End> {
         // One that the server has closed in this turn is gone already.
         let Some(file) = self.files.get_mut(&number) else { return Ok(()) };
-        match file.turn(&self.root) {
+        match file.turn(&self.root, &mut self.buffers) {
             Some(end) => self.close(number, end),
             None => Ok(()),
         }

@@ -1,12 +1,13 @@
 //! One open file on its socket: requests in, replies out, in order, until its end.
 
+use crate::buffers::Buffers;
 use crate::clock::boot_ms;
 use crate::reading::Reading;
 use crate::root::Root;
 use crate::writing::Writing;
 use ringfence_protocol::{
     FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileEnd, FileRefusal, FileReply, FileRequest, FileSideLink,
-    LinkError,
+    LinkError, Packet,
 };
 use rustix::event::PollFlags;
 use std::collections::VecDeque;
@@ -19,8 +20,8 @@ pub struct Served {
     work: Work,
     /// No step from this time of CLOCK_BOOTTIME on, in milliseconds.
     until_boot_ms: u64,
-    /// Received and not begun; with `reply` at most [`FILE_STEPS_MAX`].
-    requests: VecDeque<FileRequest>,
+    /// Received and not begun, with the bytes to be written; with `reply` at most [`FILE_STEPS_MAX`].
+    requests: VecDeque<(FileRequest, Vec<u8>)>,
     /// Done, and not taken by the socket yet.
     reply: Option<Reply>,
 }
@@ -38,6 +39,8 @@ pub enum Work {
 #[derive(Debug)]
 struct Reply {
     message: FileReply,
+    /// What the message carries.
+    bytes: Vec<u8>,
     end: Option<FileEnd>,
 }
 
@@ -63,22 +66,22 @@ impl Served {
     }
 
     /// Takes what has come, then does and answers as much of it as the socket takes.
-    pub fn turn(&mut self, root: &Root) -> Option<FileEnd> {
-        if let Some(end) = self.receive() {
+    pub fn turn(&mut self, root: &Root, buffers: &mut Buffers) -> Option<FileEnd> {
+        if let Some(end) = self.receive(&mut buffers.packet) {
             return Some(end);
         }
         loop {
             if boot_ms() >= self.until_boot_ms {
                 return Some(self.expire());
             }
-            let reply = self.reply.take().or_else(|| self.next_reply(root))?;
+            let reply = self.reply.take().or_else(|| self.next_reply(root, buffers))?;
             // The step itself takes time.
             if boot_ms() >= self.until_boot_ms && !is_committed(&reply) {
                 return Some(self.expire());
             }
-            match self.socket.send(&reply.message, &[]) {
+            match self.socket.send_carrying(&reply.message, &reply.bytes) {
                 Ok(()) if reply.end.is_some() => return reply.end,
-                Ok(()) => {}
+                Ok(()) => buffers.step = reply.bytes,
                 Err(LinkError::WouldBlock) => {
                     self.reply = Some(reply);
                     return None;
@@ -107,11 +110,11 @@ impl Served {
         let _ = self.socket.send(&FileReply::Refused(refusal), &[]);
     }
 
-    fn receive(&mut self) -> Option<FileEnd> {
+    fn receive(&mut self, packet: &mut Packet) -> Option<FileEnd> {
         loop {
-            match self.socket.receive() {
+            match self.socket.receive_carried(packet) {
                 Ok(received) if !received.descriptors.is_empty() => return Some(FileEnd::Illegal),
-                Ok(received) => self.requests.push_back(received.message),
+                Ok(received) => self.requests.push_back((received.message, packet.carried().to_vec())),
                 Err(LinkError::WouldBlock) => return None,
                 Err(LinkError::Malformed(_)) => return Some(FileEnd::Illegal),
                 Err(LinkError::Closed | LinkError::TooLarge { .. } | LinkError::Os(_)) => {
@@ -125,23 +128,30 @@ impl Served {
         }
     }
 
-    fn next_reply(&mut self, root: &Root) -> Option<Reply> {
-        let request = self.requests.pop_front()?;
+    fn next_reply(&mut self, root: &Root, buffers: &mut Buffers) -> Option<Reply> {
+        let (request, bytes) = self.requests.pop_front()?;
         Some(match (&mut self.work, request) {
             (_, FileRequest::Read { length, .. }) if length as usize > FILE_STEP_BYTES_MAX => illegal(),
-            (_, FileRequest::Write { data, .. }) if data.0.len() > FILE_STEP_BYTES_MAX => illegal(),
+            (_, FileRequest::Write { length, .. }) if length as usize > FILE_STEP_BYTES_MAX => illegal(),
             (Work::Read(reading), FileRequest::Read { offset, length }) => {
-                answer(reading.read(offset, length as usize))
+                match reading.read(offset, length as usize, buffers) {
+                    Ok((message, bytes)) => Reply { message, bytes, end: None },
+                    Err(refusal) => answer(Err(refusal)),
+                }
             }
             (Work::Read(_), FileRequest::Write { .. } | FileRequest::Commit) => {
                 answer(Err(FileRefusal::ReadOnly))
             }
             (Work::Write(_), FileRequest::Read { .. }) => answer(Err(FileRefusal::WriteOnly)),
-            (Work::Write(writing), FileRequest::Write { offset, data }) => {
-                answer(writing.write(offset, &data.0).map(|()| FileReply::Written { offset }))
+            (Work::Write(writing), FileRequest::Write { offset, .. }) => {
+                answer(writing.write(offset, &bytes).map(|()| FileReply::Written { offset }))
             }
             (Work::Write(writing), FileRequest::Commit) => match writing.commit(root) {
-                Ok(size) => Reply { message: FileReply::Committed { size }, end: Some(FileEnd::Committed) },
+                Ok(size) => Reply {
+                    message: FileReply::Committed { size },
+                    bytes: Vec::new(),
+                    end: Some(FileEnd::Committed),
+                },
                 Err(refusal) => answer(Err(refusal)),
             },
         })
@@ -149,12 +159,12 @@ impl Served {
 }
 
 fn answer(done: Result<FileReply, FileRefusal>) -> Reply {
-    Reply { message: done.unwrap_or_else(FileReply::Refused), end: None }
+    Reply { message: done.unwrap_or_else(FileReply::Refused), bytes: Vec::new(), end: None }
 }
 
 /// A step that is larger than any may be.
 fn illegal() -> Reply {
-    Reply { message: FileReply::Refused(FileRefusal::TooLarge), end: Some(FileEnd::Illegal) }
+    Reply { end: Some(FileEnd::Illegal), ..answer(Err(FileRefusal::TooLarge)) }
 }
 
 /// What has happened is said, even late.

@@ -30,10 +30,11 @@ pub fn take(root: &Root, path: &str, bytes_max: u64, key: &DigestKey) -> Result<
     }
     let mut filling = Filling::create("snapshot").map_err(os)?;
     let mut hash = blake3::Hasher::new_keyed(key);
+    let mut piece = Vec::new();
     let mut done = 0;
     while done < facts.size {
         let length = usize::try_from(facts.size - done).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
-        let piece = read_at(file.as_fd(), done, length).map_err(refusal::of)?;
+        read_at(file.as_fd(), done, length, &mut piece).map_err(refusal::of)?;
         if piece.is_empty() {
             return Err(FileRefusal::Changed);
         }

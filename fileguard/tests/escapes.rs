@@ -4,7 +4,7 @@
 mod support;
 
 use ringfence_fileguard::reading::read_at;
-use ringfence_fileguard::root::Root;
+use ringfence_fileguard::root::{Opened, Root};
 use ringfence_protocol::{FileAccess, FileRefusal, FromFileguard};
 use ringfence_sandbox::{FileId, HostRoot, RootAccess};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -186,6 +186,12 @@ fn no_swap_of_folders_and_links_leads_outside() {
 }
 
 /// The same without the sandbox, which would hold if this did not: the way from a name to a descriptor has to hold alone.
+fn beginning(opened: &Opened) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    read_at(opened.file.as_fd(), 0, 1000, &mut bytes).unwrap();
+    bytes
+}
+
 #[test]
 fn no_swap_leads_outside_where_the_outside_can_be_seen() {
     let (tries, host) = (races(), Host::new());
@@ -196,8 +202,7 @@ fn no_swap_leads_outside_where_the_outside_can_be_seen() {
         for turn in 0..tries {
             let path = if turn % 2 == 0 { "now/secret" } else { "files/secret" };
             let outcome = root.open_file(path).map(|opened| {
-                let bytes = read_at(opened.file.as_fd(), 0, 1000).unwrap();
-                assert_eq!(bytes, INSIDE, "{path}");
+                assert_eq!(beginning(&opened), INSIDE, "{path}");
             });
             let target = root.open_target("now/new").map(|target| {
                 assert_ne!(target.folder_identity, host.identity("outside"));
@@ -223,7 +228,7 @@ fn no_words_lead_outside_where_the_outside_can_be_seen() {
     for _ in 0..PAYLOADS {
         let path = payload(&mut random, &host);
         match root.open_file(&path) {
-            Ok(opened) => assert_eq!(read_at(opened.file.as_fd(), 0, 1000).unwrap(), INSIDE, "{path:?}"),
+            Ok(opened) => assert_eq!(beginning(&opened), INSIDE, "{path:?}"),
             Err(refusal) => check_typed(&path, refusal),
         }
         if let Err(refusal) = root.open_folder(&path) {

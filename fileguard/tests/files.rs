@@ -5,8 +5,8 @@ mod support;
 
 use ringfence_fileguard::clock::boot_ms;
 use ringfence_protocol::{
-    ChunkBytes, EntryKind, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileAccess, FileEnd, FileEntry, FileRefusal,
-    FileReply, FileRequest, FromFileguard, Identity, LIST_ENTRIES_MAX, OPEN_FILES_MAX, ToFileguard,
+    EntryKind, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileAccess, FileEnd, FileEntry, FileRefusal, FileReply,
+    FileRequest, FromFileguard, Identity, LIST_ENTRIES_MAX, OPEN_FILES_MAX, Packet, ToFileguard,
     connected_pair,
 };
 use ringfence_sandbox::Exit;
@@ -34,16 +34,17 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 /// The whole of a file, a window of steps at a time.
 fn read_whole(file: &support::Served) -> Vec<u8> {
     let mut bytes = Vec::new();
+    let mut packet = Packet::default();
     let mut asked = 0;
     loop {
         while asked < bytes.len() as u64 + u64::from(STEP) * FILE_STEPS_MAX as u64 {
             file.link.send(&FileRequest::Read { offset: asked, length: STEP }, &[]).unwrap();
             asked += u64::from(STEP);
         }
-        match file.link.receive().unwrap().message {
-            FileReply::Bytes { offset, data } if offset == bytes.len() as u64 => {
-                bytes.extend_from_slice(&data.0);
-                if data.0.len() < STEP as usize {
+        match file.link.receive_carried(&mut packet).unwrap().message {
+            FileReply::Bytes { offset, length } if offset == bytes.len() as u64 => {
+                bytes.extend_from_slice(packet.carried());
+                if length < STEP {
                     return bytes;
                 }
             }
@@ -280,15 +281,16 @@ fn no_byte_that_is_read_after_the_kill_is_given() {
     for step in 0..FILE_STEPS_MAX as u64 {
         file.link.send(&FileRequest::Read { offset: step * u64::from(STEP), length: STEP }, &[]).unwrap();
     }
-    assert!(matches!(file.link.receive().unwrap().message, FileReply::Bytes { .. }));
+    let mut packet = Packet::default();
+    assert!(matches!(file.link.receive_carried(&mut packet).unwrap().message, FileReply::Bytes { .. }));
     guard.child.kill().unwrap();
     guard.child.wait().unwrap();
     std::fs::write(host.at("root/long"), vec![b'b'; LONG]).unwrap();
     let mut given = 0;
-    while let Ok(received) = file.link.receive() {
+    while let Ok(received) = file.link.receive_carried(&mut packet) {
         match received.message {
-            FileReply::Bytes { data, .. } => {
-                assert!(data.0.iter().all(|byte| *byte == b'a'), "bytes from after the kill");
+            FileReply::Bytes { .. } => {
+                assert!(packet.carried().iter().all(|byte| *byte == b'a'), "bytes from after the kill");
                 given += 1;
             }
             other => panic!("{other:?}"),
@@ -337,7 +339,8 @@ fn a_window_that_is_overrun_is_refused_and_not_queued() {
         kill_process(pid, Signal::CONT).unwrap();
         match end {
             None => (0..count).for_each(|_| {
-                assert!(matches!(file.link.receive().unwrap().message, FileReply::Bytes { .. }))
+                let reply = file.link.receive_carried(&mut Packet::default()).unwrap().message;
+                assert!(matches!(reply, FileReply::Bytes { .. }), "{reply:?}");
             }),
             Some(end) => {
                 let refused = FileReply::Refused(FileRefusal::TooMany);
@@ -360,7 +363,7 @@ fn what_does_not_decode_on_a_file_s_socket_ends_that_file() {
     let guard = Guard::write(&host.root());
     let other = guard.open("file", FileAccess::Read).unwrap();
     let too_long = FileRequest::Read { offset: 0, length: STEP + 1 };
-    let too_much = FileRequest::Write { offset: 0, data: ChunkBytes(vec![0; FILE_STEP_BYTES_MAX + 1]) };
+    let too_much = FileRequest::Write { offset: 0, length: STEP + 1 };
     for access in [FileAccess::Read, FileAccess::Write] {
         let file = guard.open("file", access).unwrap();
         rustix::net::send(&file.link, b"\xff\xff\xff", rustix::net::SendFlags::empty()).unwrap();
@@ -368,9 +371,18 @@ fn what_does_not_decode_on_a_file_s_socket_ends_that_file() {
         let file = guard.open("file", access).unwrap();
         file.link.send(&FileRequest::Commit, &[guard.link.as_fd()]).unwrap();
         assert_eq!(guard.closed(file.number).2, FileEnd::Illegal);
-        for request in [&too_long, &too_much] {
+        for (request, carried) in [(&too_long, 0), (&too_much, STEP + 1)] {
             let file = guard.open("file", access).unwrap();
-            assert_eq!(file.ask(request.clone()), FileReply::Refused(FileRefusal::TooLarge));
+            let (reply, _) = file.exchange(request, &vec![0; carried as usize]).unwrap();
+            assert_eq!(reply, FileReply::Refused(FileRefusal::TooLarge));
+            assert_eq!(guard.closed(file.number).2, FileEnd::Illegal);
+        }
+        // A step with fewer bytes than it says, and with more.
+        for carried in [&[0; 6][..], &[0; 8]] {
+            let file = guard.open("file", access).unwrap();
+            // `Write`, from 0 on, seven bytes.
+            let packet = [&[1, 0, 7], carried].concat();
+            rustix::net::send(&file.link, &packet, rustix::net::SendFlags::empty()).unwrap();
             assert_eq!(guard.closed(file.number).2, FileEnd::Illegal);
         }
     }

@@ -25,7 +25,7 @@
 //!
 //! The server passes one end of a fresh [`crate::connected_pair`] for each file; fileguard makes its end non-blocking.
 
-use crate::{ChunkBytes, Layer, Link};
+use crate::{CarriesBytes, Layer, Link};
 use serde::{Deserialize, Serialize};
 
 /// The most folders that are refused with all below them.
@@ -275,8 +275,8 @@ pub enum FileRequest {
     Write {
         /// From the start of the file.
         offset: u64,
-        /// At most [`FILE_STEP_BYTES_MAX`].
-        data: ChunkBytes,
+        /// How many bytes the message carries, at most [`FILE_STEP_BYTES_MAX`].
+        length: u32,
     },
     /// Puts what was written into the file's place, durably. Answered by [`FileReply::Committed`].
     Commit,
@@ -289,8 +289,8 @@ pub enum FileReply {
     Bytes {
         /// As it was asked for.
         offset: u64,
-        /// The bytes.
-        data: ChunkBytes,
+        /// How many bytes the message carries.
+        length: u32,
     },
     /// A step is written and not visible yet.
     Written {
@@ -305,6 +305,24 @@ pub enum FileReply {
     /// Not done. The socket is closed after `Expired`, `TooMany`, and `TooLarge` for a step of more than
     /// [`FILE_STEP_BYTES_MAX`]; where it is full, without this word.
     Refused(FileRefusal),
+}
+
+impl CarriesBytes for FileRequest {
+    fn carried(&self) -> usize {
+        match self {
+            Self::Write { length, .. } => *length as usize,
+            Self::Read { .. } | Self::Commit => 0,
+        }
+    }
+}
+
+impl CarriesBytes for FileReply {
+    fn carried(&self) -> usize {
+        match self {
+            Self::Bytes { length, .. } => *length as usize,
+            Self::Written { .. } | Self::Committed { .. } | Self::Refused(_) => 0,
+        }
+    }
 }
 
 /// Why a file is not opened, read, listed or written.
@@ -384,12 +402,11 @@ mod tests {
             more: true,
             unnamed: u32::MAX,
         };
-        let bytes = || ChunkBytes(vec![255; FILE_STEP_BYTES_MAX]);
-        let read = FileReply::Bytes { offset: u64::MAX, data: bytes() };
-        let write = FileRequest::Write { offset: u64::MAX, data: bytes() };
-        let fits = |bytes: Vec<u8>| assert!(bytes.len() < crate::MESSAGE_BYTES_MAX, "{}", bytes.len());
-        fits(postcard::to_stdvec(&listed).expect("plain values encode"));
-        fits(postcard::to_stdvec(&read).expect("plain values encode"));
-        fits(postcard::to_stdvec(&write).expect("plain values encode"));
+        let read = FileReply::Bytes { offset: u64::MAX, length: u32::MAX };
+        let write = FileRequest::Write { offset: u64::MAX, length: u32::MAX };
+        let fits = |bytes: Vec<u8>, carried: usize| assert!(bytes.len() + carried < crate::MESSAGE_BYTES_MAX);
+        fits(postcard::to_stdvec(&listed).expect("plain values encode"), 0);
+        fits(postcard::to_stdvec(&read).expect("plain values encode"), FILE_STEP_BYTES_MAX);
+        fits(postcard::to_stdvec(&write).expect("plain values encode"), FILE_STEP_BYTES_MAX);
     }
 }

@@ -36,7 +36,7 @@ pub use generate::{
     STOP_BYTES_MAX, STOPS_MAX, TEMPLATE_REASON_BYTES_MAX, TEXT_BYTES_MAX, TEXT_TOKENS_MAX, TOKEN_BYTES_MAX,
     TOP_LOGPROBS_MAX, TextPiece, TokenLogprob,
 };
-pub use link::{Link, LinkError, Received, connected_pair};
+pub use link::{CarriesBytes, Link, LinkError, Packet, Received, connected_pair};
 pub use stream::{
     FRAME_BYTES, FRAME_SAMPLES, FRAME_US, Jitter, STREAM_PACKET_BYTES_MAX, STREAM_RATE, StreamError,
     StreamEvent, StreamFrame, StreamKey, StreamOpening, StreamPublic, StreamReader, StreamReceiver,

@@ -10,6 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// One end of a link: sends `S`, receives `R`.
@@ -28,6 +29,32 @@ pub struct Received<R> {
     pub descriptors: Vec<OwnedFd>,
     /// The sender's pid as the kernel states it, where this end asked for credentials.
     pub pid: Option<i32>,
+}
+
+/// A message that may be followed by bytes in its packet: they are not encoded, so that nobody copies them.
+pub trait CarriesBytes {
+    /// How many follow.
+    fn carried(&self) -> usize;
+}
+
+/// Where packets are received, again and again.
+#[derive(Debug)]
+pub struct Packet {
+    buffer: Box<[u8]>,
+    carried: Range<usize>,
+}
+
+impl Default for Packet {
+    fn default() -> Self {
+        Self { buffer: vec![0; MESSAGE_BYTES_MAX].into(), carried: 0..0 }
+    }
+}
+
+impl Packet {
+    /// The bytes that the last message carried.
+    pub fn carried(&self) -> &[u8] {
+        &self.buffer[self.carried.clone()]
+    }
 }
 
 /// Why a message could not be sent or received. The peer's faults are told apart from the host's.
@@ -85,9 +112,28 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
 
     /// Sends one message. A full non-blocking socket is [`LinkError::WouldBlock`], with nothing sent.
     pub fn send(&self, message: &S, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let bytes = postcard::to_stdvec(message).map_err(|_| LinkError::Malformed("our own message"))?;
-        if bytes.len() > MESSAGE_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
-            return Err(LinkError::TooLarge { bytes: bytes.len(), descriptors: descriptors.len() });
+        self.send_parts(message, &[], descriptors)
+    }
+
+    /// Sends one message with the bytes that it says it carries, as [`Link::send`].
+    pub fn send_carrying(&self, message: &S, carried: &[u8]) -> Result<(), LinkError>
+    where
+        S: CarriesBytes,
+    {
+        assert_eq!(message.carried(), carried.len(), "a message says how many bytes it carries");
+        self.send_parts(message, carried, &[])
+    }
+
+    fn send_parts(
+        &self,
+        message: &S,
+        carried: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        let message = postcard::to_stdvec(message).map_err(|_| LinkError::Malformed("our own message"))?;
+        let bytes = message.len() + carried.len();
+        if bytes > MESSAGE_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
+            return Err(LinkError::TooLarge { bytes, descriptors: descriptors.len() });
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -98,9 +144,10 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
             );
         }
         loop {
-            match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+            let parts = [IoSlice::new(&message), IoSlice::new(carried)];
+            match sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL) {
                 Ok(sent) => {
-                    assert_eq!(sent, bytes.len(), "a packet is sent whole or not at all");
+                    assert_eq!(sent, bytes, "a packet is sent whole or not at all");
                     return Ok(());
                 }
                 Err(Errno::INTR) => {}
@@ -113,13 +160,34 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
 
     /// Receives one message. An empty non-blocking socket is [`LinkError::WouldBlock`].
     pub fn receive(&self) -> Result<Received<R>, LinkError> {
-        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+        let mut packet = Packet::default();
+        let received = self.receive_packet(&mut packet)?;
+        if !packet.carried().is_empty() {
+            return Err(LinkError::Malformed("bytes after the message"));
+        }
+        Ok(received)
+    }
+
+    /// Receives one message and the bytes that it carries, which are in the packet until the next, as [`Link::receive`].
+    pub fn receive_carried(&self, packet: &mut Packet) -> Result<Received<R>, LinkError>
+    where
+        R: CarriesBytes,
+    {
+        let received = self.receive_packet(packet)?;
+        if packet.carried().len() != received.message.carried() {
+            return Err(LinkError::Malformed("more or fewer bytes than the message says"));
+        }
+        Ok(received)
+    }
+
+    fn receive_packet(&self, packet: &mut Packet) -> Result<Received<R>, LinkError> {
+        let Packet { buffer, carried } = packet;
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let packet = loop {
             let flags = RecvFlags::CMSG_CLOEXEC;
-            match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
                 Ok(packet) => break packet,
                 // Said once where the other end closed before it had read all that we sent. What it sent itself is still
                 // there, and after that its end.
@@ -149,11 +217,9 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
             // A packet of no bytes and the end of the link read alike, and neither is a message.
             return Err(LinkError::Closed);
         }
-        let (message, rest) = postcard::take_from_bytes(&bytes[..packet.bytes])
+        let (message, rest) = postcard::take_from_bytes(&buffer[..packet.bytes])
             .map_err(|_| LinkError::Malformed("it does not decode"))?;
-        if !rest.is_empty() {
-            return Err(LinkError::Malformed("bytes after the message"));
-        }
+        *carried = packet.bytes - rest.len()..packet.bytes;
         Ok(Received { message, descriptors, pid })
     }
 }

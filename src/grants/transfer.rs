@@ -7,9 +7,9 @@ use super::{GrantService, GuardError, Holder, Socket, guarded, refused_to};
 use crate::api::ApiError;
 use crate::audit::{Lane, Place};
 use crate::clock;
-use crate::workers::{receive, watch as watch_readiness};
+use crate::workers::{receive_carried, watch as watch_readiness};
 use axum::http::StatusCode;
-use ringfence_protocol::{ChunkBytes, FILE_STEP_BYTES_MAX, FileLink, FileReply, FileRequest};
+use ringfence_protocol::{FILE_STEP_BYTES_MAX, FileLink, FileReply, FileRequest, Packet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -21,6 +21,7 @@ const STEP_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A file that a client reads or writes, until this is dropped.
 pub(crate) struct Transfer {
     link: AsyncFd<FileLink>,
+    packet: Packet,
     /// Bytes of the file when it was opened.
     pub(crate) size: u64,
     ended: watch::Receiver<bool>,
@@ -78,7 +79,7 @@ impl GrantService {
         let size = opened.inspect_err(|error| spending.refused(error.code()))?;
         tokio::spawn(spending.opened(when_closed));
         let link = watch_readiness(FileLink::new(theirs)).map_err(|error| ApiError::internal(&error))?;
-        Ok(Transfer { link, size, ended, spending })
+        Ok(Transfer { link, packet: Packet::default(), size, ended, spending })
     }
 }
 
@@ -86,15 +87,16 @@ impl Transfer {
     /// The bytes from `offset` on, at most `length` and at most one step of them; none at the end of the file.
     pub(crate) async fn read(&mut self, offset: u64, length: u64) -> Result<Vec<u8>, ApiError> {
         let length = length.min(FILE_STEP_BYTES_MAX as u64) as u32;
-        match self.exchange(&FileRequest::Read { offset, length }).await? {
-            FileReply::Bytes { offset: at, data } if at == offset => Ok(data.0),
+        match self.exchange(&FileRequest::Read { offset, length }, &[]).await? {
+            FileReply::Bytes { offset: at, .. } if at == offset => Ok(self.packet.carried().to_vec()),
             reply => Err(answered(&reply)),
         }
     }
 
     /// Writes at most one step.
     pub(crate) async fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ApiError> {
-        match self.exchange(&FileRequest::Write { offset, data: ChunkBytes(bytes.to_vec()) }).await? {
+        let length = u32::try_from(bytes.len()).expect("a step's length");
+        match self.exchange(&FileRequest::Write { offset, length }, bytes).await? {
             FileReply::Written { offset: at } if at == offset => Ok(()),
             reply => Err(answered(&reply)),
         }
@@ -102,7 +104,7 @@ impl Transfer {
 
     /// Puts what was written into the file's place, durably; its length.
     pub(crate) async fn commit(&mut self) -> Result<u64, ApiError> {
-        match self.exchange(&FileRequest::Commit).await? {
+        match self.exchange(&FileRequest::Commit, &[]).await? {
             FileReply::Committed { size } => Ok(size),
             reply => Err(answered(&reply)),
         }
@@ -116,15 +118,15 @@ impl Transfer {
     }
 
     /// One request and its reply, unless the grant ends first.
-    async fn exchange(&mut self, request: &FileRequest) -> Result<FileReply, ApiError> {
+    async fn exchange(&mut self, request: &FileRequest, carried: &[u8]) -> Result<FileReply, ApiError> {
         // Where that fails, what it said before it closed the socket is still there.
-        drop(self.link.get_ref().send(request, &[]));
-        let Self { link, ended, .. } = self;
+        drop(self.link.get_ref().send_carrying(request, carried));
+        let Self { link, packet, ended, .. } = self;
         let over = || guarded(&GuardError::Ended);
         let reply = tokio::select! {
             biased;
             _ = ended.wait_for(|ended| *ended) => return Err(over()),
-            reply = tokio::time::timeout(STEP_WAIT_MAX, receive(link)) => reply,
+            reply = tokio::time::timeout(STEP_WAIT_MAX, receive_carried(link, packet)) => reply,
         };
         match reply {
             Ok(Ok(received)) => Ok(received.message),

@@ -7,7 +7,7 @@ use crate::memory::{Memory, job_error};
 use crate::stopwatch::Stopwatch;
 use ringfence_protocol::{
     EmbedInput, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileLink, FileReply, FileRequest, Item, JobError,
-    LinkError, Received, Split,
+    LinkError, Packet, Received, Split,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::string::FromUtf8Error;
@@ -26,6 +26,7 @@ pub(crate) struct Reading {
     /// Whose the job is.
     pub(crate) share: Share,
     link: FileLink,
+    packet: Packet,
     bytes_max: usize,
     bytes: Vec<u8>,
     /// Where the next request begins.
@@ -48,8 +49,8 @@ pub(crate) enum Progress {
 impl Reading {
     /// Of a file of at most so many bytes. The first of its steps is asked for at [`Reading::advance`].
     pub(crate) fn new(slot: u32, share: Share, bytes_max: usize, socket: OwnedFd) -> Self {
-        let (link, silence) = (FileLink::new(socket), Stopwatch::start());
-        Self { slot, share, link, bytes_max, bytes: Vec::new(), asked: 0, steps: 0, silence }
+        let (link, packet, silence) = (FileLink::new(socket), Packet::default(), Stopwatch::start());
+        Self { slot, share, link, packet, bytes_max, bytes: Vec::new(), asked: 0, steps: 0, silence }
     }
 
     /// Takes what has come and asks for more.
@@ -81,9 +82,9 @@ impl Reading {
                     Err(_) => return Err(self.last_word()),
                 }
             }
-            match self.link.receive() {
+            match self.link.receive_carried(&mut self.packet) {
                 Ok(Received { message, descriptors, .. }) if descriptors.is_empty() => {
-                    if self.take(message, memory)? {
+                    if self.take(&message, memory)? {
                         return Ok(true);
                     }
                 }
@@ -103,19 +104,19 @@ impl Reading {
     }
 
     /// Whether a reply was the last one.
-    fn take(&mut self, reply: FileReply, memory: &dyn Memory) -> Result<bool, JobError> {
+    fn take(&mut self, reply: &FileReply, memory: &dyn Memory) -> Result<bool, JobError> {
         self.steps -= 1;
         self.silence = Stopwatch::start();
-        let FileReply::Bytes { offset, data } = reply else {
+        let FileReply::Bytes { offset, .. } = reply else {
             return Err(match reply {
-                FileReply::Refused(refusal) => JobError::InputRefused { refusal },
+                FileReply::Refused(refusal) => JobError::InputRefused { refusal: *refusal },
                 _ => JobError::InputUnavailable,
             });
         };
-        if offset != self.bytes.len() as u64 {
+        if *offset != self.bytes.len() as u64 {
             return Err(JobError::InputUnavailable);
         }
-        let step = &data.0;
+        let step = self.packet.carried();
         let bytes = self.bytes.len() + step.len();
         if bytes > self.bytes_max {
             return Err(JobError::InputTooLarge { limit: self.bytes_max as u64 });

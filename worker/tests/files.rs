@@ -4,8 +4,8 @@
 mod support;
 
 use ringfence_protocol::{
-    ChunkBytes, Data, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileRefusal, FileReply, FileRequest, FileSideLink,
-    FromWorker, INPUT_BYTES_MAX, ITEMS_MAX, JobError, Passage, Split, ToWorker, connected_pair,
+    Data, FILE_STEP_BYTES_MAX, FILE_STEPS_MAX, FileRefusal, FileReply, FileRequest, FileSideLink, FromWorker,
+    INPUT_BYTES_MAX, ITEMS_MAX, JobError, Passage, Split, ToWorker, connected_pair,
 };
 use ringfence_sandbox::SealedFile;
 use std::os::fd::AsFd;
@@ -32,7 +32,10 @@ fn serve(link: &FileSideLink, bytes: &[u8]) -> usize {
         let from = (offset as usize).min(bytes.len());
         let to = (from + length as usize).min(bytes.len());
         requests += 1;
-        if link.send(&FileReply::Bytes { offset, data: ChunkBytes(bytes[from..to].to_vec()) }, &[]).is_err() {
+        if link
+            .send_carrying(&FileReply::Bytes { offset, length: (to - from) as u32 }, &bytes[from..to])
+            .is_err()
+        {
             break;
         }
     }
@@ -184,7 +187,7 @@ fn what_can_not_be_read_or_is_no_text_fails_alone() {
     // Bytes of another place than was asked for.
     let link = run(&worker, 0, false);
     link.receive().unwrap();
-    link.send(&FileReply::Bytes { offset: 9, data: ChunkBytes(vec![b'a'; 3]) }, &[]).unwrap();
+    link.send_carrying(&FileReply::Bytes { offset: 9, length: 3 }, b"aaa").unwrap();
     assert_eq!(failed(&worker), JobError::InputUnavailable);
 
     worker.run(0, vec![text("the cat")], false);

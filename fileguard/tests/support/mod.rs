@@ -4,7 +4,7 @@
 
 use ringfence_protocol::{
     DIGEST, FILEGUARD_DATA_BYTES_MAX, FileAccess, FileEnd, FileLink, FileRefusal, FileReply, FileRequest,
-    FileguardLink, FromFileguard, Identity, LinkError, Received, ToFileguard, connected_pair,
+    FileguardLink, FromFileguard, Identity, LinkError, Packet, Received, ToFileguard, connected_pair,
 };
 use ringfence_sandbox::{Child, Environment, Exit, SpawnRequest, StatusPage, User, process_facts, spawn};
 use rustix::fs::{Mode, OFlags, open};
@@ -313,28 +313,39 @@ impl Guard {
 
 impl Served {
     pub(crate) fn ask(&self, request: FileRequest) -> FileReply {
-        self.try_ask(&request).unwrap()
+        self.exchange(&request, &[]).unwrap().0
     }
 
     /// The file may have ended before it is asked, or with the request unread, which takes its last word along.
     pub(crate) fn try_ask(&self, request: &FileRequest) -> Result<FileReply, LinkError> {
-        match self.link.send(request, &[]) {
-            Ok(()) | Err(LinkError::Closed) => self.link.receive().map(|received| received.message),
-            Err(error) => Err(error),
+        self.exchange(request, &[]).map(|(reply, _)| reply)
+    }
+
+    pub(crate) fn exchange(
+        &self,
+        request: &FileRequest,
+        carried: &[u8],
+    ) -> Result<(FileReply, Vec<u8>), LinkError> {
+        match self.link.send_carrying(request, carried) {
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => return Err(error),
         }
+        let mut packet = Packet::default();
+        let reply = self.link.receive_carried(&mut packet)?.message;
+        Ok((reply, packet.carried().to_vec()))
     }
 
     pub(crate) fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, FileRefusal> {
-        match self.ask(FileRequest::Read { offset, length }) {
-            FileReply::Bytes { offset: at, data } if at == offset => Ok(data.0),
-            FileReply::Refused(refusal) => Err(refusal),
+        match self.exchange(&FileRequest::Read { offset, length }, &[]).unwrap() {
+            (FileReply::Bytes { offset: at, .. }, bytes) if at == offset => Ok(bytes),
+            (FileReply::Refused(refusal), _) => Err(refusal),
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), FileRefusal> {
-        let data = ringfence_protocol::ChunkBytes(data.to_vec());
-        match self.ask(FileRequest::Write { offset, data }) {
+        let request = FileRequest::Write { offset, length: data.len() as u32 };
+        match self.exchange(&request, data).unwrap().0 {
             FileReply::Written { offset: at } if at == offset => Ok(()),
             FileReply::Refused(refusal) => Err(refusal),
             other => panic!("{other:?}"),
