@@ -403,6 +403,7 @@ pub fn warm_up_generator<D: DecodingDevice + 'static>(
         rope_theta: 10_000.0,
         rope_scaling: None,
         tied: true,
+        biases: true,
     };
     let mut model = Llama::new(device, &config, &RandomWeights, 4, memory)?;
     let failed = |failure| load_refused(Refusal::Failed(failure));

@@ -7,6 +7,7 @@ use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
 use ringfence_worker::memory::Lease;
 use ringfence_worker::package::{FileBytes, Files};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn text(out: &mut Vec<u8>, text: &str) {
@@ -62,8 +63,10 @@ fn metadata() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Each tensor: name, sizes as the file has them, number of its type, bytes.
-fn tensors() -> Vec<(String, Vec<u64>, u32, usize)> {
+/// A tensor: name, sizes as the file has them, number of its type, bytes.
+type Listed = (String, Vec<u64>, u32, usize);
+
+fn tensors() -> Vec<Listed> {
     let layer =
         |part: &str, rows: u64| (format!("blk.0.{part}.weight"), vec![32, rows], 3, rows as usize * 20);
     let norm = |name: &str| (format!("{name}.weight"), vec![32], 0, 128);
@@ -82,7 +85,7 @@ fn tensors() -> Vec<(String, Vec<u64>, u32, usize)> {
     ]
 }
 
-fn file(metadata: &[Vec<u8>], tensors: &[(String, Vec<u64>, u32, usize)]) -> Vec<u8> {
+fn file(metadata: &[Vec<u8>], tensors: &[Listed]) -> Vec<u8> {
     let mut out = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((metadata.len() as u64).to_le_bytes());
@@ -101,10 +104,15 @@ fn file(metadata: &[Vec<u8>], tensors: &[(String, Vec<u64>, u32, usize)]) -> Vec
 }
 
 fn import(bytes: Vec<u8>) -> Result<Facts, ConvertError> {
+    import_files(bytes).map(|(facts, _)| facts)
+}
+
+fn import_files(bytes: Vec<u8>) -> Result<(Facts, BTreeMap<String, Vec<u8>>), ConvertError> {
     let bytes = Arc::new(bytes) as FileBytes;
     let files: Files = [("model.gguf".to_owned(), bytes)].into_iter().collect();
     let mut output = InMemory::new(&files);
-    convert(SourceForm::Gguf, &mut Work { files: &files, output: &mut output, memory: &Lease })
+    let facts = convert(SourceForm::Gguf, &mut Work { files: &files, output: &mut output, memory: &Lease })?;
+    Ok((facts, output.files))
 }
 
 #[test]
@@ -114,6 +122,54 @@ fn the_whole_file_is_taken_and_no_part_of_it_is() {
     for length in 0..whole.len() - 32 {
         import(whole[..length].to_vec()).unwrap_err();
     }
+}
+
+/// As a Qwen2: its name in keys, and biases.
+fn qwen2() -> (Vec<Vec<u8>>, Vec<Listed>) {
+    let renamed = |entry: Vec<u8>| {
+        let at = entry.windows(6).position(|word| word == b"llama.");
+        let mut entry = entry;
+        if let Some(at) = at {
+            entry[at..at + 6].copy_from_slice(b"qwen2.");
+        }
+        entry
+    };
+    let mut metadata: Vec<Vec<u8>> = metadata().into_iter().map(renamed).collect();
+    metadata[0] = word("general.architecture", "qwen2");
+    let bias = |part: &str, rows: u64| (format!("blk.0.{part}.bias"), vec![rows], 0, rows as usize * 4);
+    let biases = [bias("attn_q", 32), bias("attn_k", 16), bias("attn_v", 16)];
+    (metadata, tensors().into_iter().chain(biases).collect())
+}
+
+#[test]
+fn a_qwen2_keeps_its_biases_and_the_order_of_its_rows() {
+    let (metadata, tensors) = qwen2();
+    let numbered = |architecture: &str, metadata: &[Vec<u8>], tensors: &[Listed]| {
+        let mut bytes = file(metadata, tensors);
+        // Every row of queries begins with its number.
+        let at: usize = tensors
+            .iter()
+            .take_while(|tensor| !tensor.0.ends_with("attn_q.weight"))
+            .map(|tensor| tensor.3.next_multiple_of(32))
+            .sum();
+        let data: usize = tensors.iter().map(|tensor| tensor.3.next_multiple_of(32)).sum();
+        let start = bytes.len() - data + at;
+        (0..32).for_each(|row| bytes[start + row * 20] = row as u8);
+        let (_, files) = import_files(bytes).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
+        assert_eq!(config["model_type"], architecture);
+        let weights = safetensors::SafeTensors::deserialize(&files["model.safetensors"]).unwrap();
+        let queries = weights.tensor("model.layers.0.self_attn.q_proj.weight").unwrap().data().to_vec();
+        let biases = weights.names().iter().filter(|name| name.ends_with(".bias")).count();
+        (queries.chunks(20).map(|row| row[0]).collect::<Vec<u8>>(), biases)
+    };
+    let (order, biases) = numbered("qwen2", &metadata, &tensors);
+    assert_eq!((order, biases), ((0..32).collect(), 3));
+    let (order, biases) = numbered("llama", &self::metadata(), &self::tensors());
+    assert_eq!((&order[..4], order[8], biases), (&[0, 2, 4, 6][..], 1, 0));
+    // A Qwen2 without one of them, and a Llama with them.
+    import(file(&metadata, &tensors[..tensors.len() - 1])).unwrap_err();
+    import(file(&self::metadata(), &tensors)).unwrap_err();
 }
 
 #[test]

@@ -1,12 +1,14 @@
-//! A small Llama with random weights against candle's: prompts at once and in pieces, several sequences in a step, blocks in
+//! A small Llama, Mistral and Qwen2 with random weights against candle's: prompts at once and in pieces, several sequences in a step, blocks in
 //! any order, halves and quantised blocks.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::Activation;
 use candle_nn::VarBuilder;
-use candle_transformers::models::llama::{Cache, Config, Llama as Oracle, LlamaEosToks};
+use candle_transformers::models::llama::{self, Cache, LlamaEosToks};
+use candle_transformers::models::{mistral, qwen2};
 use ringfence_protocol::LoadError;
 use ringfence_worker::convert::blocks::Type;
 use ringfence_worker::device::{BlockKind, CACHE_BLOCK_TOKENS, Cpu, Stored, TableSource};
@@ -33,7 +35,17 @@ fn config() -> LlamaConfig {
         rope_theta: 10_000.0,
         rope_scaling: None,
         tied: true,
+        biases: false,
     }
+}
+
+/// Heads of another width than the rows have for each, and an output of its own, as in Mistral's Nemo.
+fn mistral() -> LlamaConfig {
+    LlamaConfig { head: 32, rope_theta: 1e6, tied: false, ..config() }
+}
+
+fn qwen2() -> LlamaConfig {
+    LlamaConfig { rope_theta: 1e6, biases: true, ..config() }
 }
 
 /// How its products are kept.
@@ -43,6 +55,9 @@ enum Kept {
     Halves,
     Blocks(BlockKind),
 }
+
+/// What gives the logits after a sequence.
+type Oracle = Box<dyn Fn(&[u32]) -> Vec<f32>>;
 
 /// Random tensors by name, the same for the oracle.
 struct Random {
@@ -61,14 +76,15 @@ impl Random {
         let (mut floats, mut bytes) = (HashMap::new(), HashMap::new());
         for (name, shape) in config.tensors() {
             let count: usize = shape.iter().product();
-            let norm = shape.len() == 1;
+            let norm = name.ends_with("norm.weight");
+            let table = shape.len() == 2;
             let mut values: Vec<f32> =
                 (0..count).map(|_| if norm { 1.0 + next() / 4.0 } else { next() / 5.0 }).collect();
             match kept {
-                Kept::Halves if !norm => {
+                Kept::Halves if table => {
                     values.iter_mut().for_each(|value| *value = half::f16::from_f32(*value).to_f32());
                 }
-                Kept::Blocks(kind) if !norm => {
+                Kept::Blocks(kind) if table => {
                     let blocks = quantise(&values, kind);
                     Type::of_block(kind).dequantise_all(&blocks, &mut values);
                     bytes.insert(name.clone(), Arc::new(blocks) as FileBytes);
@@ -80,13 +96,17 @@ impl Random {
         Self { floats, kept, bytes }
     }
 
-    fn oracle(&self, config: &LlamaConfig) -> impl Fn(&[u32]) -> Vec<f32> {
+    fn tensors(&self, config: &LlamaConfig) -> VarBuilder<'static> {
         let tensor = |(name, shape): (String, Vec<usize>)| {
             let values = self.floats[&name].clone();
             (name, Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap())
         };
         let tensors = config.tensors().into_iter().map(tensor).collect();
-        let theirs = Config {
+        VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
+    }
+
+    fn oracle(&self, config: &LlamaConfig) -> Oracle {
+        let theirs = llama::Config {
             hidden_size: config.hidden,
             intermediate_size: config.intermediate,
             vocab_size: config.vocabulary,
@@ -102,14 +122,61 @@ impl Random {
             max_position_embeddings: config.positions,
             tie_word_embeddings: config.tied,
         };
-        let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let model = Oracle::load(weights, &theirs).unwrap();
-        move |ids| {
+        let model = llama::Llama::load(self.tensors(config), &theirs).unwrap();
+        Box::new(move |ids| {
             let mut cache = Cache::new(false, DType::F32, &theirs, &Device::Cpu).unwrap();
-            let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            model.forward(&ids, 0, &mut cache).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-        }
+            flat(&model.forward(&batch(ids), 0, &mut cache).unwrap())
+        })
     }
+
+    fn oracle_of_mistral(&self, config: &LlamaConfig) -> Oracle {
+        let theirs = mistral::Config {
+            vocab_size: config.vocabulary,
+            hidden_size: config.hidden,
+            intermediate_size: config.intermediate,
+            num_hidden_layers: config.layers,
+            num_attention_heads: config.heads,
+            head_dim: Some(config.head),
+            num_key_value_heads: config.key_heads,
+            hidden_act: Activation::Silu,
+            max_position_embeddings: config.positions,
+            rms_norm_eps: f64::from(config.epsilon),
+            rope_theta: f64::from(config.rope_theta),
+            sliding_window: Some(config.positions),
+            use_flash_attn: false,
+        };
+        let model = mistral::Model::new(&theirs, self.tensors(config)).unwrap();
+        Box::new(move |ids| flat(&model.clone().forward(&batch(ids), 0).unwrap()))
+    }
+
+    fn oracle_of_qwen2(&self, config: &LlamaConfig) -> Oracle {
+        let theirs = qwen2::Config {
+            vocab_size: config.vocabulary,
+            hidden_size: config.hidden,
+            intermediate_size: config.intermediate,
+            num_hidden_layers: config.layers,
+            num_attention_heads: config.heads,
+            num_key_value_heads: config.key_heads,
+            max_position_embeddings: config.positions,
+            sliding_window: config.positions,
+            max_window_layers: config.layers,
+            tie_word_embeddings: config.tied,
+            rope_theta: f64::from(config.rope_theta),
+            rms_norm_eps: f64::from(config.epsilon),
+            use_sliding_window: false,
+            hidden_act: Activation::Silu,
+        };
+        let model = qwen2::ModelForCausalLM::new(&theirs, self.tensors(config)).unwrap();
+        Box::new(move |ids| flat(&model.clone().forward(&batch(ids), 0).unwrap()))
+    }
+}
+
+fn batch(ids: &[u32]) -> Tensor {
+    Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
+}
+
+fn flat(logits: &Tensor) -> Vec<f32> {
+    logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Blocks of 32 whose scale holds the largest of them.
@@ -176,8 +243,13 @@ fn worst(found: &[f32], expected: &[f32]) -> f32 {
 fn follows_candle(kept: Kept, tolerance: f32) {
     let config = config();
     let weights = Random::new(&config, kept);
-    let oracle = weights.oracle(&config);
-    let mut model = Llama::new(Cpu::new(support::compute()), &config, &weights, 12, &Lease).unwrap();
+    follows(&config, &weights, &*weights.oracle(&config), tolerance);
+}
+
+#[track_caller]
+fn follows(config: &LlamaConfig, weights: &Random, oracle: &dyn Fn(&[u32]) -> Vec<f32>, tolerance: f32) {
+    let kept = weights.kept;
+    let mut model = Llama::new(Cpu::new(support::compute()), config, weights, 12, &Lease).unwrap();
     model.reserve(100, 3, &Lease).unwrap();
     let (a, b, c) = (ids(70, 1), ids(33, 2), ids(5, 3));
     let blocks: [&[u32]; 3] = [&[7, 2, 11], &[0, 5], &[9]];
@@ -211,6 +283,32 @@ fn follows_candle(kept: Kept, tolerance: f32) {
 fn logits_are_candle_s_for_any_mix_of_sequences() {
     follows_candle(Kept::Singles, 2e-5);
     follows_candle(Kept::Halves, 1e-3);
+}
+
+#[test]
+fn so_are_those_of_a_mistral_and_of_a_qwen2_with_its_biases() {
+    for (kept, tolerance) in [
+        (Kept::Singles, 2e-5),
+        (Kept::Halves, 1e-3),
+        (Kept::Blocks(BlockKind::Q8_0), 0.05),
+        (Kept::Blocks(BlockKind::Q4_1), 0.05),
+    ] {
+        let config = mistral();
+        let weights = Random::new(&config, kept);
+        follows(&config, &weights, &*weights.oracle_of_mistral(&config), tolerance);
+        let config = qwen2();
+        let weights = Random::new(&config, kept);
+        follows(&config, &weights, &*weights.oracle_of_qwen2(&config), tolerance);
+        // The biases are no small matter: without them it is another network.
+        let without = LlamaConfig { biases: false, ..qwen2() };
+        let oracle = weights.oracle(&without);
+        let mut model = Llama::new(Cpu::new(support::compute()), &config, &weights, 12, &Lease).unwrap();
+        model.reserve(8, 1, &Lease).unwrap();
+        let mut logits = Vec::new();
+        let ids = ids(8, 1);
+        model.step(&[Run { ids: &ids, first: 0, blocks: &[3], answers: true }], &mut logits).unwrap();
+        assert!(worst(&logits, &oracle(&ids)) > 0.1);
+    }
 }
 
 #[test]

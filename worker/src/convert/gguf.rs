@@ -1,4 +1,4 @@
-//! GGUF of the Llama family, as a folder in the Hugging Face layout: names and the order of rows are those of that
+//! GGUF of the Llama family (Qwen2 too), as a folder in the Hugging Face layout: names and the order of rows are those of that
 //! layout, Q4_1 and Q8_0 stay in their blocks, other blocks become halves.
 //!
 //! Halves, since a weight of four to six bits is off by far more than a half's rounding; floats would take twice as much.
@@ -24,21 +24,59 @@ const ARCHITECTURE: &str = "general.architecture";
 /// The longest statement of a licence in bytes.
 const LICENCE_BYTES_MAX: usize = 256;
 
-/// Keys of the family that are read, or change nothing.
+/// Keys of a network that are read, or change nothing, behind its name.
 const KNOWN: &[&str] = &[
-    "llama.attention.head_count",
-    "llama.attention.head_count_kv",
-    "llama.attention.key_length",
-    "llama.attention.layer_norm_rms_epsilon",
-    "llama.attention.value_length",
-    "llama.block_count",
-    "llama.context_length",
-    "llama.embedding_length",
-    "llama.feed_forward_length",
-    "llama.rope.dimension_count",
-    "llama.rope.freq_base",
-    "llama.vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "vocab_size",
 ];
+
+/// Networks of the family. Mistrals are Llamas to llama.cpp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    Llama,
+    Qwen2,
+}
+
+impl Network {
+    fn read(metadata: &Metadata<'_>) -> Result<Self, ConvertError> {
+        match metadata.text(ARCHITECTURE)? {
+            Some("llama") => Ok(Self::Llama),
+            Some("qwen2") => Ok(Self::Qwen2),
+            Some(other) => Err(unsupported(&format!("the architecture {}", printable(other)))),
+            None => Err(lacking(ARCHITECTURE)),
+        }
+    }
+
+    /// The name in keys and in `config.json`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+
+    /// Its key of this name.
+    fn key(self, key: &str) -> String {
+        format!("{}.{key}", self.name())
+    }
+}
 
 /// Makes a package of a GGUF file.
 ///
@@ -47,16 +85,17 @@ const KNOWN: &[&str] = &[
 pub fn convert(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     let file = work.files.require(FILE, usize::MAX).map_err(refused)?.clone();
     let gguf = Gguf::read(&file)?;
-    known(&gguf.metadata)?;
-    let config = config(&gguf)?;
+    let network = Network::read(&gguf.metadata)?;
+    known(&gguf.metadata, network)?;
+    let config = config(&gguf, network)?;
     let text = config.to_string();
     let llama = LlamaConfig::parse(text.as_bytes()).map_err(refused)?;
-    let plan = plan(&gguf, &llama)?;
+    let plan = plan(&gguf, network, &llama)?;
     let tokenizer = tokenizer::read(&gguf.metadata, llama.vocabulary, work.memory)?;
     output::write(work.output, config::FILE, text.as_bytes())?;
     tokenizer.write(work)?;
     write_tensors(work, &file, &plan)?;
-    let max_tokens = u32::try_from(llama.positions).map_err(|_| wrong("llama.context_length"))?;
+    let max_tokens = u32::try_from(llama.positions).map_err(|_| wrong(&network.key("context_length")))?;
     let licence = gguf.metadata.text("general.license")?;
     let licence = licence.filter(|text| text.len() <= LICENCE_BYTES_MAX).map(str::to_owned);
     Ok(Facts { architecture: ModelArchitecture::Llama, max_tokens, licence })
@@ -67,13 +106,9 @@ fn unsupported(what: &str) -> ConvertError {
     ConvertError::Unsupported { file: FILE.to_owned(), what: what.to_owned() }
 }
 
-fn known(metadata: &Metadata<'_>) -> Result<(), ConvertError> {
-    match metadata.text(ARCHITECTURE)? {
-        Some("llama") => {}
-        Some(other) => return Err(unsupported(&format!("the architecture {}", printable(other)))),
-        None => return Err(lacking(ARCHITECTURE)),
-    }
-    let strange = |key: &&str| key.starts_with("llama.") && !KNOWN.contains(key);
+fn known(metadata: &Metadata<'_>, network: Network) -> Result<(), ConvertError> {
+    let prefix = network.key("");
+    let strange = |key: &&str| key.strip_prefix(&prefix).is_some_and(|key| !KNOWN.contains(&key));
     match metadata.keys().find(strange) {
         Some(key) => Err(unsupported(&format!("`{key}`"))),
         None => Ok(()),
@@ -90,20 +125,20 @@ fn lacking(key: &str) -> ConvertError {
 }
 
 /// `config.json`; its bounds are checked by whoever reads it.
-fn config(gguf: &Gguf<'_>) -> Result<Value, ConvertError> {
+fn config(gguf: &Gguf<'_>, network: Network) -> Result<Value, ConvertError> {
     let metadata = &gguf.metadata;
-    let optional = |key: &str| metadata.natural(&format!("llama.{key}"));
-    let natural = |key: &str| optional(key)?.ok_or_else(|| lacking(&format!("llama.{key}")));
+    let optional = |key: &str| metadata.natural(&network.key(key));
+    let natural = |key: &str| optional(key)?.ok_or_else(|| lacking(&network.key(key)));
     let heads = natural("attention.head_count")?;
     let embeddings = gguf.tensors.get("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
     let vocabulary = embeddings.shape[0] as u64;
     if optional("vocab_size")?.is_some_and(|stated| stated != vocabulary) {
-        return Err(wrong("llama.vocab_size"));
+        return Err(wrong(&network.key("vocab_size")));
     }
-    let epsilon = "llama.attention.layer_norm_rms_epsilon";
+    let epsilon = network.key("attention.layer_norm_rms_epsilon");
     let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [network.class()],
+        "model_type": network.name(),
         "hidden_act": "silu",
         "hidden_size": natural("embedding_length")?,
         "intermediate_size": natural("feed_forward_length")?,
@@ -112,14 +147,14 @@ fn config(gguf: &Gguf<'_>) -> Result<Value, ConvertError> {
         "num_key_value_heads": optional("attention.head_count_kv")?.unwrap_or(heads),
         "max_position_embeddings": natural("context_length")?,
         "vocab_size": vocabulary,
-        "rms_norm_eps": metadata.float(epsilon)?.ok_or_else(|| lacking(epsilon))?,
-        "rope_theta": metadata.float("llama.rope.freq_base")?.unwrap_or(ROPE_THETA),
+        "rms_norm_eps": metadata.float(&epsilon)?.ok_or_else(|| lacking(&epsilon))?,
+        "rope_theta": metadata.float(&network.key("rope.freq_base"))?.unwrap_or(ROPE_THETA),
         "attention_bias": false,
         "mlp_bias": false,
         "tie_word_embeddings": !gguf.tensors.contains_key("output.weight"),
         "torch_dtype": "float16",
     });
-    config["head_dim"] = head(heads, natural("embedding_length")?, &optional)?.into();
+    config["head_dim"] = head(network, heads, natural("embedding_length")?, &optional)?.into();
     for key in ["bos", "eos"] {
         let id = metadata.natural(&format!("tokenizer.ggml.{key}_token_id"))?;
         config[format!("{key}_token_id")] = id.into();
@@ -132,15 +167,16 @@ const ROPE_THETA: f64 = 10_000.0;
 
 /// Floats of a head; everything that states it must agree.
 fn head(
+    network: Network,
     heads: u64,
     hidden: u64,
     optional: &impl Fn(&str) -> Result<Option<u64>, ConvertError>,
 ) -> Result<u64, ConvertError> {
-    let implied = hidden.checked_div(heads).ok_or_else(|| wrong("llama.attention.head_count"))?;
+    let implied = hidden.checked_div(heads).ok_or_else(|| wrong(&network.key("attention.head_count")))?;
     let head = optional("attention.key_length")?.unwrap_or(implied);
     for key in ["attention.value_length", "rope.dimension_count"] {
         if optional(key)?.unwrap_or(head) != head {
-            return Err(unsupported(&format!("a `llama.{key}` other than that of keys")));
+            return Err(unsupported(&format!("a `{}` other than that of keys", network.key(key))));
         }
     }
     Ok(head)
@@ -159,7 +195,7 @@ struct Planned {
 }
 
 /// Every tensor that the network needs has a source, and every source is needed.
-fn plan(gguf: &Gguf<'_>, llama: &LlamaConfig) -> Result<Vec<Planned>, ConvertError> {
+fn plan(gguf: &Gguf<'_>, network: Network, llama: &LlamaConfig) -> Result<Vec<Planned>, ConvertError> {
     let mut sources: BTreeMap<&str, &reader::Tensor> =
         gguf.tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let mut plan = Vec::new();
@@ -170,10 +206,10 @@ fn plan(gguf: &Gguf<'_>, llama: &LlamaConfig) -> Result<Vec<Planned>, ConvertErr
             let reason = format!("its shape is {:?}, the metadata says {shape:?}", source.shape);
             return Err(ConvertError::Tensor { tensor: theirs, reason });
         }
-        let paired_heads = match theirs.split('.').nth(2) {
-            Some("attn_q") => llama.heads,
-            Some("attn_k") => llama.key_heads,
-            Some(_) | None => 0,
+        let paired_heads = match (network, theirs.split('.').nth(2)) {
+            (Network::Llama, Some("attn_q")) => llama.heads,
+            (Network::Llama, Some("attn_k")) => llama.key_heads,
+            (Network::Llama | Network::Qwen2, _) => 0,
         };
         plan.push(Planned { name, source: source.clone(), paired_heads });
     }
@@ -193,7 +229,8 @@ fn gguf_name(name: &str) -> String {
         };
         return outer.to_owned();
     };
-    let part = match part.strip_suffix(".weight").unwrap_or(part) {
+    let (part, kind) = part.rsplit_once('.').unwrap_or((part, "weight"));
+    let part = match part {
         "input_layernorm" => "attn_norm",
         "post_attention_layernorm" => "ffn_norm",
         "self_attn.q_proj" => "attn_q",
@@ -205,7 +242,7 @@ fn gguf_name(name: &str) -> String {
         "mlp.down_proj" => "ffn_down",
         other => other,
     };
-    format!("blk.{layer}.{part}.weight")
+    format!("blk.{layer}.{part}.{kind}")
 }
 
 /// How a tensor is stored in the package.

@@ -55,7 +55,7 @@ pub fn convert(work: &mut Work<'_>) -> Result<Facts, ConvertError> {
     work.memory.check(bytes * TOKENIZER_WORKING_FACTOR).map_err(denied)?;
     let facts = match model.as_str() {
         "bert" => bert(files, work.memory),
-        "llama" => llama(files),
+        "llama" | "mistral" | "qwen2" => llama(files),
         "whisper" => whisper(files),
         other => Err(unsupported(config::FILE, format!("the model type {}", super::gguf::printable(other)))),
     }?;

@@ -1,4 +1,4 @@
-//! Llamas (Touvron et al. 2023) with grouped queries (Ainslie et al. 2023), over keys and values in blocks that sequences
+//! Llamas (Touvron et al. 2023) with grouped queries (Ainslie et al. 2023), with biases where they are Qwen2's, over keys and values in blocks that sequences
 //! take and give back.
 //!
 //! A step takes rows of several sequences: all of a prompt, a piece of one, or the token that was written last. What a
@@ -113,7 +113,7 @@ impl<D: DecodingDevice> Llama<D> {
             frequencies: frequencies(config),
             embeddings: source.embeddings()?,
             norm: source.norm("model.norm")?,
-            output: source.linear(config.hidden, &[(output, config.vocabulary)])?,
+            output: source.linear(config.hidden, &[(output, config.vocabulary)], false)?,
             caches: caches.collect::<Result<_, _>>().map_err(source.refused())?,
             config: config.clone(),
             layers,
@@ -513,11 +513,13 @@ impl<D: DecodingDevice> Source<'_, D> {
         let [attended, out, gates, down] = self.products(layer);
         let linear = |(inputs, parts): (usize, Vec<(String, usize)>)| {
             let parts: Vec<(&str, usize)> = parts.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
-            self.linear(inputs, &parts)
+            self.linear(inputs, &parts, false)
         };
+        let (inputs, parts) = attended;
+        let parts: Vec<(&str, usize)> = parts.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
         Ok(Layer {
             attention_norm: self.norm(&format!("model.layers.{layer}.input_layernorm"))?,
-            attended: linear(attended)?,
+            attended: self.linear(inputs, &parts, self.config.biases)?,
             out: linear(out)?,
             inner_norm: self.norm(&format!("model.layers.{layer}.post_attention_layernorm"))?,
             gates: linear(gates)?,
@@ -544,7 +546,12 @@ impl<D: DecodingDevice> Source<'_, D> {
     }
 
     /// A product whose parts stay in blocks if all of them are in blocks.
-    fn linear(&self, inputs: usize, parts: &[(&str, usize)]) -> Result<D::TextLinear, LoadError> {
+    fn linear(
+        &self,
+        inputs: usize,
+        parts: &[(&str, usize)],
+        biases: bool,
+    ) -> Result<D::TextLinear, LoadError> {
         let mut blocks = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
             blocks.push(self.weights.blocks(&format!("{name}.weight"), [*rows, inputs])?);
@@ -556,7 +563,9 @@ impl<D: DecodingDevice> Source<'_, D> {
                 Some(Blocks { kind, file, bytes }) if all => TextWeights::Blocks(*kind, &file[bytes.clone()]),
                 _ => self.floats(&format!("{name}.weight"), *rows, inputs)?,
             };
-            taken.push(TextPart { rows: *rows, weights, bias: None });
+            let bias =
+                if biases { Some(self.weights.floats(&format!("{name}.bias"), &[*rows])?) } else { None };
+            taken.push(TextPart { rows: *rows, weights, bias });
         }
         self.device.text_weights(inputs, taken).map_err(self.refused())
     }

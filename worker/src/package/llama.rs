@@ -1,4 +1,4 @@
-//! `config.json` of a Llama: the shape of the network, bounded before anything is allocated by it, and the tensors that it
+//! `config.json` of a Llama, or of a Mistral or a Qwen2, which differ from it in little: the shape of the network, bounded before anything is allocated by it, and the tensors that it
 //! needs.
 
 use super::{Files, config::FILE, json, malformed};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 const BYTES_MAX: usize = 1024 * 1024;
 const HIDDEN_MAX: usize = 32_768;
 const INTERMEDIATE_MAX: usize = 262_144;
-/// Nine tensors of each layer and three more stay below what a file of weights may have.
+/// Twelve tensors of each layer and three more stay below what a file of weights may have.
 const LAYERS_MAX: usize = 512;
 const HEADS_MAX: usize = 512;
 const HEAD_MAX: usize = 1024;
@@ -47,6 +47,8 @@ pub struct LlamaConfig {
     pub rope_scaling: Option<Llama3Scaling>,
     /// Embeddings are the output's weights too.
     pub tied: bool,
+    /// Queries, keys and values have biases, as in Qwen2.
+    pub biases: bool,
 }
 
 /// Llama 3.1's stretching of low frequencies.
@@ -66,6 +68,10 @@ pub struct Llama3Scaling {
 #[serde(rename_all = "lowercase")]
 enum ModelType {
     Llama,
+    /// A Llama whose tokens may see no more than a window of those before them.
+    Mistral,
+    /// A Llama with biases; some see a window in a part of their layers.
+    Qwen2,
 }
 
 #[derive(Deserialize)]
@@ -84,8 +90,7 @@ enum Scaling {
 /// Keys that change what is computed. Others (dropout, versions, the initialiser) don't.
 #[derive(Deserialize)]
 struct Raw {
-    #[serde(rename = "model_type")]
-    _model_type: ModelType,
+    model_type: ModelType,
     #[serde(rename = "hidden_act")]
     _hidden_act: HiddenAct,
     hidden_size: usize,
@@ -100,6 +105,8 @@ struct Raw {
     rope_theta: Option<f64>,
     rope_scaling: Option<Scaling>,
     rope_parameters: Option<IgnoredAny>,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -128,6 +135,11 @@ impl LlamaConfig {
         let hidden = bounded("hidden_size", raw.hidden_size, HIDDEN_MAX)?;
         let heads = bounded("num_attention_heads", raw.num_attention_heads, HEADS_MAX)?;
         let key_heads = raw.num_key_value_heads.unwrap_or(heads);
+        let positions = bounded("max_position_embeddings", raw.max_position_embeddings, POSITIONS_MAX)?;
+        let window = match raw.window() {
+            Some(window) => bounded("sliding_window", window, POSITIONS_MAX)?,
+            None => positions,
+        };
         let config = Self {
             hidden,
             intermediate: bounded("intermediate_size", raw.intermediate_size, INTERMEDIATE_MAX)?,
@@ -135,12 +147,14 @@ impl LlamaConfig {
             heads,
             key_heads: bounded("num_key_value_heads", key_heads, heads)?,
             head: bounded("head_dim", raw.head_dim.unwrap_or(hidden / heads), HEAD_MAX)?,
-            positions: bounded("max_position_embeddings", raw.max_position_embeddings, POSITIONS_MAX)?,
+            // As long as a sequence fits in the window, the window changes nothing.
+            positions: positions.min(window),
             vocabulary: bounded("vocab_size", raw.vocab_size, VOCABULARY_MAX)?,
             epsilon: raw.rms_norm_eps as f32,
             rope_theta: raw.rope_theta.unwrap_or(ROPE_THETA) as f32,
             rope_scaling: scaling(raw.rope_scaling)?,
             tied: raw.tie_word_embeddings,
+            biases: matches!(raw.model_type, ModelType::Qwen2),
         };
         config.coherent(raw.head_dim.is_some())
     }
@@ -171,8 +185,17 @@ impl LlamaConfig {
         for layer in 0..self.layers {
             let named = |(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape);
             tensors.extend(self.layer().into_iter().map(named));
+            let named = |(part, outputs)| (format!("model.layers.{layer}.{part}.bias"), vec![outputs]);
+            tensors.extend(self.biased().into_iter().map(named));
         }
         tensors
+    }
+
+    /// The products with a bias, and their outputs.
+    fn biased(&self) -> Vec<(&'static str, usize)> {
+        let (queries, keys) = (self.heads * self.head, self.key_heads * self.head);
+        let biased = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+        if self.biases { biased.to_vec() } else { Vec::new() }
     }
 
     fn layer(&self) -> [(&'static str, Vec<usize>); 9] {
@@ -193,10 +216,20 @@ impl LlamaConfig {
 }
 
 impl Raw {
+    /// Of how many tokens a token sees no more, where that is so in any layer. A Qwen2 says whether it is, and names one
+    /// all the same.
+    fn window(&self) -> Option<usize> {
+        let is_used = match self.model_type {
+            ModelType::Llama | ModelType::Mistral => true,
+            ModelType::Qwen2 => self.use_sliding_window.unwrap_or(false),
+        };
+        self.sliding_window.filter(|_| is_used)
+    }
+
     fn check(&self) -> Result<(), LoadError> {
         let refuse = |reason: &str| Err(malformed(FILE, reason));
         if self.attention_bias || self.mlp_bias {
-            return refuse("a Llama with biases is not known");
+            return refuse("a Llama with biases is not known, except as Qwen2 has them");
         }
         if self.rope_parameters.is_some() {
             return refuse("`rope_parameters` is not known; `rope_theta` and `rope_scaling` are");
@@ -230,4 +263,46 @@ fn scaling(raw: Option<Scaling>) -> Result<Option<Llama3Scaling>, LoadError> {
 fn bounded(key: &str, value: usize, max: usize) -> Result<usize, LoadError> {
     let reason = || malformed(FILE, format!("`{key}` is {value}, it must be from 1 to {max}"));
     if (1..=max).contains(&value) { Ok(value) } else { Err(reason()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LlamaConfig;
+    use serde_json::{Value, json};
+
+    fn parsed(model: &str, changes: Value) -> Result<LlamaConfig, String> {
+        let mut config = json!({
+            "model_type": model, "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 4096, "vocab_size": 100, "rms_norm_eps": 1e-5,
+        });
+        let Value::Object(changes) = changes else { unreachable!("the tests give objects") };
+        config.as_object_mut().expect("it is one").extend(changes);
+        LlamaConfig::parse(config.to_string().as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_sequence_is_no_longer_than_the_window_that_a_token_sees() {
+        let positions = |model, changes| parsed(model, changes).expect("it is legal").positions;
+        assert_eq!(positions("mistral", json!({"sliding_window": null})), 4096);
+        assert_eq!(positions("mistral", json!({"sliding_window": 1024})), 1024);
+        assert_eq!(positions("mistral", json!({"sliding_window": 9000})), 4096);
+        assert_eq!(positions("qwen2", json!({"sliding_window": 1024, "use_sliding_window": false})), 4096);
+        assert_eq!(positions("qwen2", json!({"sliding_window": 1024, "max_window_layers": 1})), 4096);
+        assert_eq!(positions("qwen2", json!({"sliding_window": 1024, "use_sliding_window": true})), 1024);
+        assert!(
+            parsed("mistral", json!({"sliding_window": 0})).expect_err("none").contains("sliding_window")
+        );
+    }
+
+    #[test]
+    fn only_a_qwen2_has_biases() {
+        let biases =
+            |config: &LlamaConfig| config.tensors().keys().filter(|name| name.ends_with(".bias")).count();
+        for (model, count) in [("llama", 0), ("mistral", 0), ("qwen2", 2 * 3)] {
+            assert_eq!(biases(&parsed(model, json!({})).expect("it is legal")), count, "{model}");
+        }
+        assert!(parsed("llama", json!({"attention_bias": true})).is_err());
+        assert!(parsed("gemma", json!({})).is_err());
+    }
 }
