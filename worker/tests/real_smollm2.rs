@@ -1,6 +1,7 @@
 //! SmolLM2's real GGUF file: every weight against llama.cpp's own dequantisation, and tokens against byte-level BPE that
 //! shares nothing with the tokeniser library (`tests/data/make_smollm2_digests.py`). Logits of candle's Llama over the
-//! package against those of candle's own path from the file.
+//! package against those of candle's own path from the file; our own logits against transformers', and perplexity against
+//! llama.cpp's (`tests/data/make_smollm2_logits.py`).
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use candle_core::quantized::gguf_file::{self, Content};
@@ -10,14 +11,14 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use ringfence_kernels::{Compute, Isa, Pool};
-use ringfence_protocol::{BlockType, ModelArchitecture, SourceForm};
+use ringfence_protocol::{BlockType, LoadError, ModelArchitecture, SourceForm};
 use ringfence_worker::convert::blocks::Type;
 use ringfence_worker::convert::output::InMemory;
 use ringfence_worker::convert::{Work, convert};
-use ringfence_worker::device::Cpu;
+use ringfence_worker::device::{CACHE_BLOCK_TOKENS, Cpu, Stored, TableSource};
 use ringfence_worker::memory::Lease;
-use ringfence_worker::models::PackageWeights;
 use ringfence_worker::models::llama::{Llama as OurLlama, Run};
+use ringfence_worker::models::{PackageWeights, Weights};
 use ringfence_worker::package::llama::LlamaConfig as OurConfig;
 use ringfence_worker::package::safetensors::{Dtype, Tensors};
 use ringfence_worker::package::tokenizer::parse_bpe;
@@ -217,4 +218,98 @@ fn texts_become_the_tokens_that_the_published_algorithm_makes() {
         let found: Vec<u64> = found.get_ids().iter().map(|id| u64::from(*id)).collect();
         assert_eq!(found, ids, "{text:?}");
     }
+}
+
+/// The package's weights as floats.
+struct Floats(HashMap<String, Vec<f32>>);
+
+impl Weights for Floats {
+    fn floats(&self, name: &str, _: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(self.0[name].clone())
+    }
+
+    fn stored(&self, _: &str) -> Option<Stored> {
+        Some(Stored::F32)
+    }
+
+    fn table(&self, name: &str, shape: [usize; 2]) -> Result<TableSource, LoadError> {
+        self.floats(name, &shape).map(TableSource::Floats)
+    }
+}
+
+/// What `tests/data/make_smollm2_logits.py` has stored.
+fn stored(name: &str) -> Vec<u8> {
+    std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap()
+}
+
+#[test]
+fn logits_in_floats_are_those_of_transformers() {
+    let mut output = import();
+    let tokenizer = parse_bpe(&output.files["tokenizer.json"], 49_152).unwrap();
+    let config = OurConfig::parse(&output.files["config.json"]).unwrap();
+    let mut floats = HashMap::new();
+    each_weight(&mut output, |name, weight| drop(floats.insert(name.to_owned(), weight.floats())));
+    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
+    let mut model = OurLlama::new(Cpu::new(compute), &config, &Floats(floats), 16, &Lease).unwrap();
+    model.reserve(512, 1, &Lease).unwrap();
+    let expected: Value = serde_json::from_slice(&stored("smollm2.logits.json")).unwrap();
+    let prompts = expected["prompts"].as_array().unwrap();
+    assert_eq!(prompts.len(), 20);
+    let (mut logits, mut worst) = (Vec::new(), 0.0_f64);
+    let blocks: Vec<u32> = (0..16).collect();
+    for prompt in prompts {
+        let text = prompt["text"].as_str().unwrap();
+        let ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+        let theirs: Vec<u32> = serde_json::from_value(prompt["tokens"].clone()).unwrap();
+        assert_eq!(ids, theirs, "{text:?}");
+        model.step(&[Run { ids: &ids, first: 0, blocks: &blocks, answers: true }], &mut logits).unwrap();
+        let pairs: Vec<(usize, f64)> = serde_json::from_value(prompt["logits"].clone()).unwrap();
+        assert!(pairs.len() > 100, "{}", pairs.len());
+        for (id, expected) in pairs {
+            let off = (f64::from(logits[id]) - expected).abs();
+            assert!(off <= 1e-3, "{text:?}: token {id} has {}, not {expected}", logits[id]);
+            worst = worst.max(off);
+        }
+    }
+    println!("off by {worst:e} at most");
+}
+
+/// Tokens of the text whose perplexity was measured.
+const TEXT_TOKENS: usize = 1024;
+/// Tokens of a step, each of which is answered.
+const STEP_TOKENS: usize = 64;
+
+#[test]
+fn perplexity_in_blocks_is_that_of_llama_cpp_on_the_same_file() {
+    let output = import();
+    let tokenizer = parse_bpe(&output.files["tokenizer.json"], 49_152).unwrap();
+    let text = String::from_utf8(stored("perplexity.txt")).unwrap();
+    let ids = tokenizer.encode(text.as_str(), false).unwrap().get_ids()[..TEXT_TOKENS].to_vec();
+    let file = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
+    let files: Files = output.files.iter().map(file).collect();
+    let config = OurConfig::read(&files).unwrap();
+    let blocks = output.blocks.iter().map(|(name, of)| (name.clone(), of.clone())).collect();
+    let weights = PackageWeights::read_with_blocks(&files, blocks, &Lease).unwrap();
+    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
+    let count = TEXT_TOKENS.div_ceil(CACHE_BLOCK_TOKENS);
+    let mut model = OurLlama::new(Cpu::new(compute), &config, &weights, count, &Lease).unwrap();
+    model.reserve(STEP_TOKENS, STEP_TOKENS, &Lease).unwrap();
+    let blocks: Vec<u32> = (0..count as u32).collect();
+    let (mut logits, mut loss) = (Vec::new(), 0.0);
+    for first in (0..TEXT_TOKENS).step_by(STEP_TOKENS) {
+        // A run for each, so that each is answered; a token sees those before it in the same step.
+        let run = |at| Run { ids: &ids[at..=at], first: at, blocks: &blocks, answers: true };
+        let runs: Vec<Run<'_>> = (first..first + STEP_TOKENS).map(run).collect();
+        model.step(&runs, &mut logits).unwrap();
+        for (row, next) in logits.chunks_exact(49_152).zip(&ids[first + 1..]) {
+            let most = row.iter().copied().fold(f32::MIN, f32::max);
+            let sum: f64 = row.iter().map(|logit| f64::from(logit - most).exp()).sum();
+            loss += sum.ln() - f64::from(row[*next as usize] - most);
+        }
+    }
+    let found = (loss / (TEXT_TOKENS - 1) as f64).exp();
+    let expected: Value = serde_json::from_slice(&stored("smollm2.logits.json")).unwrap();
+    let expected = expected["perplexity"]["q4_1"].as_f64().unwrap();
+    println!("perplexity {found:.3}, llama.cpp's {expected:.3}");
+    assert!((found / expected - 1.0).abs() < 0.01, "{found} against {expected}");
 }
