@@ -136,6 +136,7 @@ fn model_config() -> ModelConfig {
         concurrency: CONCURRENCY,
         queue_max: 100_000,
         step_tokens: 128 * u32::from(CONCURRENCY),
+        shares_steps: false,
         step_target: Duration::from_millis(50),
         timeout: Duration::from_secs(3_600),
         step_limit: Duration::from_secs(3_600),

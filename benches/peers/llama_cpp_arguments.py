@@ -29,7 +29,7 @@ def arguments(has):
     # GGML_NATIVE would take AMX in as well, which crashed on a processor that names it. What is not here is said to be
     # off, since llama.cpp has some of it on by itself.
     switches = [f"-DGGML_{name}={'ON' if flag in has else 'OFF'}" for name, flag in SWITCHES.items()]
-    return ["-DGGML_NATIVE=OFF", *switches]
+    return ["-DLLAVA_BUILD=OFF", "-DGGML_NATIVE=OFF", *switches]
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ pub struct ModelValues {
     pub queue_max: u32,
     /// Device time of one job.
     pub timeout: Duration,
+    /// Its workers share every step among all of their jobs, by the clients' weights: whoever joins has a part of the next
+    /// one, however much the others have left. So it is with generators.
+    pub shares_steps: bool,
     /// The most tokens in one step.
     pub step_tokens: u32,
     /// How long a step should last, by measured speed: what is in a worker at a time is cut to it.

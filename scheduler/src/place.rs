@@ -109,7 +109,8 @@ impl Scheduler {
     }
 
     /// Whether a worker may take a job now. In fair order it holds one step's worth of work at a time, so that whoever
-    /// comes next waits for at most a step; a client that has had less than all others in the worker joins them.
+    /// comes next waits for at most a step; a client that has had less than all others in the worker joins them. One that
+    /// shares its steps itself takes what comes, and keeps its last place for a client that has none.
     fn has_room(&self, worker: &Worker, model: &Model, job: &Job) -> bool {
         if worker.phase != Phase::Ready || worker.slots.is_empty() {
             return worker.phase == Phase::Ready;
@@ -122,6 +123,10 @@ impl Scheduler {
             Order::Arrival => true,
             // Its steps come when somebody speaks: how many streams it hears, a worker says itself.
             Order::Fair if job.live => true,
+            Order::Fair if model.config.shares_steps => {
+                let is_last = worker.slots.len() + 1 == usize::from(model.config.concurrency);
+                !is_last || worker.slots.values().all(|slot| slot.client != job.client)
+            }
             Order::Fair => self.fits_step(worker, model, job) || self.may_join(worker, model, job),
         }
     }

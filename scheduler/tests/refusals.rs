@@ -62,6 +62,7 @@ fn full() -> Scheduler {
         queue_max: 100,
         timeout: long,
         step_tokens: 512,
+        shares_steps: false,
         step_target: Duration::from_millis(50),
         step_limit: long,
         load_limit: long,

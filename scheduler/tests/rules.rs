@@ -59,6 +59,7 @@ fn values() -> ModelValues {
         queue_max: 8,
         timeout: Duration::from_millis(500),
         step_tokens: 512,
+        shares_steps: false,
         step_target: Duration::from_millis(50),
         step_limit: Duration::from_millis(50),
         load_limit: Duration::from_millis(1_000),
@@ -158,6 +159,26 @@ fn a_job_starts_a_worker_and_runs_when_it_is_ready() {
         .at(20, done(1, 1), "end 1 done")
         .at(20, ended(1, 2, JobEnd::Failed), "end 2 in_worker")
         .at(20, done(1, 2), "");
+}
+
+#[test]
+fn a_worker_that_shares_its_steps_takes_more_than_one_and_keeps_its_last_place_for_another_client() {
+    let long = |id, client| {
+        let client = ClientId(client);
+        Event::Submit(Submit { client, tokens: 512, ..job(id, 0) })
+    };
+    script(&[ModelValues { concurrency: 3, shares_steps: true, ..values() }])
+        .at(0, long(1, 1), "spawn 1 for 0")
+        .at(10, ready(1), "run 1 in 1")
+        .at(11, long(2, 1), "run 2 in 1")
+        .at(12, long(3, 1), "")
+        .at(13, long(4, 2), "run 4 in 1")
+        .at(14, used(1, 3), "")
+        .at(14, done(1, 1), "end 1 done; run 3 in 1");
+    script(&[ModelValues { concurrency: 3, ..values() }])
+        .at(0, long(1, 1), "spawn 1 for 0")
+        .at(10, ready(1), "run 1 in 1")
+        .at(11, long(2, 1), "");
 }
 
 #[test]

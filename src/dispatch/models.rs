@@ -285,7 +285,8 @@ impl Terms {
         let measured_on = measured_on(&quota.device, quotas);
         let predicted = measured_on.and_then(|device| surveyed.predicted(device, threads, quota.step_tokens));
         let lease_bytes = settings::lease_bytes(&quota, surveyed.weight_bytes, predicted.as_ref())?;
-        let config = quotas.config_of(&quota, threads, lease_bytes, surveyed.package_bytes);
+        let shares_steps = surveyed.architecture == protocol::Architecture::Llama;
+        let config = quotas.config_of(&quota, threads, lease_bytes, surveyed.package_bytes, shares_steps);
         let config = config.map_err(|error: ConfigError| format!("quotas.toml: {error}"))?;
         let predicted_peak_bytes = predicted.map(|predicted| predicted.peak_bytes);
         Ok(Self { quota, measured_on, predicted_peak_bytes, config })

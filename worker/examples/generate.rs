@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! prefill N         a prompt of N tokens, until its logits are there: {"seconds": ..., "tokens": N}
-//! decode S N        S sequences with prompts of 16 tokens, then N steps of all of them: {"seconds": ..., "tokens": S*N}
+//! decode S N [P]    S sequences with prompts of P tokens (16), then N steps of all: {"seconds": ..., "tokens": S*N}
 //! perplexity FILE   of the first 1024 tokens of a text: {"perplexity": ..., "tokens": ...}
 //! ```
 //! Prompts are numbers, the same for everybody; the largest logit is taken.
@@ -32,7 +32,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 const SEQUENCES_MAX: usize = 8;
 /// The longest sequence.
 const TOKENS_MAX: usize = 8192;
-/// Tokens of the prompts before a timed answer.
+/// Tokens of the prompts before a timed answer, where nothing else is said.
 const PROMPT_TOKENS: usize = 16;
 /// Tokens of a text whose perplexity is told.
 const TEXT_TOKENS: usize = 1024;
@@ -48,13 +48,16 @@ fn main() -> Result<()> {
     let mut side = Side::load(file.as_ref(), threads)?;
     eprintln!("loaded in {:.1} ms, {} bytes", start.elapsed().as_secs_f64() * 1e3, CountingAllocator::used());
     side.prefill(64)?;
-    side.decode(1, 4)?;
+    side.decode(1, 4, PROMPT_TOKENS)?;
     for line in std::io::stdin().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match words[..] {
             ["prefill", tokens] => side.prefill(tokens.parse()?)?,
-            ["decode", sequences, steps] => side.decode(sequences.parse()?, steps.parse()?)?,
+            ["decode", sequences, steps] => side.decode(sequences.parse()?, steps.parse()?, PROMPT_TOKENS)?,
+            ["decode", sequences, steps, prompt] => {
+                side.decode(sequences.parse()?, steps.parse()?, prompt.parse()?)?
+            }
             ["perplexity", file] => side.perplexity(&std::fs::read_to_string(file)?)?,
             _ => return Err(format!("no line that is known: {line}").into()),
         };
@@ -116,21 +119,21 @@ impl Side {
         Ok(())
     }
 
-    fn decode(&mut self, sequences: usize, steps: usize) -> Result<Value> {
+    fn decode(&mut self, sequences: usize, steps: usize, tokens: usize) -> Result<Value> {
         if sequences == 0 || sequences > SEQUENCES_MAX {
             return Err(format!("1 to {SEQUENCES_MAX} sequences").into());
         }
-        let total = PROMPT_TOKENS + steps;
+        let total = tokens + steps;
         let places: Vec<Vec<u32>> = (0..sequences).map(|sequence| blocks(sequence, total)).collect();
         let mut last = Vec::new();
         for (sequence, blocks) in places.iter().enumerate() {
-            self.read(&prompt(PROMPT_TOKENS, sequence), blocks)?;
+            self.read(&prompt(tokens, sequence), blocks)?;
             last.push(best(&self.logits));
         }
         let vocabulary = self.vocabulary();
         let start = Instant::now();
         for step in 0..steps {
-            let first = PROMPT_TOKENS + step;
+            let first = tokens + step;
             let run = |(id, blocks)| Run { ids: std::slice::from_ref(id), first, blocks, answers: true };
             let runs: Vec<Run<'_>> = last.iter().zip(places.iter().map(Vec::as_slice)).map(run).collect();
             self.step(&runs)?;

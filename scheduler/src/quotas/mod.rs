@@ -145,7 +145,13 @@ impl Quotas {
         lease_bytes: u64,
         package_bytes: u64,
     ) -> Result<ModelConfig, ConfigError> {
-        self.config_of(&self.model(name), self.threads(name, machine_cores), lease_bytes, package_bytes)
+        self.config_of(
+            &self.model(name),
+            self.threads(name, machine_cores),
+            lease_bytes,
+            package_bytes,
+            false,
+        )
     }
 
     /// Whether the model of this name falls back from its GPU to the CPU.
@@ -164,6 +170,7 @@ impl Quotas {
         threads: u16,
         lease_bytes: u64,
         package_bytes: u64,
+        shares_steps: bool,
     ) -> Result<ModelConfig, ConfigError> {
         let gpus = self.gpu_ids(&quota.device);
         let (lease_bytes, device_lease_bytes) = match quota.device {
@@ -179,6 +186,7 @@ impl Quotas {
             concurrency: quota.concurrency,
             queue_max: quota.queue,
             timeout: Duration::from_millis(quota.timeout_ms),
+            shares_steps,
             step_tokens: quota.step_tokens,
             step_target: Duration::from_millis(quota.step_ms),
             step_limit: Duration::from_millis(quota.step_limit_ms),

@@ -349,6 +349,7 @@ fn scheduler(config: &ConfigValues, step_tokens: u32, target_us: u64) -> Schedul
         concurrency: 64,
         queue_max: 10_000,
         step_tokens,
+        shares_steps: false,
         step_target: duration(target_us),
         timeout: duration(60_000_000),
         step_limit: duration(60_000_000),

@@ -440,6 +440,7 @@ impl World {
             queue_max: random.within(2, 25) as u32,
             timeout: ms(random, 30, 300),
             step_tokens: random.within(1, 40) as u32,
+            shares_steps: random.permille(250),
             step_target: ms(random, 1, 50),
             step_limit: ms(random, 20, 200),
             load_limit: ms(random, 160, 400),

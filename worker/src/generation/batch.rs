@@ -1,16 +1,18 @@
 //! Which tokens of which sequences a step takes, and whose blocks they go into.
 //!
 //! Every answer that is being written has one token in each step; what is left of the step goes to prompts, by the weights
-//! of their domains, and within one as evenly as can be, so that a short prompt does not wait for a long one. Where there
-//! are too few blocks, the latest sequence of the last precedence gives up all of its blocks and is computed again later.
+//! of their domains, and within one to the prompt of which the least is left, so that a short one does not wait for a long
+//! one; but a part of it to the oldest, so that no stream of short ones keeps it waiting. Where there are too few blocks, the latest sequence of the last precedence gives up all of its blocks and is computed again later.
 
 use super::blocks::{BEGINNING, Blocks, Found};
 use crate::device::CACHE_BLOCK_TOKENS;
 use crate::lanes::{Lanes, Share};
 use ringfence_protocol::Precedence;
 
-/// Tokens that a prompt gets at a time.
-const TURN_TOKENS: usize = CACHE_BLOCK_TOKENS;
+/// The most tokens that a prompt gets at a time.
+const TURN_TOKENS_MAX: usize = CACHE_BLOCK_TOKENS;
+/// One part in so many of what a domain's prompts get in a step is its oldest one's.
+const OLDEST_PART: usize = 4;
 /// Tokens of prompts that a step has at least, however many answers are written: else they would wait for those to end.
 const PROMPT_TOKENS_MIN: usize = 8;
 
@@ -205,13 +207,14 @@ impl Batch {
     fn plan_prompts(&mut self, mut left: usize, order: &[usize], preparation: &mut Preparation) {
         // Sequences that get nothing more in this step.
         let mut over = vec![false; self.sequences.len()];
+        let turn = (left / OLDEST_PART).clamp(1, TURN_TOKENS_MAX);
         while left > 0
             && let Some(at) = self.next_prompt(order, &over)
         {
             let is_first = order.first() == Some(&at);
             let has_begun = self.begin(at, is_first, order, preparation);
             let Sequence { rows, .. } = self.sequences[at];
-            let wanted = (self.sequences[at].missing() - rows).min(TURN_TOKENS).min(left);
+            let wanted = (self.sequences[at].missing() - rows).min(turn).min(left);
             if has_begun && self.make_room(at, rows + wanted, order, is_first, preparation) {
                 self.give(at, wanted);
                 left -= wanted;
@@ -227,14 +230,20 @@ impl Batch {
         self.lanes.charge(sequence.share.domain, rows as u64);
     }
 
-    /// The prompt whose turn it is: of the domain that has had the least the one with the fewest tokens in this step, and
-    /// of these the first.
+    /// The prompt whose turn it is: of the domain that has had the least the oldest, where that has had less than its part
+    /// of this step, else the one of which the least is left.
     fn next_prompt(&self, order: &[usize], over: &[bool]) -> Option<usize> {
         let wants = |at: usize| !over[at] && self.sequences[at].missing() > self.sequences[at].rows;
         let wanting = || order.iter().copied().filter(|at| wants(*at));
         let of = |domain: u64| wanting().filter(move |at| self.sequences[*at].share.domain == domain);
         let domain = self.lanes.next(|domain| of(domain).next().is_some())?;
-        of(domain).min_by_key(|at| self.sequences[*at].rows)
+        let oldest = of(domain).next()?;
+        let prompts = self.sequences.iter().filter(|sequence| !sequence.is_writing());
+        let given: usize = prompts.filter(|one| one.share.domain == domain).map(|one| one.rows).sum();
+        if self.sequences[oldest].rows * OLDEST_PART < given {
+            return Some(oldest);
+        }
+        of(domain).min_by_key(|at| self.sequences[*at].missing() - self.sequences[*at].rows)
     }
 
     /// Gives a sequence that has no blocks what is known of it; whether it may go on. It begins where there is room for
@@ -413,6 +422,19 @@ mod tests {
         batch.push(1, 6);
         batch.push(3, 7);
         assert_eq!(rows(&mut batch, 1), [(1, 1), (2, PROMPT_TOKENS_MIN), (3, 1)]);
+    }
+
+    #[test]
+    fn a_short_prompt_overtakes_a_long_one_which_goes_on_all_the_same() {
+        let mut batch = Batch::new(64);
+        batch.join(plain(1, 1000));
+        assert_eq!(rows(&mut batch, 8), [(1, 8)]);
+        batch.join(plain(2, 18));
+        for expected in [[(1, 2), (2, 6)], [(1, 2), (2, 6)], [(1, 2), (2, 6)]] {
+            assert_eq!(rows(&mut batch, 8), expected);
+        }
+        batch.push(2, 7);
+        assert_eq!(rows(&mut batch, 8), [(1, 8), (2, 1)]);
     }
 
     #[test]
