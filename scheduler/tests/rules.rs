@@ -174,7 +174,9 @@ fn a_worker_that_shares_its_steps_takes_more_than_one_and_keeps_its_last_place_f
         .at(12, long(3, 1), "")
         .at(13, long(4, 2), "run 4 in 1")
         .at(14, used(1, 3), "")
-        .at(14, done(1, 1), "end 1 done; run 3 in 1");
+        .at(14, done(1, 1), "end 1 done")
+        .at(15, used(1, 1), "")
+        .at(15, done(1, 4), "end 4 done; run 3 in 1");
     script(&[ModelValues { concurrency: 3, ..values() }])
         .at(0, long(1, 1), "spawn 1 for 0")
         .at(10, ready(1), "run 1 in 1")
