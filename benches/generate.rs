@@ -6,11 +6,10 @@ mod bench;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use bench::{load, median, verdict};
+use bench::{Side, load, median, verdict};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use support::Home;
 
 const ROUNDS: usize = 5;
@@ -24,46 +23,10 @@ const PARTS: [(&str, &str, Option<f64>); 3] = [
     ("decode 8 together", "decode 8 64", None),
 ];
 
-/// A process that answers a line by a line.
-struct Side {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Side {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, input, output }
-    }
-
-    fn ask(&mut self, what: &str) -> Value {
-        writeln!(self.input, "{what}").expect("the process reads");
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("the process answers");
-        serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{what}: {error}; run it by hand to see what it says"))
-    }
-
-    /// Tokens a second.
-    fn rate(&mut self, what: &str) -> f64 {
-        let answer = self.ask(what);
-        answer["tokens"].as_f64().expect("a number") / answer["seconds"].as_f64().expect("a number")
-    }
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+/// Tokens a second.
+fn rate(side: &mut Side, what: &str) -> f64 {
+    let answer = side.ask(what);
+    answer["tokens"].as_f64().expect("a number") / answer["seconds"].as_f64().expect("a number")
 }
 
 /// Words for what is slower than it has to be.
@@ -81,7 +44,6 @@ impl Missed {
 }
 
 fn main() {
-    bench::build_programs();
     bench::run(Command::new(env!("CARGO")).args([
         "build",
         "--release",
@@ -121,8 +83,8 @@ fn beside_llama_cpp(cache: &Path, ours: &Path, missed: &mut Missed) {
         for (at, (name, line, floor)) in PARTS.into_iter().enumerate() {
             let (mut mine, mut theirs) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                mine.push(here.rate(line));
-                theirs.push(there.rate(line));
+                mine.push(rate(&mut here, line));
+                theirs.push(rate(&mut there, line));
             }
             let (mine, theirs) = (median(&mut mine), median(&mut theirs));
             together[at] = mine;
@@ -200,7 +162,7 @@ fn through_the_server(cache: &Path, ours: &Path, missed: &mut Missed) {
     let mut here = Side::start(Command::new(ours).arg(cache.join("smollm2-135m/model.gguf")).arg("2"));
     let (mut inside, mut through) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        inside.push(here.rate(&format!("decode 1 {ANSWER} {PROMPT}")));
+        inside.push(rate(&mut here, &format!("decode 1 {ANSWER} {PROMPT}")));
         let words = ["--prompt-tokens", PROMPT, "--max-tokens", ANSWER, "--requests", "2"];
         through.push(chat(&home, &words)["stream_tokens_per_s"]["p50"].as_f64().expect("a number"));
     }

@@ -4,11 +4,9 @@
 #[path = "support/mod.rs"]
 mod bench;
 
-use bench::{load, median, verdict};
-use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
+use bench::{Side, load, median, verdict};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 const ROUNDS: usize = 7;
 /// Our sources of the model, by the names that the converter wants.
@@ -25,49 +23,17 @@ const PEERS: [(&str, &str, Option<f64>); 4] = [
     ("tiny", "whisper.cpp tiny", Some(0.7)),
 ];
 
-/// A process that answers a line by one round.
-struct Side {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
 /// One round's seconds, and what was heard.
 struct Round {
     seconds: f64,
     words: Vec<String>,
 }
 
-impl Side {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, input, output }
-    }
-
-    fn run(&mut self, what: &str) -> Round {
-        writeln!(self.input, "{what}").expect("the process reads");
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("the process answers");
-        let answer: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{what}: {error}; run it by hand to see what it says"));
-        let text = answer["text"].as_str().expect("a text").to_lowercase();
-        let words = text.split_whitespace().map(|word| word.replace(|c: char| !c.is_alphanumeric(), ""));
-        Round { seconds: answer["seconds"].as_f64().expect("a number"), words: words.collect() }
-    }
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+fn round(side: &mut Side, what: &str) -> Round {
+    let answer = side.ask(what);
+    let text = answer["text"].as_str().expect("a text").to_lowercase();
+    let words = text.split_whitespace().map(|word| word.replace(|c: char| !c.is_alphanumeric(), ""));
+    Round { seconds: answer["seconds"].as_f64().expect("a number"), words: words.collect() }
 }
 
 fn main() {
@@ -100,12 +66,12 @@ fn main() {
             Path::new("2"),
             Path::new("-"),
         ]));
-        let (first, other) = (here.run("go"), theirs.run(peer));
+        let (first, other) = (round(&mut here, "go"), round(&mut theirs, peer));
         assert_eq!(first.words, other.words, "{peer} hears something else");
         let (mut mine, mut others) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            mine.push(here.run("go").seconds);
-            others.push(theirs.run(peer).seconds);
+            mine.push(round(&mut here, "go").seconds);
+            others.push(round(&mut theirs, peer).seconds);
         }
         let (mine, others) = (median(&mut mine), median(&mut others));
         let ratio = others / mine;

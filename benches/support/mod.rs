@@ -7,8 +7,46 @@
 )]
 #![allow(missing_docs, reason = "support for benches")]
 
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// A process that answers each line by a line of JSON.
+pub(crate) struct Side {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Side {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let input = child.stdin.take().expect("piped");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, input, output }
+    }
+
+    pub(crate) fn ask(&mut self, what: &str) -> Value {
+        writeln!(self.input, "{what}").expect("the process reads");
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("the process answers");
+        serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{what}: {error}; run it by hand to see what it says"))
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

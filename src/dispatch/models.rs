@@ -522,6 +522,7 @@ impl Models {
             default_lease_bytes: default.unwrap_or(now.tensors_lease_bytes()),
             package_bytes: now.package_bytes,
             threads: now.threads,
+            shares_steps: now.shares_steps,
             load_us: 0,
             token_ns: 0,
             ready: 0,

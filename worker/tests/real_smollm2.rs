@@ -149,16 +149,23 @@ fn gguf_logits(tokens: &[u32]) -> Vec<f32> {
     model.forward(&tokens, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The same by our own network over the package as it is, its weights in their blocks.
-fn blocks_logits(output: &InMemory) -> impl Fn(&[u32]) -> Vec<f32> + use<> {
+/// Our own network over the package as it is, its weights in their blocks.
+fn in_blocks(output: &InMemory, cache_blocks: usize) -> OurLlama<Cpu> {
     let file = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
     let files: Files = output.files.iter().map(file).collect();
     let config = OurConfig::read(&files).unwrap();
     let blocks = output.blocks.iter().map(|(name, of)| (name.clone(), of.clone())).collect();
     let weights = PackageWeights::read_with_blocks(&files, blocks, &Lease).unwrap();
-    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
-    let model = OurLlama::new(Cpu::new(compute), &config, &weights, 4, &Lease).unwrap();
-    let model = RefCell::new(model);
+    OurLlama::new(cpu(), &config, &weights, cache_blocks, &Lease).unwrap()
+}
+
+fn cpu() -> Cpu {
+    Cpu::new(Compute::new(Isa::detect(), Pool::new(2).unwrap()))
+}
+
+/// What gives the logits after the last token, by [`in_blocks`].
+fn blocks_logits(output: &InMemory) -> impl Fn(&[u32]) -> Vec<f32> + use<> {
+    let model = RefCell::new(in_blocks(output, 4));
     move |ids| {
         let mut logits = Vec::new();
         let mut model = model.borrow_mut();
@@ -249,8 +256,7 @@ fn logits_in_floats_are_those_of_transformers() {
     let config = OurConfig::parse(&output.files["config.json"]).unwrap();
     let mut floats = HashMap::new();
     each_weight(&mut output, |name, weight| drop(floats.insert(name.to_owned(), weight.floats())));
-    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
-    let mut model = OurLlama::new(Cpu::new(compute), &config, &Floats(floats), 16, &Lease).unwrap();
+    let mut model = OurLlama::new(cpu(), &config, &Floats(floats), 16, &Lease).unwrap();
     model.reserve(512, 1, &Lease).unwrap();
     let expected: Value = serde_json::from_slice(&stored("smollm2.logits.json")).unwrap();
     let prompts = expected["prompts"].as_array().unwrap();
@@ -285,14 +291,8 @@ fn perplexity_in_blocks_is_that_of_llama_cpp_on_the_same_file() {
     let tokenizer = parse_bpe(&output.files["tokenizer.json"], 49_152).unwrap();
     let text = String::from_utf8(stored("perplexity.txt")).unwrap();
     let ids = tokenizer.encode(text.as_str(), false).unwrap().get_ids()[..TEXT_TOKENS].to_vec();
-    let file = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Arc::new(bytes.clone()) as FileBytes);
-    let files: Files = output.files.iter().map(file).collect();
-    let config = OurConfig::read(&files).unwrap();
-    let blocks = output.blocks.iter().map(|(name, of)| (name.clone(), of.clone())).collect();
-    let weights = PackageWeights::read_with_blocks(&files, blocks, &Lease).unwrap();
-    let compute = Compute::new(Isa::detect(), Pool::new(2).unwrap());
     let count = TEXT_TOKENS.div_ceil(CACHE_BLOCK_TOKENS);
-    let mut model = OurLlama::new(Cpu::new(compute), &config, &weights, count, &Lease).unwrap();
+    let mut model = in_blocks(&output, count);
     model.reserve(STEP_TOKENS, STEP_TOKENS, &Lease).unwrap();
     let blocks: Vec<u32> = (0..count as u32).collect();
     let (mut logits, mut loss) = (Vec::new(), 0.0);

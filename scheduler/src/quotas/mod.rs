@@ -134,33 +134,14 @@ impl Quotas {
         quota
     }
 
-    /// What the model of this name may take, with a lease on its device and a package of so many bytes.
-    ///
-    /// # Errors
-    /// A value that the scheduler does not take.
-    pub fn model_config(
-        &self,
-        name: &str,
-        machine_cores: u16,
-        lease_bytes: u64,
-        package_bytes: u64,
-    ) -> Result<ModelConfig, ConfigError> {
-        self.config_of(
-            &self.model(name),
-            self.threads(name, machine_cores),
-            lease_bytes,
-            package_bytes,
-            false,
-        )
-    }
-
     /// Whether the model of this name falls back from its GPU to the CPU.
     pub fn falls_back_to_cpu(&self, name: &str) -> bool {
         let quota = self.model(name);
         quota.device != ModelDevice::Cpu && quota.fallback_device == FallbackDevice::Cpu
     }
 
-    /// What a model with this quota may take, with so many threads, a lease on its device and a package of so many bytes.
+    /// What a model with this quota may take, with so many threads, a lease on its device, a package of so many bytes, and
+    /// workers that share their steps or don't.
     ///
     /// # Errors
     /// A value that the scheduler does not take.

@@ -285,7 +285,13 @@ fn gpus_are_numbered_by_name_and_a_model_is_on_any_or_on_one() {
     );
     let values = quotas.config(1_000 * MIB, 8).unwrap().values().clone();
     assert_eq!(values.devices.gpu_budgets_bytes, [MIB, 2 * MIB]);
-    let of = |model: &str| quotas.model_config(model, 8, 5, 0).unwrap().values().clone();
+    let of = |model: &str| {
+        quotas
+            .config_of(&quotas.model(model), quotas.threads(model, 8), 5, 0, false)
+            .unwrap()
+            .values()
+            .clone()
+    };
     assert_eq!((of("any").gpus, of("any").device_lease_bytes), (vec![GpuId(0), GpuId(1)], 5));
     assert_eq!((of("one").gpus, of("other").gpus), (vec![GpuId(1)], vec![]));
     let live = parse("[devices.wgpu]\nmemory_mib = 7");

@@ -10,6 +10,7 @@ fn header(quotas: &str, ready: u32) -> String {
         default_lease_bytes: 1 << 20,
         package_bytes: 1 << 20,
         threads: 2,
+        shares_steps: false,
         load_us: 100_000,
         token_ns: 10_000,
         ready,

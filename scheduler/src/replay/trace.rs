@@ -45,6 +45,9 @@ pub struct TracedModel {
     pub package_bytes: u64,
     /// Compute threads of a worker.
     pub threads: u16,
+    /// As in its configuration; older recordings don't say it.
+    #[serde(default)]
+    pub shares_steps: bool,
     /// Average time of a load; 0 where it was not measured.
     pub load_us: u64,
     /// Average device time of a token in nanoseconds; 0 where it was not measured.

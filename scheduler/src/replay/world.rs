@@ -82,7 +82,9 @@ impl<'a> World<'a> {
         for (index, (name, traced)) in trace.header.models.iter().enumerate() {
             let quota = quotas.model(name);
             let lease = quota.lease_bytes().unwrap_or(traced.default_lease_bytes);
-            let config = quotas.model_config(name, machine.cores, lease, traced.package_bytes)?;
+            let threads = quotas.threads(name, machine.cores);
+            let package_bytes = traced.package_bytes;
+            let config = quotas.config_of(&quota, threads, lease, package_bytes, traced.shares_steps)?;
             scheduler.step(Time(0), Event::ModelAdded { model: ModelId(index as u32), config });
             let measured = measured.get(name.as_str()).copied().unwrap_or_default();
             models.push(measured.model(*traced, quota.step_tokens, quota.step_ms));

@@ -1,5 +1,5 @@
-//! GGUF of the Llama family (Qwen2 too), as a folder in the Hugging Face layout: names and the order of rows are those of that
-//! layout, Q4_1 and Q8_0 stay in their blocks, other blocks become halves.
+//! GGUF of the Llama family (Qwen2 too), as a folder in the Hugging Face layout: names and the order of rows are those of
+//! that layout, Q4_1 and Q8_0 stay in their blocks, other blocks become halves.
 //!
 //! Halves, since a weight of four to six bits is off by far more than a half's rounding; floats would take twice as much.
 
